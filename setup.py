@@ -9,7 +9,8 @@ parser = ConfigParser(delimiters=['='])
 parser.read(root/'settings.ini', encoding='utf-8')
 settings = parser['DEFAULT']
 
-missing = [key for key in 'lib_name version description author author_email license min_python requirements'.split() if not settings.get(key)]
+needed = 'lib_name version description author author_email license min_python requirements'.split()
+missing = [key for key in needed if not settings.get(key)]
 if missing: raise SystemExit(f'settings.ini lacks {", ".join(missing)}')
 if settings['license'] != 'apache2': raise SystemExit(f'setup.py knows no license {settings["license"]!r}: add its SPDX name here')
 

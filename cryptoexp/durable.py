@@ -18,6 +18,7 @@ from pathlib import Path
 # %% ../nbs/02_durable.ipynb #c06
 class StorageError(OSError):
     "A file or folder that can't be written; the message names it, the reason and what to do"
+    def __str__(self) -> str: return self.strerror or super().__str__()
 
 HINTS: dict[int, str] = {
     errno.EACCES: 'choose a folder you may write to, or change its permissions',

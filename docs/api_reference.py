@@ -51,11 +51,15 @@ def decorators(node: Function | ast.ClassDef) -> set[str]:
     return {ast.unparse(item).split('.')[-1] for item in calls}
 
 
+def unparsed(node: ast.expr | None) -> str: return '' if node is None else ast.unparse(node)
+
+
 def parameters_of(node: Function, comments: dict[int, str]) -> list[Parameter]:
     "The parameters in order, each with the comment on its line"
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
-    defaults: dict[str, ast.expr] = {item.arg: value for item, value in zip(positional[len(positional) - len(arguments.defaults):], arguments.defaults)}
+    with_default = positional[len(positional) - len(arguments.defaults):]
+    defaults: dict[str, ast.expr] = {item.arg: value for item, value in zip(with_default, arguments.defaults)}
     defaults |= {item.arg: value for item, value in zip(arguments.kwonlyargs, arguments.kw_defaults) if value is not None}
     starred = {id(item): stars for item, stars in ((arguments.vararg, '*'), (arguments.kwarg, '**')) if item}
     everything = [*positional, *filter(None, [arguments.vararg]), *arguments.kwonlyargs, *filter(None, [arguments.kwarg])]
@@ -65,8 +69,8 @@ def parameters_of(node: Function, comments: dict[int, str]) -> list[Parameter]:
         default = defaults.get(item.arg)
         line = (default.end_lineno if default is not None else item.end_lineno) or 0
         shares = number + 1 < len(everything) and everything[number + 1].lineno == line  # the comment belongs to the last on a line
-        found.append(Parameter(starred.get(id(item), '') + item.arg, ast.unparse(item.annotation) if item.annotation else '',
-                               ast.unparse(default) if default is not None else '', '' if shares or line == node.body[0].lineno else comments.get(line, '')))
+        meaning = '' if shares or line == node.body[0].lineno else comments.get(line, '')
+        found.append(Parameter(starred.get(id(item), '') + item.arg, unparsed(item.annotation), unparsed(default), meaning))
     return found
 
 
@@ -102,9 +106,11 @@ def signature_of(name: str, node: Function) -> str:
 def function(node: Function, comments: dict[int, str], owner: str = '') -> Symbol:
     name, marks = f'{owner}.{node.name}' if owner else node.name, decorators(node)
     is_property = bool(marks & {'property', 'cached_property'})
-    signature = f'{name}: {ast.unparse(node.returns)}' if is_property and node.returns else name if is_property else signature_of(name, node)
+    if not is_property: signature = signature_of(name, node)
+    else: signature = f'{name}: {ast.unparse(node.returns)}' if node.returns else name
     kind = 'property' if is_property else 'method' if owner else 'function'
-    return Symbol(name, kind, signature, ast.get_docstring(node) or '', parameters_of(node, comments), None if is_property else returned(node, comments))
+    result = None if is_property else returned(node, comments)
+    return Symbol(name, kind, signature, ast.get_docstring(node) or '', parameters_of(node, comments), result)
 
 
 def class_(node: ast.ClassDef, comments: dict[int, str]) -> Symbol:
@@ -140,25 +146,30 @@ def only_imports(source: str) -> bool:
 
 def cell_text(text: str) -> str:
     "Text for a cell of a Markdown table"
-    parts = re.split(r'(`[^`]*`)', text.replace('|', '\\|').replace('\n', ' '))
-    return ''.join(part if part.startswith('`') else part.replace('<', '&lt;').replace('*', '\\*').replace('_', '\\_') for part in parts)
+    plain = lambda part: part.replace('|', '\\|').replace('<', '&lt;').replace('*', '\\*').replace('_', '\\_')
+    return ''.join(part if part.startswith('`') else plain(part) for part in re.split(r'(`[^`]*`)', text.replace('\n', ' ')))
 
 
-def code(text: str) -> str: return f'`{cell_text(text)}`' if text else ''
+def code(text: str) -> str: return f'`{text}`' if text else ''
 
 
 def table(rows: list[Parameter], returns: Parameter | None, linked: Callable[[str], str]) -> str:
     "The table of parameters; empty where it would tell nothing beyond the signature"
     rows = [*rows, *([Parameter('*returns*', returns.type, '', returns.meaning)] if returns else [])]
     if not any(row.meaning for row in rows): return ''
-    lines = [f'| {row.name if row.name.startswith("*r") else code(row.name)} | {code(row.type)} | {code(row.default)} | {linked(cell_text(row.meaning))} |' for row in rows]
-    return '\n'.join(['| | type | default | |', '|---|---|---|---|', *lines])
+    defaults = any(row.default for row in rows)
+    lines = ['| | type | default | |' if defaults else '| | type | |', '|---|---|---|---|' if defaults else '|---|---|---|']
+    for row in rows:
+        name = row.name if row.name == '*returns*' else code(row.name)
+        lines.append(f'| {name} | {code(row.type)} | {f"{code(row.default)} | " if defaults else ""}{linked(cell_text(row.meaning))} |')
+    return '\n'.join(lines)
 
 
 def markdown(symbol: Symbol, linked: Callable[[str], str], level: int = 3) -> str:
     "A heading with its anchor, the signature, what it does, the table of its parameters, and its methods"
     short = symbol.name.split('.')[-1]
     parts = [f'{"#" * level} `{short}` {{ #{symbol.anchor} .api .api-{symbol.kind} data-toc-label="{short}" }}',
-             f'``` {{ .python .api-signature }}\n{symbol.signature}\n```', linked(symbol.summary), table(symbol.parameters, symbol.returns, linked)]
+             f'``` {{ .python .api-signature }}\n{symbol.signature}\n```' if symbol.signature != f'class {symbol.name}' else '',
+             linked(symbol.summary), table(symbol.parameters, symbol.returns, linked)]
     parts += [markdown(member, linked, level + 1) for member in symbol.members]
     return '\n\n'.join(part for part in parts if part)

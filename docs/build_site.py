@@ -51,7 +51,8 @@ def navigation(pages: list[Page]) -> list[dict[str, Any]]:
     for page in pages: sections.setdefault(section_of(page), []).append(page)
     ordered = sorted(sections, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
     entry = lambda page: {page.title: str(page.path)}
-    return [{name: str(sections[name][0].path)} if name == 'Home' else {name: [entry(page) for page in sections[name]]} for name in ordered]
+    listed = lambda name: str(sections[name][0].path) if name == 'Home' else [entry(page) for page in sections[name]]
+    return [{name: listed(name)} for name in ordered]
 
 
 class Requests(HTMLParser):
@@ -63,7 +64,8 @@ class Requests(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = {name: value or '' for name, value in attributes}
         if tag == 'link' and set(given.get('rel', '').split()) & {'canonical', 'next', 'prev', 'alternate', 'author', 'license'}: return
-        wanted = [given.get(name, '') for name in ('src', 'srcset', 'poster', 'data', *(['href'] if tag in ('link', 'image', 'use') else []))]
+        names = ['src', 'srcset', 'poster', 'data', *(['href'] if tag in ('link', 'image', 'use') else [])]
+        wanted = [given.get(name, '') for name in names]
         wanted += re.findall(r'url\(([^)]*)\)', given.get('style', ''))
         self.found += [f'<{tag}> {value}' for value in wanted if re.match(r'\s*["\']?(https?:)?//', value)]
         if 'mermaid' in given.get('class', '').split(): self.found.append('<mermaid> a script from another host')
@@ -95,7 +97,8 @@ def build(out: Path, work: Path) -> None:
     shutil.copytree(HERE/'assets', pages_folder/'assets')
     (work/'outputs.json').write_text(json.dumps(site.html), encoding='utf-8')
     config = dict(INHERIT=str(HERE/'mkdocs.yml'), docs_dir=str(pages_folder), site_dir=str(out), hooks=[str(HERE/'hooks.py')],
-                  site_url=f'{known["doc_host"]}{known["doc_baseurl"]}/', nav=navigation(site.pages), theme=dict(favicon='assets/favicon.svg'))
+                  site_url=f'{known["doc_host"]}{known["doc_baseurl"]}/', nav=navigation(site.pages),
+                  theme=dict(favicon='assets/favicon.svg'))
     (work/'mkdocs.yml').write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding='utf-8')
     environment = dict(os.environ, NO_MKDOCS_2_WARNING='1', DISABLE_MKDOCS_2_WARNING='true')
     made = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '--config-file', str(work/'mkdocs.yml')],

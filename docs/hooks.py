@@ -1,4 +1,4 @@
-"""What MkDocs does on the way: formulas become MathML, stored HTML outputs take their places, and no page may ask another host for anything."""
+"What MkDocs does on the way: formulas become MathML, and stored HTML outputs take their places"
 from __future__ import annotations
 
 import html
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S)
 BOLD = {letter: chr(0x1D400 + number) for number, letter in enumerate('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz')}
@@ -27,8 +28,9 @@ def mathml(latex: str, display: str, where: str) -> str:
     latex = re.sub(r'\\(begin|end)\{(aligned|split|gathered)\}', r'\\\1{align*}', html.unescape(latex).strip())
     latex = re.sub(r'\\mathbf\s*(\w)', r'\\mathbf{\1}', latex)
     try: made = convert(latex, display=display)
-    except Exception as error: raise SystemExit(f'{where}: the formula can\'t be shown: {latex!r} ({type(error).__name__}: {error})') from error
-    if unknown := re.findall(r'>(\\[A-Za-z]+)<', html.unescape(made)): raise SystemExit(f'{where}: the formula {latex!r} uses {unknown}, which are not known here')
+    except Exception as error: raise PluginError(f'{where}: no MathML for {latex!r}: {type(error).__name__}: {error}') from error
+    unknown = re.findall(r'>(\\[A-Za-z]+)<', html.unescape(made))
+    if unknown: raise PluginError(f'{where}: {unknown} in the formula {latex!r} is not known')
     # browsers know no mathvariant but `normal`: a bold letter is a letter of its own
     bold = lambda found: f'<{found[1]}>{"".join(BOLD.get(letter, letter) for letter in found[2])}</{found[1]}>'
     return re.sub(r'<(m[in]) mathvariant="bold">([^<]*)</\1>', bold, made)
@@ -37,8 +39,7 @@ def mathml(latex: str, display: str, where: str) -> str:
 def on_page_content(content: str, page: Any, **_: Any) -> str:
     where = page.file.src_uri
     content = FORMULA.sub(lambda found: mathml(found[3], 'block' if found[2] == '[' else 'inline', where), content)
-    content = re.sub(r'<div id="(output-[0-9a-f]+)"></div>', lambda found: outputs[found[1]], content)
-    return re.sub(r'(<table>.*?</table>)', r'<div class="wide">\1</div>', content, flags=re.S) if 'api-' not in content else content
+    return re.sub(r'<div id="(output-[0-9a-f]+)"></div>', lambda found: outputs[found[1]], content)
 
 
 def on_post_build(config: Any, **_: Any) -> None:

@@ -16,6 +16,7 @@ from api_reference import Symbol, markdown, only_imports, symbols
 from run_notebooks import EXPORTS, PACKAGE, directives, exported_module
 
 CALLOUTS = {'note': 'note', 'tip': 'tip', 'warning': 'warning', 'caution': 'danger', 'important': 'info'}
+NAME = re.compile(r'(?<!`)`([A-Za-z_][\w.]*(?:\(\))?)`(?!`)')
 FENCE = re.compile(r'^(`{3,}|~{3,})')
 
 
@@ -117,7 +118,7 @@ def link_names(text: str, page: Page, site: Site) -> str:
     def line_links(line: str) -> str:
         if line.lstrip().startswith('#'): return line
         pieces = re.split(r'(\[[^\]]*\]\([^)]*\))', line)
-        return ''.join(piece if number % 2 else re.sub(r'(?<!`)`([A-Za-z_][\w.]*(?:\(\))?)`(?!`)', link, piece) for number, piece in enumerate(pieces))
+        return ''.join(piece if number % 2 else NAME.sub(link, piece) for number, piece in enumerate(pieces))
     return '\n'.join(line_links(line) for line in text.split('\n'))
 
 
@@ -129,6 +130,19 @@ def link_notebooks(text: str, page: Page, site: Site) -> str:
         if notebook not in site.by_notebook: raise PageError(f'{page.source}: a link leads to {found[1]}, which is no notebook of the site')
         return f']({relative(str(site.by_notebook[notebook].path), page)}{found[2] or ""})'
     return re.sub(r'\]\(([^)\s#]+\.ipynb)(#[^)\s]*)?\)', link, text)
+
+
+def copy_images(text: str, page: Page, out: Path) -> str:
+    "Pictures that lie beside the notebooks go along"
+    def copy(found: re.Match[str]) -> str:
+        if '://' in found[2]: raise PageError(f'{page.source}: the picture {found[2]} lies on another host; put it beside the notebook')
+        picture = page.source.parent/found[2]
+        if not picture.is_file(): raise PageError(f'{page.source}: there is no picture {found[2]}')
+        name = f'{hashlib.sha256(picture.read_bytes()).hexdigest()[:16]}{picture.suffix}'
+        (out/'figures').mkdir(parents=True, exist_ok=True)
+        (out/'figures'/name).write_bytes(picture.read_bytes())
+        return f'![{found[1]}]({relative(f"figures/{name}", page)}){{ .figure }}'
+    return re.sub(r'!\[([^\]]*)\]\(([^)\s]+)\)', copy, text)
 
 
 def callouts(text: str) -> str:
@@ -145,7 +159,8 @@ def callouts(text: str) -> str:
         inside, kind = '\n'.join(lines[place + 1:end]).strip().splitlines(), re.search(r'\.callout-(\w+)', found[1])
         if kind:
             title = f' "{inside.pop(0).lstrip("# ")}"' if inside and inside[0].startswith('#') else ''
-            made += [f'{"???" if "collapse" in found[1] else "!!!"} {CALLOUTS.get(kind[1], "note")}{title}', '', indent('\n'.join(inside)), '']
+            mark = '???' if 'collapse' in found[1] else '!!!'
+            made += [f'{mark} {CALLOUTS.get(kind[1], "note")}{title}', '', indent('\n'.join(inside)), '']
         else: made += inside
         place = end + 1
     return '\n'.join(made)
@@ -174,7 +189,8 @@ def output(result: Any, section: str, page: Page, site: Site, out: Path) -> str:
         (out/'figures').mkdir(parents=True, exist_ok=True)
         (out/'figures'/name).write_bytes(content)
         size = result.get('metadata', {}).get(kind, {}).get('width')
-        return f'![{section.replace("]", "")}]({relative(f"figures/{name}", page)}){{ .figure loading=lazy{f" width={size}" if size else ""} }}'
+        width = f' width={size}' if size else ''
+        return f'![{section.replace("]", "")}]({relative(f"figures/{name}", page)}){{ .figure loading=lazy{width} }}'
     if 'text/markdown' in data: return data['text/markdown']
     if 'text/latex' in data: return data['text/latex']
     if 'text/html' in data:
@@ -203,7 +219,8 @@ def exported(cell: Any, page: Page, site: Site, repository: str) -> list[str]:
 
 def render(page: Page, site: Site, out: Path, repository: str) -> str:
     "The page's Markdown"
-    parts: list[str] = [f'---\ntitle: {json.dumps(page.title, ensure_ascii=False)}\ndescription: {json.dumps(page.blurb, ensure_ascii=False)}\n---']
+    title, blurb = (json.dumps(text, ensure_ascii=False) for text in (page.title, page.blurb))
+    parts = [f'---\ntitle: {title}\ndescription: {blurb}\n---']
     section, headed = page.title, False
     for cell in page.cells:
         if cell['cell_type'] == 'raw': continue
@@ -218,7 +235,7 @@ def render(page: Page, site: Site, out: Path, repository: str) -> str:
                 raise PageError(f'{page.source}: a mermaid diagram would be drawn by a script from another host; use a figure or text')
             try: text = callouts(text)
             except PageError as error: raise PageError(f'{page.source}: {error}') from None
-            parts.append(in_prose(text, lambda prose: link_notebooks(link_names(prose, page, site), page, site)))
+            parts.append(in_prose(text, lambda prose: copy_images(link_notebooks(link_names(prose, page, site), page, site), page, out)))
             if headings := re.findall(r'^#+\s+(.+?)\s*$', text, re.M): section = headings[-1]
             continue
         if cell['cell_type'] != 'code': continue

@@ -3,9 +3,9 @@
     python docs/run_notebooks.py [NOTEBOOK ...] [--long] [--jobs 2] [--timeout 600]
 
 A notebook runs against the package: its export cells are not executed, the names of the module they were exported to are there
-instead (so run `nbdev_export` first). Cells with `#| eval: false` are left alone; cells with `#| recordings` are left alone when there is no
-data folder, cells with `#| long` unless `--long` is given; what is left alone keeps its stored output. A failing cell stops the
-notebook, which is then not written."""
+instead (so run `nbdev_export` first). Cells with `#| eval: false` are left alone; cells with `#| recordings` are left alone when
+there is no data folder, cells with `#| long` unless `--long` is given; what is left alone keeps its stored output. A failing cell
+stops the notebook, which is then not written."""
 from __future__ import annotations
 
 import argparse
@@ -89,10 +89,7 @@ def reason_to_skip(found: dict[str, list[str]], long: bool) -> str | None:
 
 def data_folder() -> Path | None:
     "Where the recordings are, or None"
-    try: return importlib.import_module(f'{PACKAGE}.config').data_folder()
-    except ModuleNotFoundError:  # TEMPORARY until nbs/00_config.ipynb is exported
-        path = Path(os.environ.get('CRYPTOEXP_DATA') or ROOT.parent/'shared/data')
-        return path if path.is_dir() else None
+    return importlib.import_module(f'{PACKAGE}.config').data_folder()
 
 
 @contextlib.contextmanager
@@ -114,7 +111,7 @@ def left_as_found(folder: Path) -> Iterator[None]:
 def failure(path: Path, number: int, source: str, error: BaseException) -> CellError:
     "What is shown of a failed cell: notebook, number, source and the traceback from the cell downwards"
     frames = error.__traceback__
-    while frames and ('IPython' in frames.tb_frame.f_code.co_filename or 'execnb' in frames.tb_frame.f_code.co_filename): frames = frames.tb_next
+    while frames and any(name in frames.tb_frame.f_code.co_filename for name in ('IPython', 'execnb')): frames = frames.tb_next
     trace = ''.join(traceback.format_exception(type(error), error, frames or error.__traceback__))
     listing = '\n'.join(f'    {line}' for line in source.strip().splitlines())
     return CellError(f'{shown(path)}, cell {number} (counted from 0) failed:\n\n{listing}\n\n{trace}')
@@ -153,8 +150,8 @@ def run(path: Path, long: bool = False, store: bool = True, timeout: int | None 
 
 def clean(path: Path) -> None:
     "Take out what changes from run to run: counters, addresses, metadata"
-    from nbdev.clean import clean_nb
     from execnb.nbio import read_nb, write_nb
+    from nbdev.clean import clean_nb
 
     notebook = read_nb(path)
     for cell in notebook.cells: cell.pop('idx_', None)

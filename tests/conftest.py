@@ -1,0 +1,41 @@
+"What all tests share: the recordings, the long tests, and a report of the notebook cells that were not run"
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ['IN_TEST'] = '1'
+os.environ.setdefault('MPLBACKEND', 'agg')
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT, ROOT/'docs'):
+    if str(folder) not in sys.path: sys.path.insert(0, str(folder))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--long', action='store_true', help='run what takes minutes too (make test-long)')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption('--long'): return
+    for item in items:
+        if 'long' in item.keywords: item.add_marker(pytest.mark.skip(reason='takes minutes: make test-long'))
+
+
+@pytest.fixture(scope='session')
+def data_folder() -> Path:
+    "The folder of the recordings; a test that needs it is skipped where there is none"
+    from cryptoexp.config import data_folder
+    folder = data_folder()
+    if folder is None: pytest.skip('no recordings here: set CRYPTOEXP_DATA to their folder')
+    return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    "Cells are parts of a test: what was left out of a passed notebook is told at the end"
+    reports = [report for outcome in ('passed', 'failed') for report in terminalreporter.stats.get(outcome, [])]
+    notes = sorted({str(value) for report in reports for name, value in getattr(report, 'user_properties', []) if name == 'cells not run'})
+    if notes: terminalreporter.section('notebook cells not run')
+    for note in notes: terminalreporter.line(note)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FRACTION', 'RULES', 'CHECKS', 'PRESETS', 'Problem', 'ConfigError', 'Rule', 'pair_problem', 'sources_problem',
            'model_problem', 'switch_problem', 'parameters_problem', 'address_problem', 'is_loopback',
-           'addresses_problem', 'problems_in', 'MarketMakingConfig', 'field_table', 'MarketData', 'Preset', 'nearest',
-           'unknown_fields', 'read_toml', 'parse_value', 'environment_values', 'load_config', 'repository_root',
-           'data_folder', 'why_no_data']
+           'addresses_problem', 'problems_in', 'as_declared', 'MarketMakingConfig', 'field_table', 'MarketData',
+           'Preset', 'nearest', 'unknown_fields', 'read_toml', 'parse_value', 'environment_values', 'load_config',
+           'repository_root', 'data_folder', 'why_no_data']
 
 # %% ../nbs/00_config.ipynb #c03
 import difflib
@@ -192,6 +192,17 @@ def problems_in(
     return problems
 
 # %% ../nbs/00_config.ipynb #c30
+def as_declared(
+    name: str,   # name of the field
+    value: Any,  # a sound value
+) -> Any:        # the same value in the type of the field
+    "A value as the field declares it"
+    if name in RULES and value is not None: return int(value) if RULES[name].whole else float(value)
+    if name == 'sources': return tuple(value)
+    if name == 'model_parameters': return {parameter: float(number) for parameter, number in value.items()}
+    return dict(value) if name == 'venue_urls' else value
+
+# %% ../nbs/00_config.ipynb #c33
 @dataclass
 class MarketMakingConfig:
     "What a market maker may do, with how much, and when it stops; construction raises `ConfigError` unless every field is sound"
@@ -226,28 +237,20 @@ class MarketMakingConfig:
 
     def __post_init__(self) -> None:
         self.validate()
-        for name, rule in RULES.items():
-            value = getattr(self, name)
-            if value is not None: setattr(self, name, int(value) if rule.whole else float(value))
-        self.sources = tuple(self.sources)
-        self.model_parameters = {name: float(value) for name, value in self.model_parameters.items()}
-        self.venue_urls = dict(self.venue_urls)
-
+        for item in fields(self): setattr(self, item.name, as_declared(item.name, getattr(self, item.name)))
     def validate(self) -> None:
         "Raise `ConfigError` naming every problem; call it again after changing a field"
         problems = problems_in({item.name: getattr(self, item.name) for item in fields(self)})
         if problems: raise ConfigError(problems)
-
     def to_dict(self) -> dict[str, Any]:
         "The fields as plain data, ready for JSON"
         return asdict(self) | {'sources': list(self.sources)}
-
     @property
     def target_share(self) -> float:
         "Share of equity to hold in base: `inventory_target`, or half of the cap where none is set"
         return self.max_inventory_exposure / 2 if self.inventory_target is None else self.inventory_target
 
-# %% ../nbs/00_config.ipynb #c39
+# %% ../nbs/00_config.ipynb #c42
 def field_table() -> list[dict[str, str]]:  # one dictionary a field: field, default, unit, allowed, meaning
     "What may be set, for a help text"
     others = {'trading_pair': ('BASE/QUOTE', 'what is traded'), 'model': ('a name', 'quoting model'),
@@ -262,7 +265,7 @@ def field_table() -> list[dict[str, str]]:  # one dictionary a field: field, def
         rows.append({'field': name, 'default': json.dumps(value), 'unit': unit, 'allowed': allowed, 'meaning': meaning})
     return rows
 
-# %% ../nbs/00_config.ipynb #c42
+# %% ../nbs/00_config.ipynb #c45
 @dataclass
 class MarketData:
     "The state of one market at one moment, as a venue reported it"
@@ -272,7 +275,7 @@ class MarketData:
     last_price: float  # quote currency
     volume: float      # base currency, last 24 h; NaN where the venue reports none
 
-# %% ../nbs/00_config.ipynb #c45
+# %% ../nbs/00_config.ipynb #c48
 class Preset(NamedTuple):
     "A named set of assumptions"
     assumption: str             # one sentence, shown beside every result
@@ -290,16 +293,18 @@ PRESETS: dict[str, Preset] = {
          'spread_percentage': 0.0002, 'refresh_tolerance': 0.00002}),
 }
 
-# %% ../nbs/00_config.ipynb #c48
+# %% ../nbs/00_config.ipynb #c51
 def nearest(
     name: str,                # what was written
     known: Sequence[str],     # what exists
 ) -> str:                     # a clause for an error message: the nearest names, or all of them when nothing is near
     "Offer names for one that does not exist"
+    folded = {other.lower().replace('-', '_'): other for other in known}
     lowered = name.lower().replace('-', '_')
-    inside = [other for other in known if len(lowered) > 2 and lowered in other]
-    close = list(dict.fromkeys(inside + difflib.get_close_matches(lowered, known, n=3, cutoff=0.5)))[:3]
-    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."
+    inside = [other for other in folded if len(lowered) > 2 and lowered in other]
+    close = list(dict.fromkeys(difflib.get_close_matches(lowered, folded, n=3, cutoff=0.5) + inside))[:3]
+    if close: return f"did you mean {' or '.join(folded[other] for other in close)}?"
+    return f"known are {', '.join(known)}." if len(known) <= 20 else f'none of the {len(known):,} known names is like it.'
 
 def unknown_fields(
     names: Sequence[str],  # the names found
@@ -309,7 +314,7 @@ def unknown_fields(
     known = [item.name for item in fields(MarketMakingConfig)]
     return [Problem(str(name), f'there is no such field; {nearest(str(name), known)}', origin) for name in names if name not in known]
 
-# %% ../nbs/00_config.ipynb #c51
+# %% ../nbs/00_config.ipynb #c54
 def read_toml(
     path: str | Path,   # a TOML file whose top-level names are fields
 ) -> dict[str, Any]:    # its contents, not yet judged
@@ -328,7 +333,7 @@ def read_toml(
         shown = text.splitlines()[line - 1].strip()[:80] if text.splitlines() else ''
         raise ConfigError([Problem(f'{path}, line {line}', f'is not TOML: {str(error).split(" (at")[0]}, in `{shown}`.')]) from error
 
-# %% ../nbs/00_config.ipynb #c54
+# %% ../nbs/00_config.ipynb #c57
 def parse_value(
     name: str,  # name of the field
     text: str,  # what was written
@@ -356,7 +361,7 @@ def parse_value(
     try: return {key.strip(): float(value) for key, _, value in pairs}
     except ValueError: raise ValueError(f'{text!r} holds something that is not a number; write name=0.5.') from None
 
-# %% ../nbs/00_config.ipynb #c56
+# %% ../nbs/00_config.ipynb #c59
 def environment_values(
     environment: Mapping[str, str],                # usually os.environ
 ) -> tuple[dict[str, Any], list[Problem]]:         # the fields set there, and what could not be read
@@ -374,7 +379,7 @@ def environment_values(
             problems.append(Problem(variable, f'there is no such field; did you mean CRYPTOEXP_{close[0].upper()}?', 'the environment'))
     return values, problems
 
-# %% ../nbs/00_config.ipynb #c60
+# %% ../nbs/00_config.ipynb #c63
 def load_config(
     path: str | Path | None = None,                 # TOML file, or none
     preset: str | None = None,                      # name of a preset, or none
@@ -400,7 +405,7 @@ def load_config(
     if problems: raise ConfigError(problems)
     return MarketMakingConfig(**values)
 
-# %% ../nbs/00_config.ipynb #c66
+# %% ../nbs/00_config.ipynb #c69
 def repository_root() -> Path | None:  # the folder with settings.ini and the package, or None when installed from elsewhere
     "Find the repository from the working directory, or from where the package was imported"
     starts = [Path.cwd()]

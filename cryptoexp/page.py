@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNSEEN', 'FIGURE_STYLE', 'LIGHT', 'DARK', 'STYLE', 'POLICY', 'escaped', 'figure_svg', 'figure_png', 'figure_html',
-           'cell_text', 'table_html', 'cards_html', 'RequestFinder', 'requests_in', 'Page']
+           'cell_text', 'table_html', 'cards_html', 'RequestFinder', 'requests_in', 'Parts', 'Page']
 
 # %% ../nbs/03_page.ipynb #c03
 import hashlib
@@ -212,18 +212,9 @@ STYLE = f'''
 '''
 
 # %% ../nbs/03_page.ipynb #c31
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-
-class Page:
-    "A self-contained HTML page, put together from top to bottom"
-    def __init__(
-        self,
-        title: str,                  # the heading, and the name of the browser's tab
-        subtitle: str = '',          # a line below it
-        notes: Sequence[str] = (),   # sentences every reader must see first, such as that the market is synthetic
-        footer: str = '',            # a line at the end, such as what made the page
-    ):
-        self.title, self.subtitle, self.footer = title, subtitle, footer
+class Parts:
+    "What stands on a page, put together from top to bottom"
+    def __init__(self, notes: Sequence[str] = ()):
         self.parts: list[str] = [f'<p class="warning">{escaped(note)}</p>' for note in notes]
         self.figures = 0
 
@@ -253,6 +244,21 @@ class Page:
         "Add HTML made by this module, which needs no second look"
         self.parts.append(fragment)
         return self
+
+# %% ../nbs/03_page.ipynb #c33
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+class Page(Parts):
+    "A self-contained HTML page, put together from top to bottom"
+    def __init__(
+        self,
+        title: str,                  # the heading, and the name of the browser's tab
+        subtitle: str = '',          # a line below it
+        notes: Sequence[str] = (),   # sentences every reader must see first, such as that the market is synthetic
+        footer: str = '',            # a line at the end, such as what made the page
+    ):
+        super().__init__(notes)
+        self.title, self.subtitle, self.footer = title, subtitle, footer
 
     def body(self) -> str:
         "What stands between <body> and </body>"

@@ -128,16 +128,14 @@ def _touch_rows(book: BookArrays, flags: np.ndarray, tick: np.ndarray, lots: np.
 def touch_path(
     events: Events,                # rows in the order in which the book is to see them
     use_best_quotes: bool = False,  # whether best quotes drive the book
-) -> pd.DataFrame:                 # one row a message: `row` (its last, as index into events), `exchange_ns`, `local_ns`, `bid_tick`, `bid_lots`, `ask_tick`, `ask_lots`
-    "Best bid and ask after each message that could have changed them"
+) -> pd.DataFrame:                 # one row a message: `row`, `bid_tick`, `bid_lots`, `ask_tick`, `ask_lots`, `exchange_ns`, `local_ns`
+    "Best bid and ask after each message that could have changed them; `row` is the message's last row, as an index into `events`"
     prices = events.tick[np.isin(events.kind, (DEPTH, SNAPSHOT, BEST_QUOTE)) & (events.lots > 0)]
     book = empty_book(room_for(int(np.median(prices)) if prices.size else 1))
     out = np.empty((int((events.flags >= LAST).sum()), 5), np.int64)
     path = pd.DataFrame(out[:_touch_rows(book, events.flags, events.tick, events.lots, use_best_quotes, out)],
                         columns=['row', 'bid_tick', 'bid_lots', 'ask_tick', 'ask_lots'])
-    path.insert(1, 'exchange_ns', events.exchange_ns[path.row])
-    path.insert(2, 'local_ns', events.local_ns[path.row])
-    return path
+    return path.assign(exchange_ns=events.exchange_ns[path.row], local_ns=events.local_ns[path.row])
 
 # %% ../../nbs/market/02_book.ipynb #c21
 class OrderBook:
@@ -176,11 +174,14 @@ class OrderBook:
         bids = edge[BEST_BID] - np.flatnonzero(bid[edge[LOW_BID]:edge[BEST_BID] + 1][::-1])[:count] if edge[BEST_BID] >= 0 else []
         rows = [('ask', int(tick), int(ask[tick])) for tick in asks] + [('bid', int(tick), int(bid[tick])) for tick in bids]
         table = pd.DataFrame(rows, columns=['side', 'tick', 'lots'])
-        return table.assign(price=[self.instrument.price(tick) for tick in table.tick], amount=[self.instrument.amount(lots) for lots in table.lots])
+        return table.assign(
+            price=pd.Series([self.instrument.price(tick) for tick in table.tick], dtype=object),
+            amount=pd.Series([self.instrument.amount(lots) for lots in table.lots], dtype=object))
 
     def _repr_html_(self) -> str:
         state = 'stale' if self.stale else 'in sync'
-        return f'<p>{self.instrument.pair} on {self.instrument.venue}, {state}</p>' + self.levels(5)[['side', 'price', 'amount']].to_html(index=False)
+        return f'<p>{self.instrument.pair} on {self.instrument.venue}, {state}</p>' + self.levels(5)[['side', 'price',
+            'amount']].to_html(index=False)
 
 # %% ../../nbs/market/02_book.ipynb #c22
 @njit(cache=True)

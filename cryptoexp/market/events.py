@@ -39,11 +39,13 @@ class Events:
     lots: np.ndarray         # int64, shape (n,): quantity in lots
     id: np.ndarray           # int64, shape (n,): update or trade id
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         wrong = [f'{field.name} is {column.dtype}{list(column.shape)}' for field in fields(self)
                  for column in [getattr(self, field.name)]
-                 if column.dtype != (np.uint8 if field.name == 'flags' else np.int64) or column.shape != self.flags.shape or column.ndim != 1]
-        if wrong: raise ValueError(f'columns must be flat and of length {self.flags.size}, flags uint8 and the rest int64: {"; ".join(wrong)}')
+                 if column.dtype != (np.uint8
+                     if field.name == 'flags' else np.int64) or column.shape != self.flags.shape or column.ndim != 1]
+        if wrong:
+            raise ValueError(f'columns must be flat and of length {self.flags.size}, flags uint8 and the rest int64: {"; ".join(wrong)}')
 
     def __len__(self) -> int: return len(self.flags)
 

@@ -7,12 +7,13 @@ __all__ = ['Number', 'MONEY_SCALE', 'decimal', 'Instrument', 'on_grid', 'order_p
            'to_dict', 'from_dict']
 
 # %% ../../nbs/market/01_instrument.ipynb #c03
-import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal, InvalidOperation, localcontext
 from math import gcd
 from typing import Any
+
+from ..config import nearest as nearest_names
 
 # %% ../../nbs/market/01_instrument.ipynb #c06
 Number = Decimal | int | float | str
@@ -84,16 +85,19 @@ def order_problems(
     try:
         tick = instrument.ticks(price)
         if tick <= 0: problems.append(f'price {price} must be positive')
-        elif instrument.min_tick and tick < instrument.min_tick: problems.append(f'price {price} is below the lowest, {instrument.price(instrument.min_tick)}')
-        elif instrument.max_tick and tick > instrument.max_tick: problems.append(f'price {price} is above the highest, {instrument.price(instrument.max_tick)}')
+        elif instrument.min_tick and tick < instrument.min_tick:
+            problems.append(f'price {price} is below the lowest, {instrument.price(instrument.min_tick)}')
+        elif instrument.max_tick and tick > instrument.max_tick:
+            problems.append(f'price {price} is above the highest, {instrument.price(instrument.max_tick)}')
     except ValueError as error: problems.append(str(error))
     try:
         lots = instrument.lots(amount)
         if lots < instrument.min_lots: problems.append(f'amount {amount} is below the smallest, {instrument.amount(instrument.min_lots)}')
-        if instrument.max_lots and lots > instrument.max_lots: problems.append(f'amount {amount} is above the largest, {instrument.amount(instrument.max_lots)}')
+        if instrument.max_lots and lots > instrument.max_lots:
+            problems.append(f'amount {amount} is above the largest, {instrument.amount(instrument.max_lots)}')
     except ValueError as error: problems.append(str(error))
-    if not problems and decimal(price) * decimal(amount) < instrument.min_notional:
-        problems.append(f'{decimal(price) * decimal(amount):f} {instrument.quote} is below the smallest notional, {instrument.min_notional}')
+    if not problems and (notional := decimal(price) * decimal(amount)) < instrument.min_notional:
+        problems.append(f'{notional:f} {instrument.quote} is below the smallest notional, {instrument.min_notional}')
     return problems
 
 # %% ../../nbs/market/01_instrument.ipynb #c19
@@ -110,13 +114,13 @@ def common_step(
 def split_pair(pair: str) -> tuple[str, str]:
     "'BTC/USDT' or 'BTC-USDT' → ('BTC', 'USDT'); ValueError for any other shape"
     base, _, quote = pair.upper().replace('-', '/').partition('/')
-    if not (base.isalnum() and quote.isalnum()): raise ValueError(f'{pair!r} is not a trading pair: write it as BASE/QUOTE, such as BTC/USDT')
+    if not (base.isalnum()
+        and quote.isalnum()): raise ValueError(f'{pair!r} is not a trading pair: write it as BASE/QUOTE, such as BTC/USDT')
     return base, quote
 
 def nearest(name: str, known: Iterable[str], what: str = 'symbol') -> LookupError:
     "The error to raise for an unknown name: it offers up to three that look like it"
-    close = difflib.get_close_matches(name.upper(), {one.upper(): one for one in known}, n=3, cutoff=0.5)
-    return LookupError(f'unknown {what} {name!r}' + (f': did you mean {", ".join(close)}?' if close else ''))
+    return LookupError(f'unknown {what} {name!r}; {nearest_names(name.upper(), sorted(known))}')
 
 # %% ../../nbs/market/01_instrument.ipynb #c25
 def to_dict(instrument: Instrument) -> dict[str, Any]:

@@ -26,14 +26,14 @@ RULES = np.dtype([
 def make_rules(config: MarketMakingConfig, instrument: Instrument) -> np.ndarray:  # record array of dtype RULES, shape (1,)
     "Configuration and instrument as the numbers that compiled code reads"
     if instrument.kind != 'spot': raise ValueError(f'{instrument.symbol} is a {instrument.kind}: this engine trades spot markets only')
-    target = config.max_inventory_exposure / 2 if config.inventory_target is None else config.inventory_target
     rules = np.zeros(1, RULES).view(np.recarray)
     rules[0] = (instrument.money_multiplier, instrument.money_divisor,
                 instrument.min_lots, instrument.max_lots or 1 << 62, int(instrument.min_notional * MONEY_SCALE),
                 round(config.maker_fee * MONEY_SCALE), round(config.taker_fee * MONEY_SCALE),
-                config.order_size_percentage, config.max_inventory_exposure, target, config.rebalance_threshold,
+                config.order_size_percentage, config.max_inventory_exposure, config.target_share, config.rebalance_threshold,
                 config.max_drawdown, config.max_loss, config.flatten_on_halt, config.reduce_by_taking, config.flatten_band,
-                round(config.entry_latency_ms * 1e6), round(config.response_latency_ms * 1e6), round(config.refresh_interval * 1e9), config.refresh_tolerance)
+                round(config.entry_latency_ms * 1e6), round(config.response_latency_ms * 1e6),
+                round(config.refresh_interval * 1e9), config.refresh_tolerance)
     return rules
 
 # %% ../../nbs/trading/00_limits.ipynb #c10

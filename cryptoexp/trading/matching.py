@@ -6,8 +6,9 @@
 __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE', 'REDUCE', 'FLATTEN', 'MANUAL', 'PURPOSE',
            'BY_QUEUE', 'BY_THROUGH', 'BY_CROSS', 'BY_TAKING', 'FILL_REASON', 'ENDED_BY', 'BY_ITSELF', 'WOULD_TAKE',
            'UNFILLED', 'ORDER_FIELDS', 'ORDER', 'REQUEST', 'RESPONSE', 'FILL', 'SAMPLE', 'STATE', 'MOST_ORDERS', 'RING',
-           'MOST_OUTPUT', 'SPARE', 'NEVER', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Desk', 'Rows', 'new_desk',
-           'transition', 'Intake', 'fill_table', 'order_table', 'first_price', 'Engine', 'run_desk', 'enter_order']
+           'MOST_OUTPUT', 'SPARE', 'NEVER', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Desk', 'Rows', 'new_desk',
+           'transition', 'Intake', 'fill_table', 'order_table', 'first_price', 'Engine', 'run_desk', 'enter_order',
+           'quotable_lots']
 
 # %% ../../nbs/trading/02_matching.ipynb #c03
 import functools
@@ -59,7 +60,7 @@ STATE = np.dtype([(name, 'i8') for name in (
     'exchange_row', 'local_row', 'order_count', 'next_order_id', 'serial', 'taken_levels', 'local_changed',
     'request_head', 'request_tail', 'response_head', 'response_tail', 'fill_count', 'finished_count', 'sample_count',
     'cash_e8', 'position_lots', 'known_cash_e8', 'known_position_lots', 'start_e8', 'peak_e8',
-    'exchange_bid', 'exchange_ask', 'local_bid', 'local_ask', 'own_bid', 'own_ask',
+    'exchange_bid', 'exchange_ask', 'local_bid', 'local_ask', 'own_bid', 'own_bid_low', 'own_ask', 'own_ask_high',
     'bought_lots', 'sold_lots', 'filled_buy_lots', 'filled_sell_lots', 'market_lots', 'own_lots',
     'orders_sent', 'cancels_sent', 'late_cancels')] + [('max_drawdown', 'f8'), ('max_exposure', 'f8')])
 
@@ -102,30 +103,32 @@ def new_desk(rules: np.ndarray, capacity: int, levels: int, parameters: np.ndarr
     state = table(STATE, 1)
     for name, value in dict(cash_e8=cash, known_cash_e8=cash, position_lots=position_lots, known_position_lots=position_lots, stale=1,
                             next_order_id=1, start_e8=-1, exchange_bid=NO_BID, exchange_ask=NO_ASK, local_bid=NO_BID, local_ask=NO_ASK,
-                            own_bid=NO_BID, own_ask=NO_ASK).items(): state[0][name] = value
+                            own_bid=NO_BID, own_bid_low=NO_ASK, own_ask=NO_ASK, own_ask_high=NO_BID).items(): state[0][name] = value
     return Desk(state, rules, empty_book(capacity), empty_book(capacity), np.zeros(capacity, np.int64), np.zeros(capacity, np.int64),
                 table(ORDER, MOST_ORDERS), table(REQUEST, RING), table(RESPONSE, RING), table(FILL, MOST_OUTPUT), table(ORDER, MOST_OUTPUT),
                 table(SAMPLE, MOST_OUTPUT), table(VIEW, 1), parameters, np.zeros(SCRATCH), np.zeros((2, levels, 2), np.int64),
                 np.zeros(levels, np.int64), np.zeros(len(REFUSALS), np.int64), np.zeros(len(BOUND), np.int64))
 
 # %% ../../nbs/trading/02_matching.ipynb #c11
-@njit(cache=True)
+inner = njit(cache=True, no_cpython_wrapper=True)
+
+@inner
 def _find(desk: Desk, order_id: int) -> int:
     for slot in range(desk.state[0].order_count):
         if desk.orders[slot].order_id == order_id: return slot
     return -1
 
-@njit(cache=True)
+@inner
 def _own_edges(desk: Desk) -> None:
     state = desk.state[0]
-    state.own_bid, state.own_ask = NO_BID, NO_ASK
+    state.own_bid, state.own_bid_low, state.own_ask, state.own_ask_high = NO_BID, NO_ASK, NO_ASK, NO_BID
     for slot in range(state.order_count):
         order = desk.orders[slot]
         if order.status == RESTING:
-            if order.side > 0: state.own_bid = max(state.own_bid, order.tick)
-            else: state.own_ask = min(state.own_ask, order.tick)
+            if order.side > 0: state.own_bid, state.own_bid_low = max(state.own_bid, order.tick), min(state.own_bid_low, order.tick)
+            else: state.own_ask, state.own_ask_high = min(state.own_ask, order.tick), max(state.own_ask_high, order.tick)
 
-@njit(cache=True)
+@inner
 def _respond(desk: Desk, slot: int, time_ns: int, lots: int, tick: int, fee: int) -> None:
     "Queue the news of an order for us: it arrives after the response latency, never before earlier news"
     state, order = desk.state[0], desk.orders[slot]
@@ -137,7 +140,7 @@ def _respond(desk: Desk, slot: int, time_ns: int, lots: int, tick: int, fee: int
     state.response_tail += 1
 
 # %% ../../nbs/trading/02_matching.ipynb #c13
-@njit(cache=True)
+@inner
 def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool, reason: int) -> None:
     state, order, rule = desk.state[0], desk.orders[slot], desk.rules[0]
     notional = notional_e8(tick, lots, rule.multiplier, rule.divisor)
@@ -154,7 +157,7 @@ def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool
     _respond(desk, slot, time_ns, lots, tick, fee)
 
 # %% ../../nbs/trading/02_matching.ipynb #c15
-@njit(cache=True)
+@inner
 def _next_in_line(desk: Desk, side: int, tick: int, serial: int) -> int:
     "Slot of our best resting order of one side that a print (or a level) at `tick` reaches and that has not been served; −1: none"
     best = -1
@@ -168,11 +171,10 @@ def _next_in_line(desk: Desk, side: int, tick: int, serial: int) -> int:
             if ahead > 0 or (ahead == 0 and order.order_id < other.order_id): best = slot
     return best
 
-@njit(cache=True)
+@inner
 def _match_print(desk: Desk, time_ns: int, aggressor_buys: bool, tick: int, lots: int) -> None:
     state = desk.state[0]
     side = -1 if aggressor_buys else 1
-    if (tick < state.own_ask) if aggressor_buys else (tick > state.own_bid): return
     state.serial += 1
     budget = lots
     while budget > 0:
@@ -190,17 +192,16 @@ def _match_print(desk: Desk, time_ns: int, aggressor_buys: bool, tick: int, lots
     _own_edges(desk)
 
 # %% ../../nbs/trading/02_matching.ipynb #c17
-@njit(cache=True)
+@inner
 def _queue_shrinks(desk: Desk, side: int, tick: int, lots: int) -> None:
     for slot in range(desk.state[0].order_count):
         order = desk.orders[slot]
         if order.status == RESTING and order.side == side and order.tick == tick: order.front = min(order.front, lots)
 
-@njit(cache=True)
+@inner
 def _match_level(desk: Desk, time_ns: int, side: int, tick: int, lots: int) -> None:
     "A level of `lots` now stands at `tick` on the side opposite to our orders of `side`"
     state = desk.state[0]
-    if (tick > state.own_bid) if side > 0 else (tick < state.own_ask): return
     taken = desk.taken_ask if side > 0 else desk.taken_bid
     state.serial += 1
     while taken[tick] < lots:
@@ -214,24 +215,52 @@ def _match_level(desk: Desk, time_ns: int, side: int, tick: int, lots: int) -> N
         _fill(desk, slot, time_ns, order.tick, size, True, BY_CROSS)
     _own_edges(desk)
 
-@njit(cache=True)
+@inner
 def _on_exchange_row(desk: Desk, time_ns: int, flags: int, tick: int, lots: int) -> None:
+    "A row that may concern our orders"
     state, kind, book = desk.state[0], flags & KIND_MASK, desk.exchange
     if kind == TRADE:
         state.market_lots += lots
-        _match_print(desk, time_ns, (flags & BUY) != 0, tick, lots)
+        if (tick >= state.own_ask) if flags & BUY else (tick <= state.own_bid): _match_print(desk, time_ns, (flags & BUY) != 0, tick, lots)
     else:
         apply_row(book, flags, tick, lots, state.use_best_quotes != 0)
         if (kind == DEPTH or kind == SNAPSHOT or (kind == BEST_QUOTE and state.use_best_quotes)) and 0 <= tick < book.bid.size:
             bids = (flags & BUY) != 0
-            taken = desk.taken_bid if bids else desk.taken_ask
-            if state.taken_levels > 0 and taken[tick] != 0: taken[tick], state.taken_levels = 0, state.taken_levels - 1
+            _untake(state, desk.taken_bid if bids else desk.taken_ask, tick)
             _queue_shrinks(desk, 1 if bids else -1, tick, lots)
-            if lots > 0: _match_level(desk, time_ns, -1 if bids else 1, tick, lots)
+            if lots > 0 and ((tick >= state.own_ask) if bids else (tick <= state.own_bid)):
+                _match_level(desk, time_ns, -1 if bids else 1, tick, lots)
     if flags & LAST and kind != TRADE: state.exchange_bid, state.exchange_ask = book.edge[BEST_BID], book.edge[BEST_ASK]
 
+@inner
+def _untake(state: np.record, taken: np.ndarray, tick: int) -> None:
+    "A level has changed: what we took from it is forgotten"
+    if state.taken_levels > 0 and taken[tick] != 0: taken[tick], state.taken_levels = 0, state.taken_levels - 1
+
 # %% ../../nbs/trading/02_matching.ipynb #c19
-@njit(cache=True)
+@inner
+def _exchange_run(state: np.record, book: BookArrays, taken_bid: np.ndarray, taken_ask: np.ndarray, rows: Rows, row: int, limit_ns: int) -> int:
+    "Take rows up to `limit_ns` until one may concern our orders; answers the first row not taken"
+    own_bid, own_bid_low, own_ask, own_ask_high = state.own_bid, state.own_bid_low, state.own_ask, state.own_ask_high
+    best_quotes, size = state.use_best_quotes != 0, rows.time_ns.size
+    while row < size and rows.time_ns[row] <= limit_ns:
+        flags, tick, lots = rows.flags[row], rows.tick[row], rows.lots[row]
+        kind, bids = flags & KIND_MASK, (flags & BUY) != 0
+        if kind == TRADE:
+            if (tick >= own_ask) if bids else (tick <= own_bid): break
+            state.market_lots += lots
+        else:
+            if kind != CONTROL:
+                if (own_bid_low <= tick <= own_bid or tick >= own_ask) if bids else (own_ask <= tick <= own_ask_high or tick <= own_bid): break
+                apply_row(book, flags, tick, lots, best_quotes)
+                if state.taken_levels > 0 and 0 <= tick < taken_bid.size and (kind != BEST_QUOTE or best_quotes):
+                    _untake(state, taken_bid if bids else taken_ask, tick)
+            if flags & LAST: state.exchange_bid, state.exchange_ask = book.edge[BEST_BID], book.edge[BEST_ASK]
+        row += 1
+    return row
+
+# %% ../../nbs/trading/02_matching.ipynb #c21
+@inner
 def _take(desk: Desk, slot: int, time_ns: int) -> None:
     "Walk the other side's displayed levels up to the order's limit"
     state, order = desk.state[0], desk.orders[slot]
@@ -250,7 +279,7 @@ def _take(desk: Desk, slot: int, time_ns: int) -> None:
             _fill(desk, slot, time_ns, tick, size, False, BY_TAKING)
         tick += order.side
 
-@njit(cache=True)
+@inner
 def _arrive(desk: Desk, slot: int, time_ns: int) -> None:
     "An order reaches the exchange"
     order, edge = desk.orders[slot], desk.exchange.edge
@@ -270,8 +299,8 @@ def _arrive(desk: Desk, slot: int, time_ns: int) -> None:
     _respond(desk, slot, time_ns, 0, 0, 0)
     _own_edges(desk)
 
-# %% ../../nbs/trading/02_matching.ipynb #c20
-@njit(cache=True)
+# %% ../../nbs/trading/02_matching.ipynb #c22
+@inner
 def _on_request(desk: Desk) -> None:
     state = desk.state[0]
     request = desk.requests[state.request_head % RING]
@@ -284,7 +313,7 @@ def _on_request(desk: Desk) -> None:
         _own_edges(desk)
     else: state.late_cancels += 1
 
-@njit(cache=True)
+@inner
 def _on_response(desk: Desk) -> None:
     "We learn what became of an order; where that was its end, it leaves the desk for the log"
     state, rule = desk.state[0], desk.rules[0]
@@ -304,8 +333,8 @@ def _on_response(desk: Desk) -> None:
         state.order_count -= 1
         desk.orders[slot] = desk.orders[state.order_count]
 
-# %% ../../nbs/trading/02_matching.ipynb #c22
-@njit(cache=True)
+# %% ../../nbs/trading/02_matching.ipynb #c24
+@inner
 def _request(desk: Desk, order_id: int, cancel: bool) -> None:
     state = desk.state[0]
     due = state.time_ns + desk.rules[0].entry_ns
@@ -314,26 +343,28 @@ def _request(desk: Desk, order_id: int, cancel: bool) -> None:
     request.due_ns, request.order_id, request.cancel = due, order_id, cancel
     state.request_tail += 1
 
-@njit(cache=True)
+@inner
 def _new_order(desk: Desk, side: int, tick: int, lots: int, purpose: int, post_only: bool, immediate: bool) -> int:
     "A fresh order in the next slot; answers the slot"
     state = desk.state[0]
     slot = state.order_count
     order = desk.orders[slot]
-    order.order_id, order.side, order.tick, order.lots, order.remaining, order.known_remaining = state.next_order_id, side, tick, lots, lots, lots
-    order.front, order.status, order.purpose, order.post_only, order.immediate, order.ended_by, order.served = 0, SENT, purpose, post_only, immediate, 0, 0
-    order.cancel_sent, order.placed_ns, order.arrived_ns, order.ended_ns, order.queue_ahead_lots = 0, state.time_ns, 0, 0, 0
+    order.order_id, order.side, order.tick = state.next_order_id, side, tick
+    order.lots = order.remaining = order.known_remaining = lots
+    order.purpose, order.post_only, order.immediate, order.placed_ns = purpose, post_only, immediate, state.time_ns
+    order.status = SENT
+    order.front = order.ended_by = order.served = order.cancel_sent = order.arrived_ns = order.ended_ns = order.queue_ahead_lots = 0
     state.order_count += 1
     state.next_order_id += 1
     state.orders_sent += 1
     return slot
 
-@njit(cache=True)
+@inner
 def _send(desk: Desk, side: int, tick: int, lots: int, purpose: int, post_only: bool) -> None:
     slot = _new_order(desk, side, tick, lots, purpose, post_only, not post_only)
     _request(desk, desk.orders[slot].order_id, False)
 
-@njit(cache=True)
+@inner
 def _cancel(desk: Desk, slot: int) -> None:
     order = desk.orders[slot]
     if order.cancel_sent: return
@@ -341,11 +372,11 @@ def _cancel(desk: Desk, slot: int) -> None:
     desk.state[0].cancels_sent += 1
     _request(desk, order.order_id, True)
 
-@njit(cache=True)
+@inner
 def _cancel_all(desk: Desk) -> None:
     for slot in range(desk.state[0].order_count): _cancel(desk, slot)
 
-# %% ../../nbs/trading/02_matching.ipynb #c24
+# %% ../../nbs/trading/02_matching.ipynb #c26
 @njit(cache=True)
 def _working(desk: Desk, side: int) -> tuple[int, int]:
     "Lots of one side that may still fill, as far as we know, and the cash they hold back (1e-8 quote)"
@@ -376,8 +407,8 @@ def _allowed(desk: Desk, side: int, tick: int, lots: int) -> int:
     desk.refusals[none if passed < lots else TOO_SMALL] += 1
     return 0
 
-# %% ../../nbs/trading/02_matching.ipynb #c26
-@njit(cache=True)
+# %% ../../nbs/trading/02_matching.ipynb #c28
+@inner
 def _apply_wishes(desk: Desk) -> None:
     state = desk.state[0]
     equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask,
@@ -403,58 +434,70 @@ def _apply_wishes(desk: Desk) -> None:
             lots = _allowed(desk, side, wishes[level, TICK], wishes[level, LOTS])
             if lots > 0: _send(desk, side, wishes[level, TICK], lots, QUOTE, True)
 
-# %% ../../nbs/trading/02_matching.ipynb #c28
+# %% ../../nbs/trading/02_matching.ipynb #c30
 @njit(cache=True)
-def _fresh(desk: Desk) -> bool:
-    state = desk.state[0]
+def _is_fresh(state: np.record) -> bool:
     return not state.stale and state.local_bid != NO_BID and state.local_ask != NO_ASK and state.local_bid < state.local_ask
 
-@njit(cache=True)
-def _mark(desk: Desk) -> None:
-    "Equity, its peak, drawdown and exposure at our mid; halts where a stop is hit"
-    state, rule = desk.state[0], desk.rules[0]
+@inner
+def _mark(state: np.record, rules: np.ndarray) -> bool:
+    "Equity, its peak, drawdown and exposure at our mid; True where a stop is hit for the first time"
+    rule = rules[0]
     equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask, rule.multiplier, rule.divisor)
     if state.start_e8 < 0: state.start_e8 = state.peak_e8 = equity
     state.peak_e8 = max(state.peak_e8, equity)
     state.max_drawdown = max(state.max_drawdown, 1.0 - equity / state.peak_e8)
     if equity > 0: state.max_exposure = max(state.max_exposure, (equity - state.known_cash_e8) / equity)
-    if not state.halted and too_risky(equity, state.peak_e8, state.start_e8, desk.rules):
-        state.halted = 1
-        _cancel_all(desk)
+    if state.halted or not too_risky(equity, state.peak_e8, state.start_e8, rules): return False
+    state.halted = 1
+    return True
 
-@njit(cache=True)
-def _on_local_row(desk: Desk, flags: int, tick: int, lots: int) -> None:
-    state, kind = desk.state[0], flags & KIND_MASK
-    if kind == TRADE:
-        if flags & BUY: state.bought_lots += lots
-        else: state.sold_lots += lots
-    elif kind == CONTROL:
-        if tick == STALE: state.stale = 1
-        elif tick == RESUME: state.stale = 0
-        elif tick == STOP: state.stopped = 1
-        elif tick == KILL: state.halted = 1
-        if tick == STALE or tick == STOP or tick == KILL: _cancel_all(desk)
-    else:
-        apply_row(desk.local, flags, tick, lots, state.use_best_quotes != 0)
-        state.local_changed = 1
-    if flags & LAST and (state.local_changed or kind == CONTROL):
-        state.local_changed = 0
-        state.local_bid, state.local_ask = desk.local.edge[BEST_BID], desk.local.edge[BEST_ASK]
-        if _fresh(desk): _mark(desk)
+@inner
+def _local_run(state: np.record, rules: np.ndarray, book: BookArrays, rows: Rows, row: int, limit_ns: int) -> tuple[int, bool]:
+    "Rows that reach us up to `limit_ns`, until one calls for action; answers the next row, and whether everything has to be cancelled"
+    best_quotes, size = state.use_best_quotes != 0, rows.time_ns.size
+    while row < size and rows.time_ns[row] <= limit_ns:
+        flags, tick, lots = rows.flags[row], rows.tick[row], rows.lots[row]
+        kind, cancel = flags & KIND_MASK, False
+        row += 1
+        if kind == TRADE:
+            if flags & BUY: state.bought_lots += lots
+            else: state.sold_lots += lots
+        elif kind == CONTROL: cancel = _obey(state, tick)
+        else:
+            apply_row(book, flags, tick, lots, best_quotes)
+            state.local_changed = 1
+        if flags & LAST and (state.local_changed or kind == CONTROL):
+            state.local_changed = 0
+            state.local_bid, state.local_ask = book.edge[BEST_BID], book.edge[BEST_ASK]
+            if _is_fresh(state) and _mark(state, rules): cancel = True
+        if cancel:
+            state.time_ns = max(state.time_ns, rows.time_ns[row - 1])
+            return row, True
+    return row, False
 
-# %% ../../nbs/trading/02_matching.ipynb #c30
-@njit(cache=True)
+@inner
+def _obey(state: np.record, code: int) -> bool:
+    "Do what a control row says; True where all orders are to be cancelled"
+    if code == STALE: state.stale = 1
+    elif code == RESUME: state.stale = 0
+    elif code == STOP: state.stopped = 1
+    elif code == KILL: state.halted = 1
+    return code == STALE or code == STOP or code == KILL
+
+# %% ../../nbs/trading/02_matching.ipynb #c32
+@inner
 def _sell_now(desk: Desk, lots: int, purpose: int) -> None:
     "Immediate-or-cancel sale within the band, if no other order is alive"
     state, rule = desk.state[0], desk.rules[0]
     tick = int(0.5 * (state.local_bid + state.local_ask) * (1.0 - rule.flatten_band)) + 1
     if state.order_count == 0 and enough(tick, lots, desk.rules): _send(desk, -1, tick, min(lots, rule.max_lots), purpose, False)
 
-@njit(cache=True)
+@inner
 def _look(desk: Desk) -> bool:
     "Fill in the view; False where the model is not to be asked"
     state, rule, view = desk.state[0], desk.rules[0], desk.market[0]
-    if state.stopped or not _fresh(desk): return False
+    if state.stopped or not _is_fresh(state): return False
     equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask, rule.multiplier, rule.divisor)
     share = (equity - state.known_cash_e8) / equity if equity > 0 else 0.0
     if state.halted:
@@ -473,7 +516,7 @@ def _look(desk: Desk) -> bool:
     desk.wishes[:] = 0
     return True
 
-@njit(cache=True)
+@inner
 def _conclude(desk: Desk, code: int) -> None:
     "The model has answered: its wishes become orders"
     state = desk.state[0]
@@ -482,8 +525,8 @@ def _conclude(desk: Desk, code: int) -> None:
     if 0 <= code < desk.bound.size: desk.bound[code] += 1
     _apply_wishes(desk)
 
-# %% ../../nbs/trading/02_matching.ipynb #c32
-@njit(cache=True)
+# %% ../../nbs/trading/02_matching.ipynb #c34
+@inner
 def _sample(desk: Desk) -> None:
     state = desk.state[0]
     state.next_decision_ns += desk.rules[0].interval_ns
@@ -498,7 +541,7 @@ def _sample(desk: Desk) -> None:
         else: row.quote_ask_tick = order.tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, order.tick)
     state.sample_count += 1
 
-# %% ../../nbs/trading/02_matching.ipynb #c34
+# %% ../../nbs/trading/02_matching.ipynb #c36
 DRY, FULL, QUESTION, OVERRUN = range(4)
 
 def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
@@ -506,27 +549,29 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
     while True:
         if max(state.fill_count, state.finished_count, state.sample_count) > MOST_OUTPUT - SPARE: return FULL
         if state.response_tail - state.response_head > RING - SPARE: return OVERRUN
-        due = local_rows.time_ns[state.local_row] if state.local_row < local_rows.time_ns.size else NEVER
-        what = 0
-        if state.response_head < state.response_tail and desk.responses[state.response_head % RING].due_ns < due:
-            due, what = desk.responses[state.response_head % RING].due_ns, 1
-        if state.exchange_row < exchange_rows.time_ns.size and exchange_rows.time_ns[state.exchange_row] < due:
-            due, what = exchange_rows.time_ns[state.exchange_row], 2
-        if state.request_head < state.request_tail and desk.requests[state.request_head % RING].due_ns < due:
-            due, what = desk.requests[state.request_head % RING].due_ns, 3
-        if state.next_decision_ns < due: due, what = state.next_decision_ns, 4
-        if due > until_ns: return DRY
+        local_due = local_rows.time_ns[state.local_row] if state.local_row < local_rows.time_ns.size else NEVER
+        response_due = desk.responses[state.response_head % RING].due_ns if state.response_head < state.response_tail else NEVER
+        exchange_due = exchange_rows.time_ns[state.exchange_row] if state.exchange_row < exchange_rows.time_ns.size else NEVER
+        request_due = desk.requests[state.request_head % RING].due_ns if state.request_head < state.request_tail else NEVER
+        ours, next_ns = min(request_due, state.next_decision_ns), min(until_ns, state.next_decision_ns)
+        due = min(local_due, response_due, exchange_due, ours)
+        if due > until_ns:
+            state.time_ns = max(state.time_ns, until_ns)
+            return DRY
         state.time_ns = max(state.time_ns, due)
-        if what == 0:
-            row = state.local_row
-            state.local_row += 1
-            _on_local_row(desk, local_rows.flags[row], local_rows.tick[row], local_rows.lots[row])
-        elif what == 1: _on_response(desk)
-        elif what == 2:
-            row = state.exchange_row
-            state.exchange_row += 1
-            _on_exchange_row(desk, due, exchange_rows.flags[row], exchange_rows.tick[row], exchange_rows.lots[row])
-        elif what == 3: _on_request(desk)
+        if local_due == due:
+            state.local_row, cancel = _local_run(state, desk.rules, desk.local, local_rows, state.local_row,
+                                                 min(response_due, exchange_due, request_due, next_ns))
+            if cancel: _cancel_all(desk)
+        elif response_due == due: _on_response(desk)
+        elif exchange_due == due:
+            row = _exchange_run(state, desk.exchange, desk.taken_bid, desk.taken_ask, exchange_rows, state.exchange_row,
+                                min(local_due - 1, response_due - 1, request_due, next_ns))
+            if row == state.exchange_row:
+                _on_exchange_row(desk, due, exchange_rows.flags[row], exchange_rows.tick[row], exchange_rows.lots[row])
+                row += 1
+            state.exchange_row = row
+        elif request_due == due: _on_request(desk)
         else:
             if not state.deciding and _look(desk):
                 state.deciding = 1
@@ -543,7 +588,7 @@ def transition(desk_type: Any, rows_type: Any) -> Any:
 def _silent(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
     return 0
 
-# %% ../../nbs/trading/02_matching.ipynb #c36
+# %% ../../nbs/trading/02_matching.ipynb #c38
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
     def __init__(self, hold_ns: int):
@@ -555,11 +600,13 @@ class Intake:
         "Take in the next batch; ValueError where a row is out of order or reached us before it happened"
         if not len(events): return
         order = np.flatnonzero(np.diff(events.local_ns, prepend=self.latest_ns) < 0)
-        if order.size: raise ValueError(f'row {self.rows + order[0]}: local time {events.local_ns[order[0]]} lies before that of the row before it')
+        if order.size:
+            raise ValueError(f'row {self.rows + order[0]}: local time {events.local_ns[order[0]]} lies before that of the row before it')
         early = np.flatnonzero((events.exchange_ns >= events.local_ns) & (events.kind != CONTROL))
         if early.size:
             ahead = int(events.exchange_ns[early[0]] - events.local_ns[early[0]])
-            raise ValueError(f'row {self.rows + early[0]}: it reached us {ahead / 1e6:.3f} ms before it happened; fit the clock of the tape first')
+            raise ValueError(f'row {self.rows + early[0]}: it reached us {ahead / 1e6:.3f} ms before it happened; '
+                             'fit the clock of the tape first')
         if not self.rows: self.first_ns = int(events.local_ns[0])
         happened = np.maximum(events.exchange_ns, events.local_ns - self.hold_ns)
         self.late_rows += int((happened > events.exchange_ns).sum())
@@ -578,7 +625,7 @@ class Intake:
             setattr(self, name, pending[cut:])
         return parts[0], parts[1]
 
-# %% ../../nbs/trading/02_matching.ipynb #c39
+# %% ../../nbs/trading/02_matching.ipynb #c41
 def _table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
     return pd.DataFrame(np.concatenate([np.zeros(0, dtype), *parts]))
 
@@ -590,9 +637,12 @@ def fill_table(parts: list[np.ndarray]) -> pd.DataFrame:
 def order_table(parts: list[np.ndarray]) -> pd.DataFrame:
     "One row an order by id: side, tick, lots, filled_lots, status, purpose, reason, placed_ns, arrived_ns, ended_ns, queue_ahead_lots"
     table = _table(parts, ORDER).sort_values('order_id', ignore_index=True)
-    words = {name: np.array(names)[table[name].to_numpy()] for name, names in (('status', STATUS), ('purpose', PURPOSE), ('ended_by', ENDED_BY))}
-    return table.assign(filled_lots=table.lots - table.remaining, status=words['status'], purpose=words['purpose'], reason=words['ended_by'])[
-        ['order_id', 'side', 'tick', 'lots', 'filled_lots', 'status', 'purpose', 'reason', 'placed_ns', 'arrived_ns', 'ended_ns', 'queue_ahead_lots']]
+    words = {name: np.array(names)[table[name].to_numpy()] for name, names in (('status', STATUS), ('purpose', PURPOSE), ('ended_by',
+        ENDED_BY))}
+    return table.assign(filled_lots=table.lots - table.remaining, status=words['status'], purpose=words['purpose'],
+        reason=words['ended_by'])[
+        ['order_id', 'side', 'tick', 'lots', 'filled_lots', 'status', 'purpose', 'reason', 'placed_ns', 'arrived_ns', 'ended_ns',
+            'queue_ahead_lots']]
 
 def first_price(events: Events) -> int | None:
     "Median price, in ticks, of the first complete message that names one; None while there is none"
@@ -602,7 +652,7 @@ def first_price(events: Events) -> int | None:
     ends = np.flatnonzero(events.flags[first:] >= LAST)
     return int(np.median(events.tick[first:first + ends[0] + 1][priced[first:first + ends[0] + 1]])) if ends.size else None
 
-# %% ../../nbs/trading/02_matching.ipynb #c41
+# %% ../../nbs/trading/02_matching.ipynb #c43
 class Engine:
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
@@ -616,7 +666,8 @@ class Engine:
     ):
         model, own = model_of(config)
         self.instrument, self.config, self.intake = instrument, config, Intake(hold_ns)
-        self._setting = (model.levels, own) if quoter is None else (levels, np.zeros(1) if parameters is None else np.asarray(parameters, float))
+        self._setting = (model.levels, own) if quoter is None else (levels, np.zeros(1) if parameters is None else np.asarray(parameters,
+            float))
         self._python = model.quoter if quoter is None else quoter
         self._quoter = compile_quoter(self._python) if compiled else None
         self._use_best_quotes, self._parts = use_best_quotes, dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
@@ -645,13 +696,15 @@ class Engine:
         if self.desk is not None: run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
 
     @property
+    def fill_count(self) -> int: return sum(map(len, self._parts['fills']))
+    @property
     def fills(self) -> pd.DataFrame: return fill_table(self._parts['fills'])
     @property
     def orders(self) -> pd.DataFrame: return order_table(self._parts['finished'])
     @property
     def samples(self) -> pd.DataFrame: return _table(self._parts['samples'], SAMPLE)
 
-# %% ../../nbs/trading/02_matching.ipynb #c42
+# %% ../../nbs/trading/02_matching.ipynb #c44
 def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
              parts: dict[str, list[np.ndarray]]) -> None:
     "Drive the transition function until nothing is due; outputs are moved into `parts`"
@@ -663,7 +716,8 @@ def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
         if outcome == QUESTION: state.answer = python(desk.market, desk.parameters, desk.scratch, desk.wishes)
         else: _collect(desk, parts)
     _collect(desk, parts)
-    if outcome == OVERRUN: raise RuntimeError(f'more than {RING - SPARE} pieces of news are on their way to us: shorten response_latency_ms')
+    if outcome == OVERRUN:
+        raise RuntimeError(f'more than {RING - SPARE} pieces of news are on their way to us: shorten response_latency_ms')
 
 def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
     for name, count in (('fills', 'fill_count'), ('finished', 'finished_count'), ('samples', 'sample_count')):
@@ -671,7 +725,7 @@ def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
         if size: parts[name].append(np.array(getattr(desk, name)[:size]))
         desk.state[0][count] = 0
 
-# %% ../../nbs/trading/02_matching.ipynb #c63
+# %% ../../nbs/trading/02_matching.ipynb #c65
 @njit(cache=True)
 def _enter(desk: Desk, side: int, tick: int, lots: int) -> int:
     slot = _new_order(desk, side, tick, lots, MANUAL, False, False)
@@ -685,18 +739,31 @@ def enter_order(
     lots: int,
 ) -> tuple[dict[str, int], str]:  # the order as the exchange has it (fields of ORDER, and cost_e8, fee_e8), and why it was refused or ''
     "Enter a limit order into the simulated exchange at the engine's present moment"
-    nothing = {name: 0 for name in (*ORDER_FIELDS, 'cost_e8', 'fee_e8')}
+    nothing = dict.fromkeys((*ORDER_FIELDS, 'cost_e8', 'fee_e8'), 0)
     if engine.desk is None: return nothing, 'there is no market yet'
     desk, state = engine.desk, engine.desk.state[0]
     if state.stopped or state.halted: return nothing, 'the session is halted'
-    if not _fresh(desk): return nothing, 'the book is stale'
+    if not _is_fresh(desk.state[0]): return nothing, 'the book is stale'
     before = desk.refusals.copy()
     if _allowed(desk, side, tick, lots) < lots:
         why = [name for name, more in zip(REFUSALS, desk.refusals - before) if more]
-        return nothing, why[0] if why else 'above what the limits allow in full'
+        return nothing, why[0] if why else REFUSALS[NO_ROOM if side > 0 else NO_COINS]
     started = int(state.fill_count)
     slot = _enter(desk, side, tick, lots)
     done = desk.fills[started:int(state.fill_count)]
     order = {name: int(desk.orders[slot][name]) for name in ORDER_FIELDS}
     cost = sum(notional_e8(int(fill.tick), int(fill.lots), desk.rules[0].multiplier, desk.rules[0].divisor) for fill in done)
     return {**order, 'cost_e8': int(cost), 'fee_e8': int(done.fee_e8.sum())}, ''
+
+# %% ../../nbs/trading/02_matching.ipynb #c69
+def quotable_lots(engine: Engine) -> int:
+    "Lots of a standard order at this moment; 0 where neither side may quote"
+    if engine.desk is None or engine.desk.state[0].stopped or engine.desk.state[0].halted or not _is_fresh(engine.desk.state[0]): return 0
+    desk, state, rule = engine.desk, engine.desk.state[0], engine.desk.rules[0]
+    equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask, rule.multiplier, rule.divisor)
+    lots = int(standard_lots(equity, state.local_bid, state.local_ask, desk.rules))
+    (bids, reserved), (asks, _) = _working(desk, 1), _working(desk, -1)
+    room = room_to_buy(most_lots(equity, state.local_bid, state.local_ask, desk.rules), state.known_position_lots, bids,
+                       state.known_cash_e8 - reserved, state.local_bid, desk.rules)
+    rooms = (min(lots, room), min(lots, room_to_sell(state.known_position_lots, asks)))
+    return lots if any(enough(state.local_bid, one, desk.rules) for one in rooms) else 0

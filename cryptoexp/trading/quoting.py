@@ -19,9 +19,7 @@ import numpy as np
 from loguru import logger
 from numba import njit, types
 
-from ..config import ConfigError, MarketMakingConfig, Problem
-from ..market.book import NO_ASK, NO_BID
-from ..market.instrument import nearest
+from ..config import ConfigError, MarketMakingConfig, Problem, nearest
 
 # %% ../../nbs/trading/01_quoting.ipynb #c06
 VIEW = np.dtype([
@@ -119,9 +117,8 @@ class Model:
     defaults: Mapping[str, float] = field(default_factory=dict)     # its own parameters and their defaults
 
 def _constant_spread_parameters(config: MarketMakingConfig, own: Mapping[str, float]) -> list[float]:
-    target = config.max_inventory_exposure / 2 if config.inventory_target is None else config.inventory_target
     return [config.spread_percentage, config.volatility_widening, config.volatility_half_life, config.maker_fee,
-            config.min_profit_threshold, target, config.rebalance_threshold]
+            config.min_profit_threshold, config.target_share, config.rebalance_threshold]
 
 MODELS: dict[str, Model] = {model.name: model for model in [
     Model('constant_spread', 'one bid and one ask, a constant spread widened by volatility, floored by fees', constant_spread, 1,
@@ -132,10 +129,12 @@ def model_of(
     config: MarketMakingConfig,
 ) -> tuple[Model, np.ndarray]:  # the model and its parameters, float64
     "The model that a configuration names, with its parameters; ConfigError where the name or a parameter is unknown"
-    if config.model not in MODELS: raise ConfigError([Problem('model', f'{nearest(config.model, MODELS, "model")}; there are: {", ".join(MODELS)}')])
+    if config.model not in MODELS: raise ConfigError([Problem('model',
+        f'there is no model {config.model!r}; {nearest(config.model, list(MODELS))}')])
     model = MODELS[config.model]
     own = {**model.defaults, **config.model_parameters}
-    problems = [Problem('model_parameters', f'{model.name} has no parameter {name!r}; it has: {", ".join(model.defaults) or "none of its own"}')
+    problems = [Problem('model_parameters',
+        f'{model.name} has no parameter {name!r}; it has: {", ".join(model.defaults) or "none of its own"}')
                 for name in config.model_parameters if name not in model.defaults]
     if problems: raise ConfigError(problems)
     return model, np.array(model.prepare(config, own), dtype=np.float64)

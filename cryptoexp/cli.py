@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 
+# %% ../nbs/20_cli.ipynb #c04
 if TYPE_CHECKING: from cryptoexp.market_making import MarketMaker
 
-# %% ../nbs/20_cli.ipynb #c06
+# %% ../nbs/20_cli.ipynb #c07
 UNITS = {'': 1.0, 's': 1.0, 'm': 60.0, 'h': 3600.0, 'd': 86400.0}
 
 def seconds(text: str) -> float:
@@ -38,7 +39,7 @@ def speed(text: str) -> float | None:
         if 0 < float(text) < float('inf'): return float(text)
     raise argparse.ArgumentTypeError(f'{text!r} is not a speed: write a positive number, or max')
 
-# %% ../nbs/20_cli.ipynb #c09
+# %% ../nbs/20_cli.ipynb #c10
 EXAMPLES = '''examples:
   cryptoexp trade                                        four hours of the embedded (synthetic) BTC/USDT market
   cryptoexp trade --preset zero-fee-touch --duration 30m  the same market for a maker without fees
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
     return parser
 
-# %% ../nbs/20_cli.ipynb #c12
+# %% ../nbs/20_cli.ipynb #c13
 def configuration(arguments: argparse.Namespace) -> Any:  # MarketMakingConfig
     "Lay preset, file, environment and options over the defaults; ConfigError naming everything that is wrong"
     from dataclasses import fields
@@ -98,7 +99,7 @@ def source_of(words: Sequence[str]) -> Any:
     if missing: raise FileNotFoundError(f'no such source or file: {", ".join(missing)}; a source is embedded, binance, or a recording')
     return [Path(word) for word in words]
 
-# %% ../nbs/20_cli.ipynb #c15
+# %% ../nbs/20_cli.ipynb #c16
 def describe(now: dict[str, Any]) -> dict[str, str]:
     "A running session in words: market time, mid, quotes, inventory, equity, fills"
     if not now['time_ns']: return {'market': 'waiting for the first price', 'rows': f"{now['rows']:,}"}
@@ -135,7 +136,7 @@ def panel(title: str, words: dict[str, str]) -> Any:
     for name, text in words.items(): table.add_row(f'[dim]{name}[/]', text)
     return table
 
-# %% ../nbs/20_cli.ipynb #c19
+# %% ../nbs/20_cli.ipynb #c20
 def trade(arguments: argparse.Namespace) -> int:
     "Run one session as asked; answers the exit status"
     from cryptoexp.config import PRESETS

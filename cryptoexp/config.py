@@ -240,8 +240,7 @@ class MarketMakingConfig:
         for item in fields(self): setattr(self, item.name, as_declared(item.name, getattr(self, item.name)))
     def validate(self) -> None:
         "Raise `ConfigError` naming every problem; call it again after changing a field"
-        problems = problems_in({item.name: getattr(self, item.name) for item in fields(self)})
-        if problems: raise ConfigError(problems)
+        if problems := problems_in({item.name: getattr(self, item.name) for item in fields(self)}): raise ConfigError(problems)
     def to_dict(self) -> dict[str, Any]:
         "The fields as plain data, ready for JSON"
         return asdict(self) | {'sources': list(self.sources)}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'SECRET', 'LONG_KEY', 'LOGIN', 'Texts', 'shown_url', 'redacted', 'NetError', 'retry_after_seconds',
            'refusal', 'connection_failure', 'backoff', 'RateLimit', 'check_url', 'is_local', 'Socket', 'read_json',
-           'Session', 'attempt_get', 'get_bytes', 'open_socket']
+           'Pool', 'Session', 'attempt_get', 'get_bytes', 'open_socket']
 
 # %% ../nbs/01_net.ipynb #c03
 import asyncio
@@ -236,24 +236,9 @@ def read_json(
         raise NetError(url, f'the answer is not JSON: {error}', hint, 200, body[:120].decode('utf-8', 'replace')) from None
 
 # %% ../nbs/01_net.ipynb #c36
-class Session:
-    "Pooled connections to venues; use it as `async with Session() as session`, or call `close()` at the end"
-    def __init__(
-        self,
-        deadline: float = 15.0,             # s for a question, all attempts and waits included
-        attempt_limit: float = 5.0,         # s for one attempt
-        attempts: int = 4,                  # at most
-        rate: float = 10.0,                 # questions a second to one host, in the long run
-        burst: int = 10,                    # questions at once to one host
-        max_bytes: int = 64 * 2**20,        # longest answer
-        generator: random.Random | None = None,                    # draws the jitter; None: one of its own, seeded anew
-        sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,  # waits some seconds
-    ):
-        if not (deadline > 0 and attempt_limit > 0 and attempts >= 1):
-            raise ValueError(f'deadline {deadline} and attempt_limit {attempt_limit} must be positive, attempts {attempts} at least 1')
-        self.deadline, self.attempt_limit, self.attempts, self.max_bytes = deadline, attempt_limit, attempts, max_bytes
-        self.rate, self.burst, self.sleep, self.generator = rate, burst, sleep, generator or random.Random()
-        self.limits: dict[str, RateLimit] = {}
+class Pool:
+    "The connections of a session, opened when first needed and closed together"
+    def __init__(self) -> None:
         self.opened: aiohttp.ClientSession | None = None
         self.closed = False
 
@@ -274,6 +259,27 @@ class Session:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
+# %% ../nbs/01_net.ipynb #c38
+class Session(Pool):
+    "Pooled connections to venues; use it as `async with Session() as session`, or call `close()` at the end"
+    def __init__(
+        self,
+        deadline: float = 15.0,             # s for a question, all attempts and waits included
+        attempt_limit: float = 5.0,         # s for one attempt
+        attempts: int = 4,                  # at most
+        rate: float = 10.0,                 # questions a second to one host, in the long run
+        burst: int = 10,                    # questions at once to one host
+        max_bytes: int = 64 * 2**20,        # longest answer
+        generator: random.Random | None = None,                    # draws the jitter; None: one of its own, seeded anew
+        sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,  # waits some seconds
+    ):
+        if not (deadline > 0 and attempt_limit > 0 and attempts >= 1):
+            raise ValueError(f'deadline {deadline} and attempt_limit {attempt_limit} must be positive, attempts {attempts} at least 1')
+        self.deadline, self.attempt_limit, self.attempts, self.max_bytes = deadline, attempt_limit, attempts, max_bytes
+        self.rate, self.burst, self.sleep, self.generator = rate, burst, sleep, generator or random.Random()
+        self.limits: dict[str, RateLimit] = {}
+        super().__init__()
+
     async def get(self, url: str, params: Texts = None, headers: Texts = None, deadline: float | None = None) -> bytes:
         "The answer to a question, see `get_bytes`"
         return await get_bytes(self, url, params, headers, deadline)
@@ -287,7 +293,7 @@ class Session:
         "An open websocket, see `open_socket`"
         return open_socket(self, url, silence, max_message, connect_limit, headers)
 
-# %% ../nbs/01_net.ipynb #c38
+# %% ../nbs/01_net.ipynb #c40
 async def attempt_get(
     session: Session,                   # its pool and limits
     url: str,                           # what to ask
@@ -308,7 +314,7 @@ async def attempt_get(
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error: failure = connection_failure(url, error)
     raise failure     # out here, so that it does not drag the other error, with its headers, along as its context
 
-# %% ../nbs/01_net.ipynb #c40
+# %% ../nbs/01_net.ipynb #c42
 async def get_bytes(
     session: Session,                          # its pool and limits
     url: str,                                  # what to ask; https, or http on this machine
@@ -338,7 +344,7 @@ async def get_bytes(
         raise NetError(url, f'no answer within {seconds:g} s{before}', 'check the network, or allow more time', transient=True,
                        attempts=max(1, attempt)) from None
 
-# %% ../nbs/01_net.ipynb #c42
+# %% ../nbs/01_net.ipynb #c44
 @contextlib.asynccontextmanager
 async def open_socket(
     session: Session,                          # its pool

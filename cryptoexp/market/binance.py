@@ -225,8 +225,8 @@ def _columns(stamps: Sequence[int], parsed: list[Any], symbol: str | None) -> tu
     worst = np.zeros(size, np.uint8)
     if faults.any():
         for place in range(size): worst[place] = faults[2 * start[place]:2 * (start[place] + count[place])].max(initial=0)
-    columns = Messages(kind, np.array(stamps, np.int64), exchange, np.where(kind == DEPTH, first, final), final, previous, start, count, bids,
-                       np.ascontiguousarray(mantissas[::2]), np.ascontiguousarray(mantissas[1::2]))
+    columns = Messages(kind, np.array(stamps, np.int64), exchange, np.where(kind == DEPTH, first, final), final, previous,
+                       start, count, bids, np.ascontiguousarray(mantissas[::2]), np.ascontiguousarray(mantissas[1::2]))
     return columns, worst, symbol or next(iter(symbols), None)
 
 # %% ../../nbs/market/03_binance.ipynb #c22

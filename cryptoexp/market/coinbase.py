@@ -31,7 +31,7 @@ def ticker(
         bid, ask, last = (float(decimal(data[name])) for name in ('bid', 'ask', 'price'))
         volume = float('nan') if data.get('volume') is None else float(decimal(data['volume']))
         whole, _, fraction = str(data['time']).rstrip('Z').partition('.')
-        seconds = datetime.fromisoformat(f'{whole}+00:00').timestamp() + (float(f'0.{int(fraction):0{len(fraction)}d}') if fraction else 0)
+        seconds = datetime.fromisoformat(f'{whole}+00:00').timestamp() + (float(f'0.{fraction}') if fraction else 0)
     except KeyError as error:
         raise ValueError(f'the answer of Coinbase has no {error}' + (f': {data["message"]}' if 'message' in data else '')) from error
     except (TypeError, ValueError) as error: raise ValueError(f'the answer of Coinbase is malformed: {error}') from error

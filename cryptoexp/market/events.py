@@ -80,9 +80,9 @@ def from_rows(
 
 def concat(batches: Iterable[Events]) -> Events:
     "Join batches in the order given; none at all gives the empty batch"
-    parts = [batch.columns for batch in batches]
-    if not parts: return from_rows([])
-    return Events(*(np.concatenate(columns) for columns in zip(*parts)))
+    parts = [batch for batch in batches if len(batch)]
+    if len(parts) < 2: return parts[0] if parts else from_rows([])
+    return Events(*(np.concatenate(columns) for columns in zip(*(part.columns for part in parts))))
 
 # %% ../../nbs/market/00_events.ipynb #c19
 class Digest:

@@ -142,8 +142,8 @@ class Tape:
         early = np.flatnonzero((local <= self.events.exchange_ns) & (self.events.kind != CONTROL))
         if early.size:
             row, most = int(early[0]), int((self.events.exchange_ns - local)[early].max())
-            raise ValueError(f'{", ".join(self.source) or "this tape"}: {len(early):,} rows arrive up to {most / 1e6:.3f} ms before they happen '
-                             f'(the first is row {row}, {KIND_NAMES.get(int(self.events.kind[row]), "unknown")}): a strategy would see the '
+            raise ValueError(f'{", ".join(self.source) or "this tape"}: {len(early):,} rows arrive up to {most / 1e6:.3f} ms before '
+                             f'they happen (the first is row {row}, {KIND_NAMES.get(int(self.events.kind[row]), "unknown")}): a strategy would see the '
                              'future. Fit the clock (fit_clock), or declare a larger base latency')
         return Events(self.events.flags, self.events.exchange_ns, local, self.events.tick, self.events.lots, self.events.id)
 
@@ -172,7 +172,8 @@ class Tape:
 def describe(tape: Tape) -> list[tuple[str, str]]:
     "What a tape holds as (fact, value)"
     events, kind, traded = tape.events, tape.events.kind, tape.instrument
-    facts = [('market', f'{traded.pair} on {traded.venue}, tick {traded.tick_size}, lot {traded.lot_size}' + ' (read off the data)' * traded.inferred),
+    facts = [('market', f'{traded.pair} on {traded.venue}, tick {traded.tick_size}, lot {traded.lot_size}'
+                        + ' (read off the data)' * traded.inferred),
              ('source', ', '.join(tape.source) + ' (synthetic)' * tape.synthetic)]
     if len(events):
         begin, end = int(events.local_ns.min()), int(events.local_ns.max())
@@ -344,7 +345,7 @@ def agreement(
     common = common[common.quote_id.notna()].reset_index(drop=True)
     common['agrees'] = np.logical_and.reduce([common[f'book_{name}'] == common[f'quote_{name}'] for name in names])
     columns = ['id', 'quote_id', 'exchange_ns', *(f'{voice}_{name}' for name in names for voice in ('book', 'quote')), 'agrees']
-    return common[columns].astype({column: np.int64 for column in columns[:-1]})
+    return common[columns].astype(dict.fromkeys(columns[:-1], np.int64))
 
 def crossings(tape: Tape) -> int:
     "After how many messages the best bid of the synced book is not below its best ask"
@@ -376,7 +377,7 @@ def load_tape(path: Path) -> Tape:
     if about is None or tuple(table.column_names) != COLUMNS:
         raise ValueError(f'{path} is a Parquet file but not a tape: columns {", ".join(table.column_names[:8])}')
     told = json.loads(about)
-    if told['format'] != FORMAT: raise ValueError(f'{path} is of tape format {told["format"]}, this version reads {FORMAT}: update cryptoexp')
+    if told['format'] != FORMAT: raise ValueError(f'{path} is of tape format {told["format"]}, not {FORMAT}: update cryptoexp')
     clock = Clock(**{**told['clock'], 'residual_ns': tuple(told['clock']['residual_ns'])})
     columns = [np.ascontiguousarray(table[name].to_numpy()) for name in COLUMNS]
     rest = tuple(told['source']), told['synthetic'], told['problems'], told['notes']

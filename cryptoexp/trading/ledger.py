@@ -81,24 +81,25 @@ def count_minutes(minute_lots: dict[int, int], events: Events) -> None:
     for minute, lots in zip(minutes.tolist(), sums.tolist()): minute_lots[minute] = minute_lots.get(minute, 0) + lots
 
 def session_of(
-    engine: Engine,  # after finish()
-    source: str, digest: str, synthetic: bool, preset: str | None = None, notes: Sequence[str] = (),
+    engine: Engine,            # after `finish()`
+    source: str,               # where the rows came from: file names, or the name of a feed
+    digest: str,               # SHA-256 of the rows
+    synthetic: bool = False,
+    preset: str | None = None,
+    notes: Sequence[str] = (),
     minute_lots: Mapping[int, int] | None = None,  # see count_minutes
-) -> Session:
+) -> Session:                  # plain tables; ValueError where the engine never saw a price
     "What an engine leaves behind when it has finished"
-    samples, intake = engine.samples, engine.intake
-    touch = (int(samples.bid_tick.iloc[0]), int(samples.ask_tick.iloc[0])) if len(samples) else (-1, -1)
-    desk = engine.desk
-    counters: dict[str, int | float] = dict.fromkeys(COUNTERS, 0)
-    if desk is not None:
-        state = desk.state[0]
-        counters = {name: state[name].item() for name in COUNTERS if name not in ('rows', 'late_rows')}
-    counters |= {'rows': intake.rows, 'late_rows': intake.late_rows}
-    refused, bound = (np.zeros(len(REFUSALS)), np.zeros(len(BOUND))) if desk is None else (desk.refusals, desk.bound)
-    return Session(engine.instrument, engine.config, source, preset, synthetic, digest, intake.first_ns, intake.latest_ns,
-                   engine.fills, engine.orders, samples, *touch, counters,
-                   {name: int(count) for name, count in zip(REFUSALS, refused)}, {name: int(count) for name, count in zip(BOUND, bound)},
-                   tuple(notes), dict(minute_lots or {}))
+    if engine.desk is None: raise ValueError(f'{source}: no price in {engine.intake.rows} rows, so there is nothing to trade on')
+    state, samples, intake = engine.desk.state[0], engine.samples, engine.intake
+    bid, ask = (int(samples.bid_tick.iloc[0]), int(samples.ask_tick.iloc[0])) if len(samples) else (-1, -1)
+    counters = {name: state[name].item() for name in COUNTERS if name not in ('rows', 'late_rows')}
+    return Session(
+        instrument=engine.instrument, config=engine.config, source=source, preset=preset, synthetic=synthetic, digest=digest,
+        start_ns=intake.first_ns, end_ns=intake.latest_ns, fills=engine.fills, orders=engine.orders, samples=samples,
+        start_bid_tick=bid, start_ask_tick=ask, counters=counters | {'rows': intake.rows, 'late_rows': intake.late_rows},
+        refusals=dict(zip(REFUSALS, engine.desk.refusals.tolist())), bound=dict(zip(BOUND, engine.desk.bound.tolist())),
+        notes=list(notes), minute_lots=dict(minute_lots or {}))
 
 # %% ../../nbs/trading/03_ledger.ipynb #c14
 def whole_and_decimals(
@@ -249,7 +250,8 @@ def order_log(session: Session) -> pd.DataFrame:  # text, columns as ORDER_COLUM
     orders, grid, moments = session.orders, session.instrument, ('placed', 'arrived', 'ended')
     times = {f'{name}_time': time_texts(orders[f'{name}_ns']) for name in moments}
     stamps = {f'{name}_ns': [str(time) if time else '' for time in orders[f'{name}_ns'].tolist()] for name in moments}
-    sizes = {name: grid_texts(orders[f'{name}_lots'.removeprefix('amount_')], grid.lot_size) for name in ('amount', 'filled', 'queue_ahead')}
+    lots = {'amount': 'lots', 'filled': 'filled_lots', 'queue_ahead': 'queue_ahead_lots'}
+    sizes = {name: grid_texts(orders[column], grid.lot_size) for name, column in lots.items()}
     words = {name: orders[name].astype(str).tolist() for name in ('status', 'purpose', 'reason')}
     return pd.DataFrame(dict(
         order_id=list(map(str, orders.order_id.tolist())), side=['buy' if side > 0 else 'sell' for side in orders.side.tolist()],
@@ -311,9 +313,10 @@ def warnings(session: Session) -> list[str]:
     overall, worst, above = participation(session)
     found = []
     if overall is not None and overall > PARTICIPATION:
-        found.append(f'Our fills are {overall:.1%} of all that was traded, and a market would have noticed: trade smaller, or doubt the result.')
+        found.append(f'Our fills are {overall:.1%} of all that was traded, and a market would have noticed: trade smaller.')
     if worst is not None and above:
-        found.append(f'In {above} minute{"s" * (above > 1)} our fills were over {PARTICIPATION:.0%} of what was traded, at most {worst:.1%}.')
+        times = 'one minute' if above == 1 else f'{above} minutes'
+        found.append(f'In {times} our fills were over {PARTICIPATION:.0%} of what was traded, at most {worst:.1%}.')
     if session.counters['halted']: found.append('A limit halted the session: from then on nothing was quoted.')
     if late := int(session.counters['late_rows']):
         found.append(f'{late:,} of {session.counters["rows"]:,} rows were under way for longer than the engine waits; '

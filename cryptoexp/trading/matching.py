@@ -591,8 +591,9 @@ def _silent(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishe
 # %% ../../nbs/trading/02_matching.ipynb #c38
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
-    def __init__(self, hold_ns: int):
+    def __init__(self, hold_ns: int, use_best_quotes: bool = True):
         if hold_ns <= 0: raise ValueError(f'hold_ns is the largest feed latency and must be positive, not {hold_ns}')
+        self.use_best_quotes = use_best_quotes  # False: best quotes are checked and counted, but nobody needs them
         self.hold_ns, self.rows, self.late_rows, self.first_ns, self.latest_ns = int(hold_ns), 0, 0, 0, 0
         self.waiting = self._happened = from_rows([])
 
@@ -608,9 +609,10 @@ class Intake:
             raise ValueError(f'row {self.rows + early[0]}: it reached us {ahead / 1e6:.3f} ms before it happened; '
                              'fit the clock of the tape first')
         if not self.rows: self.first_ns = int(events.local_ns[0])
-        happened = np.maximum(events.exchange_ns, events.local_ns - self.hold_ns)
-        self.late_rows += int((happened > events.exchange_ns).sum())
+        self.late_rows += int((events.local_ns - events.exchange_ns > self.hold_ns).sum())
         self.rows, self.latest_ns = self.rows + len(events), int(events.local_ns[-1])
+        if not self.use_best_quotes: events = events[events.kind != BEST_QUOTE]
+        happened = np.maximum(events.exchange_ns, events.local_ns - self.hold_ns)
         self.waiting = concat([self.waiting, events])
         pending = concat([self._happened, Events(events.flags, happened, *events.columns[2:])])
         in_order = (np.diff(pending.exchange_ns) >= 0).all()
@@ -665,7 +667,7 @@ class Engine:
         compiled: bool = True,                 # False: run the model in Python even if it could be compiled
     ):
         model, own = model_of(config)
-        self.instrument, self.config, self.intake = instrument, config, Intake(hold_ns)
+        self.instrument, self.config, self.intake = instrument, config, Intake(hold_ns, use_best_quotes)
         self._setting = (model.levels, own) if quoter is None else (levels, np.zeros(1) if parameters is None else np.asarray(parameters,
             float))
         self._python = model.quoter if quoter is None else quoter

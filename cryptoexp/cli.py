@@ -41,8 +41,8 @@ def speed(text: str) -> float | None:
 
 # %% ../nbs/20_cli.ipynb #c10
 EXAMPLES = '''examples:
-  cryptoexp trade                                        four hours of the embedded (synthetic) BTC/USDT market
-  cryptoexp trade --preset zero-fee-touch --duration 30m  the same market for a maker without fees
+  cryptoexp trade                                        half a day of the embedded (synthetic) BTC/USDT market
+  cryptoexp trade --preset zero-fee-tier --duration 30m  the same market for a maker without fees
   cryptoexp trade --source btcusdt_20240808.gz btcusdt_20240809.gz   a recording, or several that join
   cryptoexp trade --source binance --duration 10m        the live market, on paper (needs a network, no key)
   cryptoexp trade --config my.toml --set maker_fee=0 --json > summary.json
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--set', dest='fields', action='append', default=[], metavar='FIELD=VALUE',
         help='set one field; may be repeated, wins over all else')
     add('--duration', type=seconds, metavar='TIME',
-        help='market time: 90s, 10m, 4h, 1d (default: embedded 4h, files to their end, live until Ctrl-C)')
+        help='market time: 90s, 10m, 4h, 1d (default: embedded 12h, files to their end, live until Ctrl-C)')
     add('--speed', type=speed, default=None, metavar='FACTOR',
         help='market time against wall time, or max (default: max; live markets always run at theirs)')
     add('--out', type=Path, default=Path('runs'), metavar='FOLDER', help="where a run's folder is made (default: runs)")

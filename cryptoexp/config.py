@@ -282,10 +282,10 @@ class Preset(NamedTuple):
 
 PRESETS: dict[str, Preset] = {
     'binance-spot': Preset('a Binance spot account without a fee tier: 0.1 % maker and taker; the quotes must earn 0.2 % beyond that', {}),
-    'zero-fee-touch': Preset(
-        'no fee on either side and no profit floor: quotes stand at the touch, one tick from the best where there is room',
+    'zero-fee-tier': Preset(
+        'an account without fees on either side, and no profit floor: one tick around the mid, which is the touch where the spread is a tick',
         {'maker_fee': 0.0, 'taker_fee': 0.0, 'min_profit_threshold': 0.0,
-         'spread_percentage': 1e-6, 'volatility_widening': 0.0, 'refresh_tolerance': 0.0}),
+         'spread_percentage': 1e-7, 'volatility_widening': 0.0, 'refresh_tolerance': 0.0}),
     'maker-rebate': Preset(
         'a market-maker programme: 0.005 % rebate for resting orders, 0.03 % for taking, a floor of 0.01 % a round trip',
         {'maker_fee': -0.00005, 'taker_fee': 0.0003, 'min_profit_threshold': 0.0001,

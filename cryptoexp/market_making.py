@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFLINE', 'VENUES', 'Source', 'HOUR_NS', 'ask_binance', 'ask_coinbase', 'ask_sources', 'is_file', 'open_feed',
-           'MarketMaker', 'fetch', 'base_latency_ns', 'quote_rows', 'seen', 'place', 'look_once', 'take_turn', 'within',
+           'base_latency_ns', 'MarketMaker', 'fetch', 'quote_rows', 'seen', 'place', 'look_once', 'take_turn', 'within',
            'run_session', 'stopped_by_signals', 'status_of', 'MarketMakingConfig', 'MarketData']
 
 # %% ../nbs/10_market_making.ipynb #c03
@@ -21,12 +21,11 @@ from loguru import logger
 from .config import MarketData, MarketMakingConfig
 from .durable import new_run_folder
 from .market import binance, coinbase, tape
-from .market.events import BEST_QUOTE, BUY, CLOCK, CONTROL, LAST, RESUME, SELL, TRADE, Digest, Events, from_rows
-from .market.feed import BinanceFeed, EventFeed, Feed
-from .market.instrument import MONEY_SCALE, Instrument, order_problems, split_pair
-from .market.synthetic import SyntheticMarket
-from .net import NetError, Session as NetSession
-from .trading.backtest import Result, largest_latency_ns, session_of
+from .market.events import BEST_QUOTE, BUY, CLOCK, CONTROL, LAST, RESUME, SELL, TRADE, Events, from_rows
+from .market.feed import BinanceFeed, EventFeed, Feed, embedded_feed
+from .market.instrument import MONEY_SCALE, Instrument, order_problems
+from .net import NetError, Session
+from .trading.backtest import Result, Run, largest_latency_ns, source_name
 from .trading.limits import equity_e8
 from .trading.matching import STATUS, Engine, enter_order, quotable_lots
 from .trading.quoting import Quoter
@@ -37,18 +36,19 @@ _all_ = ['MarketMakingConfig', 'MarketData']
 # %% ../nbs/10_market_making.ipynb #c08
 OFFLINE = "without a network: source='embedded' (a synthetic market) or a recording, on the command line --source embedded or --source FILE"
 
-async def ask_binance(session: NetSession, pair: str, urls: dict[str, str]) -> tuple[MarketData, float, float, Instrument]:
+async def ask_binance(session: Session, pair: str, urls: dict[str, str]) -> tuple[MarketData, float, float, Instrument]:
     "Binance's answer: market data, amounts at the best bid and ask (base currency), and the instrument"
-    base_url, symbol = urls.get('binance_rest', binance.REST_URL), ''.join(split_pair(pair))
+    base_url, symbol = urls.get('binance_rest', binance.REST_URL).rstrip('/'), binance.symbol_of(pair)
     listed = binance.instruments(await session.get_json(base_url + binance.exchange_info_path(symbol)))
     quote = await session.get_json(base_url + binance.ticker_path(symbol))
-    return binance.ticker(quote), float(quote['bidQty']), float(quote['askQty']), listed[symbol]
+    return binance.ticker(quote), float(quote['bidQty']), float(quote['askQty']), binance.find_instrument(listed, pair)
 
-async def ask_coinbase(session: NetSession, pair: str, urls: dict[str, str]) -> tuple[MarketData, float, float, Instrument]:
+async def ask_coinbase(session: Session, pair: str, urls: dict[str, str]) -> tuple[MarketData, float, float, Instrument]:
     "Coinbase's answer, as `ask_binance`; amounts are 0 where the venue tells none"
-    base_url, product = urls.get('coinbase_rest', coinbase.REST_URL), '-'.join(split_pair(pair))
-    listed = coinbase.instruments([await session.get_json(base_url + coinbase.product_path(product))])
-    return coinbase.ticker(await session.get_json(base_url + coinbase.ticker_path(product))), 0.0, 0.0, listed[product]
+    base_url = urls.get('coinbase_rest', coinbase.REST_URL).rstrip('/')
+    listed = coinbase.instruments(await session.get_json(base_url + coinbase.products_path()))
+    quote = await session.get_json(base_url + coinbase.ticker_path(coinbase.product_of(pair)))
+    return coinbase.ticker(quote), 0.0, 0.0, coinbase.find_instrument(listed, pair)
 
 VENUES = {'binance': ask_binance, 'coinbase': ask_coinbase}
 
@@ -60,7 +60,7 @@ async def ask_sources(
 ) -> tuple[str, MarketData, float, float, Instrument]:
     "The first venue that answers, with its name; ConnectionError with every cause where none does"
     failures = []
-    async with NetSession(deadline=10.0) as session:
+    async with Session(deadline=10.0) as session:
         for name in names:
             if name not in VENUES:
                 failures.append(f'{name}: no such source; there are {", ".join(VENUES)}')
@@ -86,23 +86,24 @@ def open_feed(
     on_line: Callable[[int, bytes], None] | None = None,  # told every raw line of a live feed
 ) -> Feed:                              # an async context manager and iterator of batches
     "The feed that a source names; FileNotFoundError, ValueError or LookupError where there is none"
-    if source == 'embedded':
-        market = SyntheticMarket(config.seed)
-        return EventFeed(market.batches(duration_ns), market.instrument, 'embedded', True, market.hold_ns, speed)
+    if source == 'embedded': return embedded_feed(duration_ns, config.seed, speed)
     if source == 'binance':
         urls = config.venue_urls
         return BinanceFeed(config.trading_pair, urls.get('binance_rest', binance.REST_URL),
             urls.get('binance_websocket', binance.WEBSOCKET_URL),
-                           speed=speed or 1.0, base_latency_ns=round(config.base_feed_latency_ms * 1e6), on_line=on_line)
+                           speed=speed or 1.0, base_latency_ns=base_latency_ns(config), on_line=on_line)
     if isinstance(source, str) and source in VENUES:
         raise LookupError(f'{source} can be asked for single quotes only, and a running session needs its streams: '
                           'use binance, the embedded market or a recording')
     paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(path) for path in source]
     recording = tape.load(paths)
     rows = recording.timeline()
-    feed = EventFeed(rows, recording.instrument, recording.source, recording.synthetic, largest_latency_ns(rows), speed)
-    feed.notes.extend(recording.notes)
-    return feed
+    return EventFeed(rows, recording.instrument, source_name(recording), recording.synthetic, largest_latency_ns(rows), speed,
+                     notes=list(recording.problems))
+
+def base_latency_ns(config: MarketMakingConfig) -> int:
+    "The least latency of market data, ns"
+    return round(config.base_feed_latency_ms * 1e6)
 
 # %% ../nbs/10_market_making.ipynb #c13
 class MarketMaker:
@@ -111,7 +112,7 @@ class MarketMaker:
         self, config: MarketMakingConfig, *,
         source: Source | None = None,    # 'embedded', a venue, or files; None: the venues of config.sources
         preset: str | None = None,       # its name, for the summary
-        duration: float | None = None,   # s of market time; None: to the end of the data (embedded: four hours)
+        duration: float | None = None,   # s of market time; None: to the end of the data (embedded: twelve hours)
         speed: float | None = None,      # market time against wall time; None: as fast as possible
         out: str | Path | None = None,   # folder under which a run's own folder is made; None: nothing is written
         quoter: Quoter | None = None, levels: int = 1,  # a model of one's own, and its levels a side
@@ -123,11 +124,12 @@ class MarketMaker:
         self.duration_ns = None if duration is None else round(duration * 1e9)
         self.engine: Engine | None = None
         self.result: Result | None = None
+        self._run: Run | None
         self.paths: dict[str, Path] = {}
         self.feed: Feed | None = None
         self._model, self._on_turn, self._stopping = (quoter, levels, compiled), on_turn, asyncio.Event()
         self._batches: AsyncIterator[Events] | None = None
-        self._venue, self._digest, self._last_tick = '', Digest(), 0
+        self._venue, self._run, self._last_tick = '', None, 0
 
     async def fetch_market_data(self) -> MarketData: return await fetch(self)
     def calculate_order_size(self) -> float: return float(self.engine.instrument.amount(quotable_lots(self.engine))) if self.engine else 0.0
@@ -142,7 +144,7 @@ class MarketMaker:
 # %% ../nbs/10_market_making.ipynb #c15
 async def fetch(maker: MarketMaker) -> MarketData:
     "Best quotes now: of the running offline feed, or of the first venue that answers; primes the paper book where no feed runs"
-    if maker.feed is not None and (maker.feed.synthetic or maker._venue == ''): return seen(maker)
+    if maker.feed is not None and not maker._venue: return seen(maker)
     names = [maker.source] if isinstance(maker.source, str) and maker.source in VENUES else maker.config.sources
     venue, data, bid_amount, ask_amount, instrument = await ask_sources(names, maker.config.trading_pair, maker.config.venue_urls)
     if maker.feed is not None: return data
@@ -156,8 +158,6 @@ async def fetch(maker: MarketMaker) -> MarketData:
         return data
     maker.engine.feed(quote_rows(data, bid_amount, ask_amount, maker.engine, time.time_ns()))
     return data
-
-def base_latency_ns(config: MarketMakingConfig) -> int: return round(config.base_feed_latency_ms * 1e6)
 
 def quote_rows(data: MarketData, bid_amount: float, ask_amount: float, engine: Engine, now_ns: int) -> Events:
     "A single look at the market as rows: both best quotes, that the book is whole, and a tick of the clock once all that is settled"
@@ -209,7 +209,7 @@ async def look_once(maker: MarketMaker) -> bool:
 
 async def take_turn(maker: MarketMaker) -> bool:
     "A turn with a feed: the next batch of rows, or the end of the session, whichever comes first"
-    assert maker._batches is not None and maker.engine is not None
+    assert maker._batches is not None and maker.engine is not None and maker._run is not None
     batch, stop = asyncio.ensure_future(anext(maker._batches, None)), asyncio.ensure_future(maker._stopping.wait())
     try: await asyncio.wait([batch, stop], return_when=asyncio.FIRST_COMPLETED)
     finally: stop.cancel()
@@ -220,8 +220,7 @@ async def take_turn(maker: MarketMaker) -> bool:
     rows = batch.result()
     if rows is None: return False
     rows, more = within(rows, maker.duration_ns, maker.engine.intake.first_ns)
-    maker.engine.feed(rows)
-    maker._digest.update(rows)
+    maker._run.feed(rows)
     trades = rows.tick[rows.kind == TRADE]
     if trades.size: maker._last_tick = int(trades[-1])
     if maker._on_turn: maker._on_turn(maker)
@@ -240,22 +239,22 @@ async def run_session(maker: MarketMaker) -> Result:
     "Open the feed, take turns to the end, settle, and write the files"
     source = maker.source if maker.source is not None else next((name for name in maker.config.sources if name == 'binance'),
         maker.config.sources[0])
-    if source == 'embedded' and maker.duration_ns is None: maker.duration_ns = 4 * HOUR_NS
+    if source == 'embedded' and maker.duration_ns is None: maker.duration_ns = 12 * HOUR_NS
     maker._stopping.clear()
     with stopped_by_signals(maker):
         async with open_feed(source, maker.config, maker.duration_ns or 0, maker.speed) as feed:
             folder = None if maker.out is None else new_run_folder(maker.out,
                 f'{Path(feed.name).name.split(".")[0]}-{feed.instrument.symbol.lower()}')
-            maker.feed, maker._batches, maker._digest = feed, aiter(feed), Digest()
+            maker.feed, maker._batches = feed, aiter(feed)
             maker._venue = source if isinstance(source, str) and source in VENUES else ''
             maker.engine = Engine(feed.instrument, maker.config, *maker._model[:2], hold_ns=feed.hold_ns,
                 use_best_quotes=feed.use_best_quotes,
                                   compiled=maker._model[2])
+            maker._run = Run(maker.engine, feed.name, feed.synthetic, maker.preset)
             try:
                 while await maker.market_making_strategy(): pass
             finally: maker.feed = maker._batches = None
-            maker.engine.finish()
-            maker.result = Result(session_of(maker.engine, feed.name, maker._digest.hexdigest(), feed.synthetic, maker.preset, feed.notes))
+            maker.result = maker._run.finish(feed.notes)
     if folder is not None: maker.paths = maker.result.write(folder)
     return maker.result
 

@@ -512,6 +512,10 @@ class DepthSync:
         return rows
 
 # %% ../../nbs/market/03_binance.ipynb #c49
+def _plain(number: Decimal) -> Decimal:
+    "Without zeros at the end, and without an exponent: 10.00000000 → 10"
+    return decimal(f'{number.normalize():f}')
+
 def _one_instrument(listing: dict[str, Any]) -> Instrument:
     filters = {one['filterType']: one for one in listing['filters']}
     price, lot = filters['PRICE_FILTER'], filters['LOT_SIZE']
@@ -519,9 +523,9 @@ def _one_instrument(listing: dict[str, Any]) -> Instrument:
     notional = filters.get('NOTIONAL', filters.get('MIN_NOTIONAL', {}))
     if not tick: tick = Decimal(1).scaleb(-int(listing.get('quotePrecision', listing.get('pricePrecision', DECIMALS))))
     return Instrument(
-        'binance', listing['symbol'], listing['baseAsset'], listing['quoteAsset'], tick.normalize(), step.normalize(),
+        'binance', listing['symbol'], listing['baseAsset'], listing['quoteAsset'], _plain(tick), _plain(step),
         min_lots=max(1, -int(-decimal(lot['minQty']) // step)), max_lots=int(decimal(lot['maxQty']) // step),
-        min_notional=decimal(notional.get('minNotional', notional.get('notional', 0))).normalize(),
+        min_notional=_plain(decimal(notional.get('minNotional', notional.get('notional', 0)))),
         min_tick=-int(-decimal(price['minPrice']) // tick), max_tick=int(decimal(price['maxPrice']) // tick),
         kind='spot' if 'contractType' not in listing else 'usdm')
 

@@ -160,16 +160,18 @@ class LiveClock:
             raise ValueError(f'base_latency_ns {base_latency_ns} must be positive and below hold_ns {hold_ns}')
         self.hold_ns, self.base_latency_ns, self.warm_up_ns, self.quiet_ns = hold_ns, base_latency_ns, warm_up_ns, quiet_ns
         self.offset_ns: int | None = None  # corrected − raw local time; None: still warming up
-        self.clamped_rows, self.latest_ns, self.lag_ms = 0, 0, float('nan')
+        self.clamped_rows, self.latest_ns = 0, 0
         self._waiting: list[Events] = []
-        self._least, self._first_ns, self._raw_ns = 1 << 62, 0, 0
+        self._least, self._latest, self._first_ns, self._raw_ns = 1 << 62, 0, 0, 0
+
+    @property
+    def lag_ms(self) -> float: return float('nan') if self.offset_ns is None else (self._latest + self.offset_ns) / 1e6
 
     def see(self, local_ns: np.ndarray, exchange_ns: np.ndarray) -> None:
         "Take note of messages that carry a time"
         if not local_ns.size: return
         difference = local_ns - exchange_ns
-        if self.offset_ns is None: self._least, self._first_ns = min(self._least, int(difference.min())), self._first_ns or int(local_ns[0])
-        else: self.lag_ms = (int(difference[-1]) + self.offset_ns) / 1e6
+        self._least, self._latest, self._first_ns = min(self._least, int(difference.min())), int(difference[-1]), self._first_ns or int(local_ns[0])
 
     def push(self, events: Events, now_ns: int) -> Events:
         "The rows that are settled now, `now_ns` being raw local time; in a quiet time a tick"
@@ -328,7 +330,7 @@ class BinanceFeed(Feed):
         self.notes = [] if speed == 1 else [f'market time runs {speed:g} times as fast as wall time: this is a replayed market']
         self.clock, self.live_clock = clock or RawClock(speed), LiveClock(hold_ns, base_latency_ns, warm_up_ns)
         self.wiring: dict[str, Any] = dict(silence=silence, max_lines=max_lines, on_line=on_line, sleep=sleep, generator=generator)
-        self.session, self.tasks, self.resumed = Session(), list[asyncio.Task[None]](), 0
+        self.session, self.tasks, self.resumed = Session(sleep=sleep), list[asyncio.Task[None]](), 0
 
     async def __aenter__(self) -> Self:
         try: await connect(self)
@@ -381,7 +383,8 @@ async def connect(feed: BinanceFeed) -> None:
     url = feed.websocket_url + binance.stream_path(feed.symbol)
     feed.wire = wire = Wire(feed.session, url, feed.clock, attempts=1 if failures else 3, **feed.wiring)
     feed.tasks.append(listening := asyncio.create_task(listen(wire)))
-    await asyncio.wait([listening, wire.opened], return_when=asyncio.FIRST_COMPLETED)
+    either: list[asyncio.Future[Any]] = [listening, wire.opened]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not wire.opened.done(): listening.result()
     elif refused := wire.opened.result(): failures.append(refused)
     if failures: raise feed_error(failures)

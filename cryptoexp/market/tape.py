@@ -143,8 +143,8 @@ class Tape:
         if early.size:
             row, most = int(early[0]), int((self.events.exchange_ns - local)[early].max())
             raise ValueError(f'{", ".join(self.source) or "this tape"}: {len(early):,} rows arrive up to {most / 1e6:.3f} ms before '
-                             f'they happen (the first is row {row}, {KIND_NAMES.get(int(self.events.kind[row]), "unknown")}): a strategy would see the '
-                             'future. Fit the clock (fit_clock), or declare a larger base latency')
+                             f'they happen (the first is row {row}, {KIND_NAMES.get(int(self.events.kind[row]), "unknown")}): a strategy '
+                             'would see the future. Fit the clock (fit_clock), or declare a larger base latency')
         return Events(self.events.flags, self.events.exchange_ns, local, self.events.tick, self.events.lots, self.events.id)
 
     def describe(self) -> pd.DataFrame:
@@ -173,7 +173,7 @@ def describe(tape: Tape) -> list[tuple[str, str]]:
     "What a tape holds as (fact, value)"
     events, kind, traded = tape.events, tape.events.kind, tape.instrument
     facts = [('market', f'{traded.pair} on {traded.venue}, tick {traded.tick_size}, lot {traded.lot_size}'
-                        + ' (read off the data)' * traded.inferred),
+               + ' (read off the data)' * traded.inferred),
              ('source', ', '.join(tape.source) + ' (synthetic)' * tape.synthetic)]
     if len(events):
         begin, end = int(events.local_ns.min()), int(events.local_ns.max())
@@ -362,7 +362,9 @@ def save_tape(tape: Tape, path: Path) -> Path:
                  synthetic=tape.synthetic, problems=tape.problems, notes=tape.notes)
     table = pa.table(dict(zip(COLUMNS, tape.events.columns))).replace_schema_metadata({METADATA: json.dumps(about).encode()})
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression='zstd', compression_level=3, row_group_size=ROW_GROUP, write_page_checksum=True)
+    pq.write_table(table, buffer, compression='zstd', compression_level=3, row_group_size=ROW_GROUP, write_page_checksum=True,
+                   use_dictionary=['flags', 'tick', 'lots'],
+                   column_encoding=dict.fromkeys(('exchange_ns', 'local_ns', 'id'), 'DELTA_BINARY_PACKED'))
     return replace_bytes(path, buffer.getvalue())
 
 def load_tape(path: Path) -> Tape:

@@ -239,7 +239,7 @@ def trade_log(session: Session) -> pd.DataFrame:  # text, columns as TRADE_COLUM
         side=['buy' if side > 0 else 'sell' for side in fills.side.tolist()], price=grid_texts(fills.tick, session.instrument.tick_size),
         amount=grid_texts(fills.lots, session.instrument.lot_size),
         liquidity=['maker' if maker else 'taker' for maker in fills.maker.tolist()], reason=fills.reason.astype(str).tolist())
-    return log[list(TRADE_COLUMNS)]
+    return log[list(TRADE_COLUMNS)].astype(str)
 
 # %% ../../nbs/trading/03_ledger.ipynb #c32
 ORDER_COLUMNS = ('order_id', 'side', 'price', 'amount', 'filled', 'status', 'purpose', 'reason', 'placed_time', 'arrived_time',

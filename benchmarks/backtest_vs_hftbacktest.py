@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from hftbacktest import GTX, LIMIT, BacktestAsset, HashMapMarketDepthBacktest, ROIVectorMarketDepthBacktest
 from hftbacktest.data import correct_event_order
-from hftbacktest.types import BUY_EVENT, DEPTH_EVENT, EXCH_EVENT, LOCAL_EVENT, SELL_EVENT, TRADE_EVENT, event_dtype
+from hftbacktest.types import BUY_EVENT, DEPTH_EVENT, SELL_EVENT, TRADE_EVENT, event_dtype
 from numba import njit
 
 from cryptoexp.config import MarketMakingConfig, data_folder
@@ -81,12 +81,13 @@ def main() -> None:
     data, lot = as_hftbacktest(rows, tape), float(tape.instrument.lot_size)
     config = MarketMakingConfig(total_capital=1e8, initial_base=100.0, max_inventory_exposure=1.0, inventory_target=0.5, maker_fee=0,
                                 taker_fee=0, refresh_tolerance=0, max_drawdown=1, max_loss=1)
-    low, high = data['px'].min(), data['px'].max()
+    traded = rows.tick[rows.kind == TRADE] * float(tape.instrument.tick_size)
+    low, high = round(traded.min() * 0.97), round(traded.max() * 1.03)
 
     def run_theirs(kind: type) -> tuple[float, int]:
         asset = (BacktestAsset().data([data]).linear_asset(1.0).constant_order_latency(LATENCY_NS, LATENCY_NS).risk_adverse_queue_model()
                  .no_partial_fill_exchange().trading_value_fee_model(0.0, 0.0).tick_size(float(tape.instrument.tick_size)).lot_size(lot))
-        if kind is ROIVectorMarketDepthBacktest: asset = asset.roi_lb(max(low, 0.5 * high)).roi_ub(high)
+        if kind is ROIVectorMarketDepthBacktest: asset = asset.roi_lb(low).roi_ub(high)
         started = time.process_time()
         engine = kind([asset])
         theirs(engine, HALF, QUANTITY_LOTS * lot)
@@ -110,7 +111,8 @@ def main() -> None:
         for name, run in runs.items():
             seconds, fills[name] = run()
             times[name].append(seconds)
-    print(f'{tape.source}: {len(rows):,} rows ({len(data):,} in hftbacktest\'s format), {(rows.local_ns[-1] - rows.local_ns[0]) / 1e9:.0f} s of market')
+    length = (rows.local_ns[-1] - rows.local_ns[0]) / 1e9
+    print(f'{", ".join(tape.source)}: {len(rows):,} rows ({len(data):,} in hftbacktest\'s format), {length:.0f} s of market')
     for name, measured in times.items():
         ratios = [theirs_s / ours_s for theirs_s, ours_s in zip(measured, times['cryptoexp'], strict=True)]
         print(f'{name:24} median {statistics.median(measured):.3f} s CPU, least {min(measured):.3f} s, {fills[name]:,} fills, '

@@ -283,7 +283,7 @@ class Preset(NamedTuple):
 PRESETS: dict[str, Preset] = {
     'binance-spot': Preset('a Binance spot account without a fee tier: 0.1 % maker and taker; the quotes must earn 0.2 % beyond that', {}),
     'zero-fee-tier': Preset(
-        'an account without fees on either side, and no profit floor: one tick around the mid, which is the touch where the spread is a tick',
+        'no fee on either side and no profit floor: a tick around the mid, which is the touch of a one-tick book',
         {'maker_fee': 0.0, 'taker_fee': 0.0, 'min_profit_threshold': 0.0,
          'spread_percentage': 1e-7, 'volatility_widening': 0.0, 'refresh_tolerance': 0.0}),
     'maker-rebate': Preset(

@@ -277,7 +277,7 @@ def status_of(maker: MarketMaker) -> dict[str, Any]:
     if engine is None or engine.desk is None: return dict(time_ns=0, fills=0, rows=0 if engine is None else engine.intake.rows)
     state, rule, price = engine.desk.state[0], engine.desk.rules[0], engine.instrument.price
     alive = engine.desk.orders[:int(state.order_count)]
-    bids, asks = alive.tick[(alive.side > 0) & (alive.cancel_sent == 0)], alive.tick[(alive.side < 0) & (alive.cancel_sent == 0)]
+    bids, asks = (alive['tick'][(alive['side'] == side) & (alive['cancel_sent'] == 0)] for side in (1, -1))
     two_sided = 0 <= state.local_bid < state.local_ask < 1 << 61
     equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask, rule.multiplier, rule.divisor)
     return dict(

@@ -376,3 +376,29 @@ def test_recording_with_its_listing(data_folder):
     paths = [data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')]
     listed = tape.read_recording(paths, known['BTCUSDT'])
     assert listed.events.equals(tape.read_recording(paths).events) and not listed.instrument.inferred
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_the_short_way_and_the_long_way_agree(seed, monkeypatch):
+    "Levels read by the compiled pass, or by orjson: the same messages and the same problems, whatever happens to the bytes"
+    draw = random.Random(seed)
+    long = [line for line in LINES if is_diff(line)][:40]
+    lines = []
+    for line in long * 5:
+        changed = bytearray(line.replace(b', ', b',').replace(b': ', b':'))
+        for _ in range(draw.choice([0, 1, 1, 2])):
+            place, what = draw.randrange(100, len(changed)), draw.randrange(4)
+            if what == 0: changed[place] = draw.choice(b'0123456789."[]{},: eE-\\n\x00\xff')
+            elif what == 1: del changed[place:place + draw.randint(1, 20)]
+            elif what == 2: changed[place:place] = draw.choice([b'"b":[', b'"a":[', b']', b'[', b'["1","2"],', b'0', b'"', b' ', b'[]', b'[[]]'])
+            else: del changed[place:]
+        lines.append(bytes(changed))
+    found = []
+    for length in (0, 10 ** 9):
+        monkeypatch.setattr(binance, 'LONG', length)
+        decoder = binance.Decoder('BTCUSDT')
+        found.append((decoder.decode_lines(lines).compact(), decoder.problems.examples, dict(decoder.problems.counts)))
+    assert found[0][1:] == found[1][1:]
+    for name in vars(found[0][0]): assert np.array_equal(getattr(found[0][0], name), getattr(found[1][0], name)), name
+    assert 0 < len(found[0][0]) < len(lines)
+    assert binance.levels_apart([])[1] is None

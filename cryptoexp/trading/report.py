@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['HORIZONS', 'CURVE', 'SIDES', 'DAY_NS', 'MOST_POINTS', 'BUY_COLOUR', 'SELL_COLOUR', 'MID_COLOUR', 'ACCENT',
-           'SHOWN_FILLS', 'FIGURES', 'course', 'markout_table', 'money_numbers', 'order_numbers', 'side_numbers',
-           'ratio', 'inventory_numbers', 'quoting_numbers', 'annual_sharpe', 'performance', 'thinned', 'elapsed',
-           'new_figure', 'say', 'name_lines', 'draw', 'draw_fills', 'price_figure', 'inventory_figure', 'equity_figure',
-           'markout_figure', 'money_text', 'percent', 'basis_points', 'length_text', 'no_fill_reason', 'bound_table',
-           'refusal_table', 'markout_wide', 'headline', 'config_table', 'number_table', 'new_page', 'shown_fills',
-           'report_page', 'columns_of', 'terminal_report', 'show']
+           'MARKOUT_FORMATS', 'SHOWN_FILLS', 'FIGURES', 'course', 'markout_table', 'money_numbers', 'order_numbers',
+           'side_numbers', 'ratio', 'inventory_numbers', 'quoting_numbers', 'annual_sharpe', 'performance', 'thinned',
+           'elapsed', 'new_figure', 'say', 'name_lines', 'draw', 'draw_fills', 'price_figure', 'inventory_figure',
+           'equity_figure', 'markout_figure', 'money_text', 'percent', 'basis_points', 'length_text', 'no_fill_reason',
+           'bound_table', 'refusal_table', 'markout_wide', 'headline', 'config_table', 'number_table', 'new_page',
+           'shown_fills', 'report_page', 'columns_of', 'terminal_report', 'show']
 
 # %% ../../nbs/trading/04_report.ipynb #c03
 import json
@@ -29,7 +29,7 @@ from rich.text import Text
 from .. import __version__
 from ..config import PRESETS, RULES, MarketMakingConfig
 from ..market.statistics import markouts, value_at
-from ..page import FIGURE_STYLE, Page
+from ..page import FIGURE_STYLE, Page, cell_text
 from cryptoexp.trading.ledger import (
     Session, Totals, bps, manifest, order_counts, participation, plain, start_mid, time_texts, totals, touches, trade_log, warnings,
 )
@@ -202,7 +202,7 @@ def draw_fills(axes: Axes, session: Session, most: int) -> None:
     for name, marker, colour in (('buy', '^', BUY_COLOUR), ('sell', 'v', SELL_COLOUR)):
         ours = session.fills[session.fills.side == SIDES[name]]
         price = ours.tick.to_numpy() * float(session.instrument.tick_size)
-        rows = thinned(price, most // 2)
+        rows = thinned(price, most)
         shown = f'{len(ours):,} {name}s' if len(rows) == len(ours) else f'{len(rows):,} of {len(ours):,} {name}s'
         axes.plot(elapsed(session, ours.time_ns.to_numpy()[rows])[0], price[rows], marker, color=colour, markersize=4, alpha=.75,
                   markeredgewidth=0, label=shown)
@@ -255,7 +255,7 @@ def equity_figure(session: Session, most: int = MOST_POINTS) -> Figure:
     else: say(above, 'no book with two sides, no equity')
     above.set_ylabel(f'profit ({session.instrument.quote})')
     below.set(ylabel='drawdown (%)', xlabel=elapsed(session, path.time_ns)[1])
-    if len(path) and path.drawdown.max() > 0: below.set_ylim(top=0)
+    below.set_ylim(None if len(path) and path.drawdown.max() > 0 else -0.01, 0)
     return figure
 
 # %% ../../nbs/trading/04_report.ipynb #c40
@@ -287,12 +287,12 @@ def percent(value: float | None, places: int = 1) -> str: return '–' if value 
 def basis_points(value: float | None) -> str: return '–' if value is None else f'{value:+.2f} bps'
 
 def length_text(seconds: float) -> str:
-    "A duration in its two largest units"
-    whole = int(seconds)
-    days, hours, minutes, rest = whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60
-    if days: return f'{days} d {hours} h'
-    if hours: return f'{hours} h {minutes} min'
-    return f'{minutes} min {rest} s' if minutes else f'{seconds:.3g} s'
+    "A duration in its two largest units, rounded"
+    if seconds < 60: return f'{seconds:.3g} s'
+    size, units = (1, ('min', 's')) if seconds < 3600 else (60, ('h', 'min')) if seconds < 86400 else (3600, ('d', 'h'))
+    base = 24 if units[0] == 'd' else 60
+    large, small = divmod(round(seconds / size), base)
+    return f'{large} {units[0]}' + f' {small} {units[1]}' * (small > 0)
 
 def no_fill_reason(session: Session, told: Mapping[str, Any]) -> str:
     "Why nothing was filled, as far as the numbers tell"
@@ -307,7 +307,7 @@ def no_fill_reason(session: Session, told: Mapping[str, Any]) -> str:
 def bound_table(session: Session) -> pd.DataFrame:
     "How often each consideration set the width of the quotes: constraint, decisions, share (%)"
     total = sum(session.bound.values())
-    rows = [(name.replace('_', ' '), count, percent(ratio(count, total))) for name, count in session.bound.items()]
+    rows = [(name.replace('_', ' '), count, count / total if total else np.nan) for name, count in session.bound.items()]
     return pd.DataFrame(rows, columns=['what set the width', 'decisions', 'share'])
 
 def refusal_table(session: Session) -> pd.DataFrame:
@@ -319,20 +319,25 @@ def markout_wide(session: Session) -> pd.DataFrame:
     table, rows = markout_table(session), []
     for side in ('both', *SIDES):
         ours = table[table.side == side]
-        cells = {f'{second:g} s': '–' if np.isnan(mean) else f'{mean:+.2f}' for second, mean in zip(ours.seconds, ours.mean_bps)}
-        rows.append({'side': side, **cells, 'without 30 s': int(ours.excluded.iloc[-1])})
+        cells = {f'{second:g} s': mean for second, mean in zip(ours.seconds, ours.mean_bps)}
+        rows.append({'side': side, 'fills': int(ours.fills.iloc[0] + ours.excluded.iloc[0]), **cells,
+                     'too late for 30 s': int(ours.excluded.iloc[-1])})
     return pd.DataFrame(rows)
+
+MARKOUT_FORMATS = {f'{second:g} s': '+.2f' for second in HORIZONS}
 
 def headline(session: Session, told: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     "The numbers asked first: name -> value and remark"
     grid, sums = session.instrument, totals(session)
-    return {'profit': (money_text(told['pnl'], grid.quote, True), f'{basis_points(told["pnl_bps_of_volume"])} of volume'),
-            'fees': (money_text(told['fees'], grid.quote), f'break-even maker fee {basis_points(told["break_even_maker_fee_bps"])}'),
-            'fills': (f'{told["fills"]:,}', f'of {told["orders"]:,} orders, {percent(told["fill_ratio"])} filled in part or whole'),
-            'volume': (money_text(sums.volume, grid.quote), f'turnover {0 if told["turnover"] is None else told["turnover"]:.2f} × equity'),
-            'final equity': (money_text(sums.final_equity, grid.quote), f'position {plain(sums.position)} {grid.base}'),
-            'largest drawdown': (percent(told['max_drawdown'], 3), f'most exposure {percent(session.counters["max_exposure"])}'),
-            'both sides quoted': (percent(told['quoting']['both_sides']), 'of the time'),
+    fee, turnover = told['break_even_maker_fee_bps'], told['turnover']
+    return {f'profit, {grid.quote}': (money_text(told['pnl'], sign=True), 'nothing was traded' if not sums.volume else
+                                      f'{basis_points(told["pnl_bps_of_volume"])} of volume'),
+            f'fees, {grid.quote}': (money_text(told['fees']), '' if fee is None else f'break-even maker fee {fee:+.2f} bps'),
+            'fills': (f'{told["fills"]:,}', f'{told["orders"]:,} orders, {percent(told["fill_ratio"])} filled in part or whole'),
+            f'volume, {grid.quote}': (money_text(sums.volume), '' if turnover is None else f'{turnover:.2f} × equity'),
+            f'final equity, {grid.quote}': (money_text(sums.final_equity), f'of it {plain(sums.position)} {grid.base}'),
+            'largest drawdown': (percent(told['max_drawdown'], 3), f'largest exposure {percent(session.counters["max_exposure"])}'),
+            'quoted on both sides': (percent(told['quoting']['both_sides']), f'one side only {percent(told["quoting"]["one_side"])}'),
             'market': (length_text((session.end_ns - session.start_ns) / 1e9), f'{int(session.counters["rows"]):,} rows')}
 
 # %% ../../nbs/trading/04_report.ipynb #c51
@@ -358,7 +363,8 @@ def number_table(session: Session, told: Mapping[str, Any]) -> pd.DataFrame:
             ('position, least to most', f'{amount(inventory["least"])} to {amount(inventory["most"])}'),
             ('share of equity, mean and most', f'{percent(inventory["mean_share"])}, {percent(inventory["most_share"])}'),
             ('time above the target share', percent(inventory['time_above_target'])),
-            ('time without coins', percent(inventory['time_at_zero'])), ('time quoted on one side only', percent(quoting['one_side'])),
+            ('time without coins', percent(inventory['time_at_zero'])),
+            ('time quoted on both sides', percent(quoting['both_sides'])), ('on one side only', percent(quoting['one_side'])),
             ('our bid below the mid, mean', basis_points(quoting['bid_distance_bps'])),
             ('our ask above the mid, mean', basis_points(quoting['ask_distance_bps'])),
             ('drawdown by the samples', percent(told['max_drawdown_sampled'], 3))]
@@ -380,8 +386,9 @@ def new_page(session: Session) -> Page:
     "The top of the page: what ran, on what, under which assumption, and every doubt"
     begin, end = (text[:19].replace('T', ' ') for text in time_texts(pd.Series([session.start_ns, session.end_ns], dtype=np.int64)))
     assumption = f'\nPreset {session.preset}: {PRESETS[session.preset].assumption}.' if session.preset in PRESETS else ''
+    lasted = length_text((session.end_ns - session.start_ns) / 1e9)
     notes = ['SYNTHETIC MARKET: prices and trades were drawn by a computer, not recorded from a venue.'] if session.synthetic else []
-    return Page(f'{session.instrument.pair} · market making on paper', f'{session.source} · {begin} to {end} UTC{assumption}',
+    return Page(f'{session.instrument.pair} · market making on paper', f'{session.source}\n{begin} to {end} UTC, {lasted}, {session.counters["rows"]:,} rows{assumption}',
                 notes + warnings(session), f'cryptoexp {__version__} · simulated fills: no order left this machine')
 
 def shown_fills(session: Session) -> pd.DataFrame:
@@ -396,13 +403,14 @@ def report_page(
 ) -> str:  # a whole HTML document
     "The report as one self-contained page, the same bytes for the same session"
     told, page = performance(session), new_page(session)
-    page.cards(headline(session, told))
+    page.cards(dict(list(headline(session, told).items())[:6]))
     if not len(session.fills): page.note(no_fill_reason(session, told))
     for figure, caption in FIGURES.items(): page.figure(figure(session), caption)
-    page.heading('What set the width of the quotes').table(bound_table(session))
+    page.heading('What set the width of the quotes').table(bound_table(session), formats={'share': '.1%'})
     page.heading('What the limits refused').table(refusal_table(session))
     page.heading('Orders').table(pd.DataFrame([{name.replace('_', ' '): count for name, count in order_counts(session).items()}]))
-    page.heading('Markouts (bps)').table(markout_wide(session), 'Weighted by value; fills too near the end have no markout.')
+    page.heading('Markouts (bps)').table(
+        markout_wide(session), 'Weighted by value; fills too near the end have no markout.', MARKOUT_FORMATS)
     page.heading('Further numbers').table(number_table(session, told))
     page.heading('Fills').table(shown_fills(session), f'{len(session.fills):,} fills in all; trades.csv has every one. Times are UTC.')
     for note in session.notes: page.note(note)
@@ -411,11 +419,12 @@ def report_page(
     return page.html()
 
 # %% ../../nbs/trading/04_report.ipynb #c55
-def columns_of(frame: pd.DataFrame) -> Table:
-    "A small table for a terminal"
+def columns_of(frame: pd.DataFrame, formats: Mapping[str, str] | None = None) -> Table:
+    "A small table for a terminal; formats by column, as in table_html"
     table = Table(box=None, pad_edge=False, header_style='dim', padding=(0, 2, 0, 0))
     for place, name in enumerate(frame.columns): table.add_column(str(name), justify='left' if place == 0 else 'right')
-    for row in frame.astype(str).itertuples(index=False): table.add_row(*row)
+    forms = [(formats or {}).get(str(name), '') for name in frame.columns]
+    for row in frame.itertuples(index=False): table.add_row(*(cell_text(cell, form) for cell, form in zip(row, forms)))
     return table
 
 def terminal_report(session: Session) -> RenderableType:  # for rich.Console.print
@@ -425,13 +434,13 @@ def terminal_report(session: Session) -> RenderableType:  # for rich.Console.pri
     if session.synthetic: title.append('  SYNTHETIC MARKET', style='bold yellow')
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     cards = headline(session, told)
-    colour = {'+': 'green', '-': 'red'}.get(cards['profit'][0][:1], '')
+    colour = {'+': 'green', '-': 'red'}.get(cards[f'profit, {session.instrument.quote}'][0][:1], '')
     for name, (value, remark) in cards.items():
-        bold = f'bold {colour}' if name == 'profit' else 'bold'
+        bold = f'bold {colour}' if name.startswith('profit') else 'bold'
         facts.add_row(Text(name, style='dim'), Text(value, style=bold), Text(remark, style='dim'))
-    parts: list[RenderableType] = [title, facts, Text(), columns_of(bound_table(session))]
+    parts: list[RenderableType] = [title, facts, Text(), columns_of(bound_table(session), {'share': '.1%'})]
     if any(session.refusals.values()): parts += [Text(), columns_of(refusal_table(session))]
-    if len(session.fills): parts += [Text(), Text('markouts, bps', style='dim'), columns_of(markout_wide(session))]
+    if len(session.fills): parts += [Text(), Text('markouts, bps', style='dim'), columns_of(markout_wide(session), MARKOUT_FORMATS)]
     else: parts += [Text(), Text(no_fill_reason(session, told))]
     for warning in warnings(session): parts.append(Text(f'! {warning}', style='yellow'))
     return Group(*parts)
@@ -441,6 +450,6 @@ def show(session: Session) -> str:  # HTML
     "A session for a notebook: headline and one figure"
     page, told = new_page(session), performance(session)
     page.footer = ''
-    page.cards(headline(session, told))
+    page.cards(dict(list(headline(session, told).items())[:6]))
     if not len(session.fills): page.note(no_fill_reason(session, told))
     return page.figure(price_figure(session, 400))._repr_html_()

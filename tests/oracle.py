@@ -5,7 +5,6 @@ it but the numbers that stand for kinds and sides. `tests/test_engine.py` plays 
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,13 +20,9 @@ from cryptoexp.market.instrument import Instrument
 from cryptoexp.trading.quoting import new_view
 
 E8 = 10 ** 8
+# where the engine is known to differ from its prose; each has a test of its own, marked as expected to fail, in test_engine.py
+AS_BUILT = frozenset({'float funds', 'front', 'stops', 'age'})
 Row = tuple[int, int, int, int]  # time, flags, tick, lots
-
-
-def half_away(value: Fraction) -> int:
-    "Rounded to a whole number, halves away from zero"
-    size = math.floor(abs(value) + Fraction(1, 2))
-    return size if value >= 0 else -size
 
 
 class Book:
@@ -93,11 +88,13 @@ class Order:
 class Oracle:
     "One account on one simulated exchange; all rows are given at once, `advance` goes on to a moment"
     def __init__(self, instrument: Instrument, config: MarketMakingConfig, rows: Events, quoter: Callable[..., int], levels: int = 1,
-                 parameters: Iterable[float] = (0.,), hold_ns: int = 250_000_000, use_best_quotes: bool = False):
+                 parameters: Iterable[float] = (0.,), hold_ns: int = 250_000_000, use_best_quotes: bool = False,
+                 as_built: frozenset[str] = frozenset()):
         self.config, self.instrument, self.quoter, self.levels = config, instrument, quoter, levels
         self.parameters, self.scratch = np.array(list(parameters), float), np.zeros(64)
+        self.as_built = as_built
         self.unit = Fraction(instrument.tick_size) * Fraction(instrument.lot_size) * E8  # 1e-8 quote of one lot at one tick
-        self.maker_rate, self.taker_rate = (Fraction(str(fee)) for fee in (config.maker_fee, config.taker_fee))
+        self.maker_rate, self.taker_rate = (int(Fraction(str(fee)) * E8) for fee in (config.maker_fee, config.taker_fee))
         self.entry_ns, self.response_ns = round(config.entry_latency_ms * 1e6), round(config.response_latency_ms * 1e6)
         self.interval_ns, self.use_best_quotes = round(config.refresh_interval * 1e9), use_best_quotes
         table = [tuple(int(cell) for cell in row) for row in zip(*(column.tolist() for column in rows.columns))]
@@ -133,8 +130,13 @@ class Oracle:
         self.lowest_cash = self.cash
 
     # money
-    def notional(self, tick: int, lots: int) -> int: return math.floor(tick * lots * self.unit + Fraction(1, 2))
-    def fee(self, notional: int, rate: Fraction) -> int: return half_away(notional * rate)
+    def notional(self, tick: int, lots: int) -> int:
+        "Exact, then rounded half up"
+        return (2 * tick * lots * self.unit.numerator + self.unit.denominator) // (2 * self.unit.denominator)
+    def fee(self, notional: int, rate: int) -> int:
+        "Rounded half away from zero"
+        size = (2 * notional * abs(rate) + E8) // (2 * E8)
+        return size if rate >= 0 else -size
     def reserve(self, tick: int, lots: int) -> int:
         notional = self.notional(tick, lots)
         return notional + max(self.fee(notional, self.maker_rate), self.fee(notional, self.taker_rate), 0)
@@ -176,7 +178,7 @@ class Oracle:
     def in_line(self, side: int, tick: int) -> list[Order]:
         "Our orders that a print or a level at `tick` reaches: best price first, then oldest"
         reached = [order for order in self.resting if order.side == side and (order.tick - tick) * side >= 0]
-        return sorted(reached, key=lambda order: (-order.tick * side, order.place))
+        return sorted(reached, key=lambda order: (-order.tick * side, order.order_id if 'age' in self.as_built else order.place))
 
     def on_print(self, side: int, tick: int, lots: int) -> None:
         for order in self.in_line(side, tick):
@@ -204,9 +206,9 @@ class Oracle:
             self.exchange.apply(kind, flags, tick, lots)
             if kind in (DEPTH, SNAPSHOT, BEST_QUOTE): self.on_level(side, tick, lots)
             if kind == SNAPSHOT: self.snapshot_sides.add(side)
-            if kind == BEST_QUOTE: self.levels_are_known(side, beyond=tick)
+            if kind == BEST_QUOTE and 'front' not in self.as_built: self.levels_are_known(side, beyond=tick)
         if flags & LAST and kind != TRADE:
-            for one in self.snapshot_sides: self.levels_are_known(one)
+            for one in self.snapshot_sides if 'front' not in self.as_built else (): self.levels_are_known(one)
             self.snapshot_sides.clear()
             self.exchange_touch = self.exchange.touch()
 
@@ -258,6 +260,7 @@ class Oracle:
         if ends:
             self.desk.remove(order)
             self.finished.append(order)
+        if lots and self.fresh() and 'stops' not in self.as_built: self.check_stops()
 
     def fresh(self) -> bool:
         bid, ask = self.local_touch
@@ -275,8 +278,9 @@ class Oracle:
         else:
             self.local.apply(kind, flags, tick, lots)
             self.local_changed = True
-        if flags & LAST and (self.local_changed or kind == CONTROL):
-            self.local_changed, self.local_touch = False, self.local.touch()
+        if flags & LAST:
+            if self.local_changed or kind == CONTROL: self.local_changed, self.local_touch = False, self.local.touch()
+            elif 'stops' in self.as_built: return
             if self.fresh(): self.check_stops()
 
     def check_stops(self) -> None:
@@ -312,9 +316,12 @@ class Oracle:
         if side < 0: return max(0, self.known_position - working)
         free = self.known_cash - sum(self.reserve(order.tick, order.known_remaining) for order in self.desk if order.side > 0)
         if free <= 0: return 0
-        dearest = max(self.maker_rate, self.taker_rate, Fraction(0))
-        funded = math.floor(free / (tick * self.unit * (1 + dearest))) + 2  # rounding of fee and notional may give or take a lot
-        while funded > 0 and self.reserve(tick, funded) > free: funded -= 1
+        dearest = max(self.maker_rate, self.taker_rate, 0)
+        if 'float funds' in self.as_built:
+            funded = int(free / (tick * self.unit.numerator / self.unit.denominator * (1.0 + dearest / E8)) * (1.0 - 1e-12))
+        else:
+            funded = free * E8 * self.unit.denominator // (tick * self.unit.numerator * (E8 + dearest)) + 2  # rounding may give or take
+            while funded > 0 and self.reserve(tick, funded) > free: funded -= 1
         return max(0, min(self.cap_lots() - self.known_position - working, funded))
 
     def allowed(self, side: int, tick: int, lots: int) -> int:
@@ -409,3 +416,242 @@ class Oracle:
     def finish(self) -> Oracle: return self.advance(self.end_ns + self.entry_ns + self.response_ns)
 
     def orders(self) -> list[tuple[Any, ...]]: return sorted(order.row() for order in self.finished)
+
+
+# Random markets, random accounts, random quoters
+
+MS = 1_000_000
+
+
+def wild(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    "Quotes at random around the touch (parameters: seed, % of calls that repeat, range and lead of offsets, lots, their unit)"
+    now = view[0]
+    random = int(scratch[0]) if scratch[1] > 0 else int(parameters[0])
+    scratch[1] += 1
+    levels = wishes.shape[1]
+    random = (random * 1103515245 + 12345) % 2147483648
+    if scratch[1] == 1 or (random >> 8) % 100 >= parameters[1]:
+        for side in range(2):
+            random = (random * 1103515245 + 12345) % 2147483648
+            offset = (random >> 8) % int(parameters[2]) - int(parameters[3])
+            step = 1 + (random >> 20) % 2
+            for level in range(levels):
+                random = (random * 1103515245 + 12345) % 2147483648
+                lots = (random >> 8) % int(parameters[4]) * int(parameters[5])
+                if (random >> 20) % 3 == 0: lots = now.order_lots
+                outside = offset + level * step + (now.bought_lots + now.filled_sell_lots + now.position_lots) % 2
+                scratch[8 + 4 * level + 2 * side] = now.bid_tick - outside if side == 0 else now.ask_tick + outside
+                scratch[9 + 4 * level + 2 * side] = lots if scratch[8 + 4 * level + 2 * side] > 0 else 0
+    for level in range(levels):
+        for side in range(2):
+            wishes[side, level, 0] = int(scratch[8 + 4 * level + 2 * side])
+            wishes[side, level, 1] = int(scratch[9 + 4 * level + 2 * side])
+    scratch[0] = random
+    return random % 4
+
+
+# tick size, lot size, smallest and largest order in units, smallest notional, lots in a unit
+GRIDS = [('1', '1', 1, 0, '0', 1), ('0.01', '0.00001', 2, 9, '0.00003', 1), ('0.000001', '0.00000001', 1, 7, '0', 1_234_567),
+         ('0.5', '0.1', 1, 0, '0', 1), ('0.001', '0.0000001', 1, 0, '0', 37)]
+
+
+@dataclass
+class Scenario:
+    instrument: Instrument
+    config: MarketMakingConfig
+    rows: Events
+    levels: int
+    parameters: list[float]
+    hold_ns: int
+    use_best_quotes: bool
+    cuts: list[int]                                 # rows at which batches end
+    manual: dict[int, list[tuple[int, int, int]]]   # orders by hand after the batch of this number
+
+
+def market(draw: np.random.Generator, steps: int, best_quotes: bool, fine: bool) -> list[tuple[int, int, int, int, int, int]]:
+    "Rows of a small random market, never crossed after a message, in the order of arrival"
+    book = {BUY: {100 - n: int(draw.integers(1, 12)) for n in range(6)}, SELL: {101 + n + int(draw.integers(3)): int(draw.integers(1, 12)) for n in range(6)}}
+    time, depth_local, stale = 10 * MS, 0, 0
+    messages: list[tuple[int, int, list[tuple[int, int, int]]]] = []
+
+    def emit(rows: list[tuple[int, int, int]], stream: bool = True, at: int = 0) -> None:
+        nonlocal depth_local
+        late = int(draw.integers(1, 20)) * MS if draw.random() < .97 else int(draw.integers(20, 80)) * MS
+        if fine: late += int(draw.integers(1000))
+        local = time + late
+        if stream: local = depth_local = max(local, depth_local)
+        rows[-1] = (rows[-1][0] | LAST, *rows[-1][1:])
+        messages.append((time + at, local, rows))
+
+    def snapshot(perturb: bool) -> None:
+        if perturb:
+            for side in book:
+                for tick in list(book[side]):
+                    if draw.random() < .3 and len(book[side]) > 1: del book[side][tick]
+                    elif draw.random() < .5: book[side][tick] = int(draw.integers(1, 14))
+        emit([(CLEAR | BUY | SELL, 0, 0), *((SNAPSHOT | side, tick, lots) for side in book for tick, lots in book[side].items())])
+
+    def best_quote() -> None:
+        bid, ask = max(book[BUY]), min(book[SELL])
+        emit([(BEST_QUOTE | BUY, bid, book[BUY][bid]), (BEST_QUOTE | SELL, ask, book[SELL][ask])])
+
+    def control(code: int) -> None:
+        nonlocal depth_local
+        depth_local = max(depth_local, time)
+        messages.append((depth_local, depth_local, [(CONTROL | LAST, code, 0)]))
+
+    snapshot(False)
+    control(RESUME)
+    for step in range(steps):
+        time += int(draw.choice([0, 1, 1, 2, 3, 5, 10, 30, 60])) * MS + (int(draw.integers(1000)) if fine else 0)
+        if stale:
+            stale -= 1
+            if not stale:
+                snapshot(True)
+                control(RESUME)
+        what = draw.random()
+        side = BUY if draw.random() < .5 else SELL
+        other, sign = BUY + SELL - side, 1 if side == BUY else -1
+        best = {BUY: max(book[BUY]), SELL: min(book[SELL])}
+        if what < .35:      # a level changes
+            tick = best[side] - sign * int(draw.integers(-1, 6))
+            if (best[other] - tick) * sign <= 0 or tick < 2: continue
+            lots = int(draw.integers(0, 14)) if draw.random() < .7 else 0
+            if lots == 0 and len(book[side]) < 2 or lots == 0 and tick not in book[side]: continue
+            if lots: book[side][tick] = lots
+            else: del book[side][tick]
+            if best_quotes and draw.random() < .7: best_quote()
+            else: emit([(DEPTH | side, tick, lots)])
+        elif what < .55:    # one side gives way, the other follows
+            gone = [tick for tick in book[other] if (tick - best[other]) * sign <= int(draw.integers(0, 3))]
+            rows = [(DEPTH | other, tick, 0) for tick in gone]
+            for tick in gone: del book[other][tick]
+            if not book[other]:
+                book[other][best[other] + sign * 4] = 5
+                rows.append((DEPTH | other, best[other] + sign * 4, 5))
+            new = best[other]
+            if all((tick - new) * sign > 0 for tick in book[other]):
+                book[side][new] = int(draw.integers(1, 9))
+                rows.append((DEPTH | side, new, book[side][new]))
+            if draw.random() < .5: rows.reverse()
+            if best_quotes: best_quote()
+            else: emit(rows)
+        elif what < .85:    # a print, and what it leaves
+            volume, tick = int(draw.integers(1, 14)), best[other] + sign * int(draw.choice([0, 0, 0, 0, 1, 2, -1]))
+            emit([(TRADE | side, tick, volume)], stream=False)
+            left = book[other].get(tick, 0) - volume
+            if left > 0 and draw.random() < .8:
+                book[other][tick] = left
+                emit([(DEPTH | other, tick, left)])
+        elif what < .88: emit([(TRADE | side, int(draw.integers(90, 112)), int(draw.integers(1, 30)))], stream=False)
+        elif what < .90: snapshot(True)
+        elif what < .92 and not stale:
+            if draw.random() < .5: emit([(CLEAR | BUY | SELL, 0, 0)])
+            control(STALE)
+            stale = int(draw.integers(2, 12))
+        elif what < .95: control(0)
+        elif what < .951 and step > steps // 2: control(KILL if draw.random() < .7 else STOP)
+        elif best_quotes: best_quote()
+    messages.sort(key=lambda message: message[1])
+    return [(flags, exchange, local, tick, lots, 0) for exchange, local, rows in messages for flags, tick, lots in rows]
+
+
+def scenario(seed: int, steps: int = 300) -> Scenario:
+    "Everything random about one comparison"
+    draw = np.random.default_rng(seed)
+    pick = lambda *options: options[int(draw.integers(len(options)))]
+    tick, lot, least, most, min_notional, unit = pick(*GRIDS[:1] * 3, *GRIDS)
+    instrument = Instrument('nowhere', 'TOY', 'TOY', 'USD', tick, lot, least * unit, most * unit, min_notional)
+    hundred = float(instrument.price(100) * instrument.amount(unit))  # a unit at a price of 100 ticks
+    levels = pick(1, 1, 2, 3)
+    cap = pick(.05, .2, .5, 1.)
+    config = MarketMakingConfig(
+        trading_pair='TOY/USD', total_capital=hundred * pick(7, 30, 100, 1000), order_size_percentage=pick(.01, .05, .3),
+        max_inventory_exposure=cap, inventory_target=pick(None, 0., cap), maker_fee=pick(0., .001, -.0005, .00075), taker_fee=pick(.001, .0005, .004),
+        initial_base=float(instrument.amount(pick(0, 0, 5, 40) * unit)), refresh_interval=pick(.001, .005, .02, .02, .1),
+        refresh_tolerance=pick(0., .01, .03) if levels == 1 else 0., max_drawdown=pick(1., 1., .05, .01), max_loss=pick(1., 1., .05, .01),
+        flatten_on_halt=pick(False, True), flatten_band=pick(.03, .011, .1), reduce_by_taking=pick(False, False, True),
+        entry_latency_ms=pick(0., 1., 5., 12.5), response_latency_ms=pick(0., 1., 5., 30.))
+    best_quotes, fine = pick(False, False, True), pick(False, True)
+    table = [(*row[:4], row[4] * unit, row[5]) for row in market(draw, steps, best_quotes, fine)]
+    rows = Events(*(np.array(column, np.uint8 if n == 0 else np.int64) for n, column in enumerate(zip(*table))))
+    cuts = sorted(set(draw.integers(1, len(rows), int(draw.integers(0, 12))).tolist()))
+    manual = {n: [(pick(1, -1), int(draw.integers(95, 107)), int(draw.integers(1, 9)) * unit) for _ in range(int(draw.integers(1, 4)))]
+              for n in range(1, len(cuts)) if draw.random() < .5} if seed % 3 == 0 else {}
+    parameters = [float(seed), pick(0., 60., 95.), pick(2., 4., 8.), pick(0., 1., 2.), pick(3., 9., 20.), float(unit)]
+    return Scenario(instrument, config, rows, levels, parameters, pick(8, 25, 250) * MS, best_quotes, cuts, manual)
+
+
+def batches(case: Scenario) -> Iterable[Events]:
+    for start, end in zip([0, *case.cuts], [*case.cuts, len(case.rows)]): yield case.rows[start:end]
+
+
+def play_engine(case: Scenario, quoter: Callable[..., int] = wild, compiled: bool = True) -> Any:
+    "The scenario through the shell of the compiled engine"
+    from cryptoexp.trading.matching import Engine, enter_order
+    engine = Engine(case.instrument, case.config, quoter, case.levels, np.array(case.parameters), case.hold_ns, case.use_best_quotes, compiled)
+    for number, batch in enumerate(batches(case)):
+        engine.feed(batch)
+        for order in case.manual.get(number, []) if engine.desk is not None else []: enter_order(engine, *order)
+    engine.finish()
+    return engine
+
+
+def play_oracle(case: Scenario, quoter: Callable[..., int] = wild, as_built: frozenset[str] = AS_BUILT) -> Oracle:
+    "The scenario through the plain engine"
+    oracle = Oracle(case.instrument, case.config, case.rows, quoter, case.levels, case.parameters, case.hold_ns, case.use_best_quotes, as_built)
+    latest, opened = 0, False
+    for number, batch in enumerate(batches(case)):
+        latest, opened = int(batch.local_ns[-1]), opened or bool(((batch.flags >= LAST) & (batch.kind != CONTROL)).any())
+        oracle.advance(latest - case.hold_ns - 1)
+        for order in case.manual.get(number, []) if opened else []: oracle.enter(*order)
+    return oracle.finish()
+
+
+def differences(case: Scenario, engine: Any, oracle: Oracle) -> list[str]:
+    "Where the two disagree, the earliest row of each table first; empty: nowhere"
+    found = []
+    tables = dict(fills=(engine.fills, oracle.fills), orders=(engine.orders, oracle.orders()), samples=(engine.samples, oracle.samples))
+    for name, (table, expected) in tables.items():
+        mine = list(table.itertuples(index=False, name=None))
+        for at, (one, other) in enumerate(zip(mine, expected)):
+            if one != other:
+                found.append(f'{name}[{at}]: engine {one}, oracle {other}')
+                break
+        if len(mine) != len(expected): found.append(f'{name}: engine {len(mine)} rows, oracle {len(expected)}')
+    state = engine.desk.state[0]
+    numbers = dict(cash_e8=oracle.cash, position_lots=oracle.position, known_cash_e8=oracle.known_cash, known_position_lots=oracle.known_position,
+                   orders_sent=oracle.sent, cancels_sent=oracle.cancels, late_cancels=oracle.late_cancels, halted=int(oracle.halted),
+                   own_lots=sum(fill[4] for fill in oracle.fills), start_e8=-1 if oracle.start is None else oracle.start, peak_e8=oracle.peak)
+    found += [f'{name}: engine {state[name]}, oracle {number}' for name, number in numbers.items() if state[name] != number]
+    refused = engine.desk.refusals.tolist()
+    if refused != list(oracle.refused.values()): found.append(f'refusals: engine {refused}, oracle {list(oracle.refused.values())}')
+    return found
+
+
+def compare(seed: int, steps: int = 300, compiled: bool = True) -> tuple[list[str], Any, Oracle]:
+    case = scenario(seed, steps)
+    engine, oracle = play_engine(case, compiled=compiled), play_oracle(case)
+    return differences(case, engine, oracle), engine, oracle
+
+
+if __name__ == '__main__':
+    import sys
+    import time
+    began, wrong = time.time(), 0
+    first, last = int(sys.argv[1]), int(sys.argv[-1])
+    stop_at = int(sys.argv[2]) if len(sys.argv) > 3 else 10 ** 9
+    total: dict[str, int] = {}
+    for seed in range(first, last + 1):
+        found, engine, oracle = compare(seed)
+        for key, number in dict(fills=len(oracle.fills), orders=oracle.sent, samples=len(oracle.samples), halted=int(oracle.halted),
+                                **{f'reason {fill[9]}': 0 for fill in oracle.fills}, **oracle.refused).items(): total[key] = total.get(key, 0) + number
+        for fill in oracle.fills: total[f'reason {fill[9]}'] += 1
+        for order in oracle.finished:
+            total[f'{order.purpose} {order.status}'] = total.get(f'{order.purpose} {order.status}', 0) + 1
+        if found:
+            wrong += 1
+            print(f'seed {seed}:', *found[:4], sep='\n    ')
+            if wrong >= stop_at: break
+    print(f'{wrong} of {seed - first + 1} seeds differ, {time.time() - began:.1f} s')
+    print(total)

@@ -38,7 +38,7 @@ from cryptoexp.market.tape import read_recording
 
 pytestmark = [pytest.mark.filterwarnings(f'error::{name}') for name in ('ResourceWarning', 'pytest.PytestUnraisableExceptionWarning')]
 MADE = made_lines(20.0)   # made up, in Binance's format
-SPEED = 20.0
+SPEED = 12.0
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,8 @@ def at_end(feed: BinanceFeed, server: ReplayServer) -> bool:
     return not feed.translator.sync.needs_snapshot and feed.translator.sync.book_id >= server.recording.diffs[-1][1]['u']
 
 
-    "Walk the rows with plain dictionaries, compare with the venue's book after each message while not stale; answers how often"
+async def watch(server: ReplayServer, until: Callable[..., bool] = at_end, pause: float = 0.0,
+                **options: Any) -> tuple[BinanceFeed, Events]:
     "Everything a feed yields until a condition holds, with the checks that hold for any feed"
     feed, got = feed_of(server, **options), []
     async with asyncio.timeout(20), feed:
@@ -136,7 +137,7 @@ def same_as_from_file(lines: list[Line], folder: Path, speed: float) -> None:
     original = read_recording(folder/'recording', instrument=feed.instrument).events
     assert levels(OrderBook(feed.instrument).apply(original)) == levels(OrderBook(feed.instrument).apply(events))
     assert controls(events) == [RESUME]
-    assert book_is_right_or_says_so(events, server.recording) > 0.5 * len(server.recording.diffs)
+    assert book_is_right_or_says_so(events, server.recording) > 0.25 * len(server.recording.diffs)
 
 
 def test_rows_are_those_of_the_file(tmp_path: Path) -> None: same_as_from_file(MADE, tmp_path, SPEED)
@@ -149,12 +150,12 @@ def test_rows_of_the_recording_are_those_of_the_file(data_folder: Path, tmp_path
 REASONS = {'drop': None, 'cut': 'cut', 'garbage': 'not JSON', 'shutdown': 'announced its shutdown', 'silent': 'silent for'}
 
 @pytest.mark.parametrize('fault', REASONS)
-def test_fault(fault: str) -> None: survives(MADE, {150: fault})
+def test_fault(fault: str) -> None: survives(MADE, {250: fault})
 
 
 def test_many_faults_on_the_recording(data_folder: Path) -> None:
     lines = read_lines([data_folder/'binance_spot/btcusdt_20240808.gz'], limit=8_000)
-    survives(lines, {1000: 'drop', 2000: 'cut', 3000: 'garbage', 4000: 'shutdown', 5000: 'drop'})
+    survives(lines, {2000: 'drop', 3000: 'cut', 4000: 'garbage', 5000: 'shutdown', 6500: 'drop'})
 
 
 def survives(lines: list[Line], faults: dict[int, str]) -> None:
@@ -168,17 +169,17 @@ def survives(lines: list[Line], faults: dict[int, str]) -> None:
     assert (health.resyncs, health.gaps, health.reconnects) == (harmful, kinds.count('drop'), harmful - kinds.count('drop'))
     for kind in kinds: assert REASONS[kind] is None or any(REASONS[kind] in reason for reason in health.problems), health.problems
     assert health.state == 'live, then closed'
-    assert book_is_right_or_says_so(events, server.recording) > len(server.recording.diffs) / 3
+    assert book_is_right_or_says_so(events, server.recording) > len(server.recording.diffs) / 6
 
 
 def test_stale_comes_with_the_very_next_message() -> None:
     async def session() -> None:
-        async with ReplayServer(MADE, SPEED, faults={150: 'cut'}) as server:
+        async with ReplayServer(MADE, SPEED, faults={250: 'cut'}) as server:
             feed = feed_of(server)
             async with asyncio.timeout(10), feed:
                 async for rows in feed:
                     if STALE in controls(rows):
-                        assert server.sent == 150 and feed.health.state == 'stale'
+                        assert server.sent == 250 and feed.health.state == 'stale'
                         return
     asyncio.run(session())
 

@@ -126,19 +126,19 @@ class Problems:
 @njit(cache=True)
 def _plain_number(text: np.ndarray, place: int) -> tuple[int, int]:
     "(mantissa, place after it) of digits with at most 8 decimals; mantissa −1: not one of those"
-    value, digits, decimals = np.int64(0), 0, -1
+    value, digits, decimals = 0, 0, -1
     while True:
-        digit = np.int64(text[place]) - 48
+        digit = int(text[place]) - 48
         if 0 <= digit <= 9:
-            if value >= LARGEST or decimals >= DECIMALS: return np.int64(-1), place
+            if value >= LARGEST or decimals >= DECIMALS: return -1, place
             value, digits = value * 10 + digit, digits + 1
             if decimals >= 0: decimals += 1
         elif digit == -2 and decimals < 0 and digits: decimals, digits = 0, 0
         else: break
         place += 1
-    if not digits: return np.int64(-1), place
+    if not digits: return -1, place
     for _ in range(DECIMALS - max(decimals, 0)):
-        if value >= LARGEST: return np.int64(-1), place
+        if value >= LARGEST: return -1, place
         value *= 10
     return value, place
 
@@ -263,7 +263,8 @@ def _sides(pairs: Iterable[tuple[list, list]]) -> tuple[np.ndarray, np.ndarray, 
 _DEPTH, _TRADE = itemgetter('s', 'E', 'U', 'u'), itemgetter('s', 'T', 't', 'm')
 _QUOTE_TEXTS, _TRADE_TEXTS = itemgetter('b', 'B', 'a', 'A'), itemgetter('p', 'q')
 
-def _columns(stamps: Sequence[int], parsed: list[Any], symbol: str | None, apart: Apart | None) -> tuple[Messages, np.ndarray, str | None]:
+def _columns(stamps: Sequence[int], parsed: list[Any], symbol: str | None, apart: Apart | None,
+             ) -> tuple[Messages, np.ndarray, str | None]:
     "(messages, fault of each message or 0, symbol) of parsed messages; raises where one of them is not as it should be"
     data = [message['data'] if 'data' in message else message for message in parsed]
     kind = np.array([KINDS[one.get('e')] for one in data], np.uint8)

@@ -84,6 +84,7 @@ def cut(
     for begin, end in pairwise(edges):
         if end > begin: yield events[begin:end]
 
+# %% ../../nbs/market/06_feed.ipynb #c10
 class EventFeed(Feed):
     "Rows that exist already, or are drawn as one goes: a tape's timeline, the embedded market"
     def __init__(
@@ -120,7 +121,7 @@ class EventFeed(Feed):
                 yield part
         self.health.state = 'ended'
 
-# %% ../../nbs/market/06_feed.ipynb #c13
+# %% ../../nbs/market/06_feed.ipynb #c14
 def largest_synthetic_latency_ns(parameters: SyntheticParameters) -> int:  # ns
     "The largest latency that the embedded market can draw"
     return ceil(1e6 * (parameters.base_latency_ms + 53 * log(2) * parameters.jitter_ms)) + 1
@@ -137,7 +138,7 @@ def embedded_feed(
     return EventFeed(market.batches(duration_ns), market.instrument, 'embedded', True, hold_ns, speed, notes=[
         f'synthetic market, seed {seed}: nobody traded at these prices'])
 
-# %% ../../nbs/market/06_feed.ipynb #c16
+# %% ../../nbs/market/06_feed.ipynb #c17
 def settle(
     events: Events,        # rows with raw local times, nondecreasing
     offset_ns: int,        # corrected local time − raw local time
@@ -151,7 +152,7 @@ def settle(
     moved = (exchange != known) & ((events.kind == DEPTH) | (events.kind == TRADE))
     return Events(events.flags, exchange, local, events.tick, events.lots, events.id), int(moved.sum())
 
-# %% ../../nbs/market/06_feed.ipynb #c19
+# %% ../../nbs/market/06_feed.ipynb #c20
 class LiveClock:
     "Rows with raw local times → rows with corrected ones; holds them back while it warms up, ticks when it is quiet"
     def __init__(self, hold_ns: int = 250_000_000, base_latency_ns: int = 1_000_000, warm_up_ns: int = 2_000_000_000,
@@ -171,7 +172,8 @@ class LiveClock:
         "Take note of messages that carry a time"
         if not local_ns.size: return
         difference = local_ns - exchange_ns
-        self._least, self._latest, self._first_ns = min(self._least, int(difference.min())), int(difference[-1]), self._first_ns or int(local_ns[0])
+        self._least, self._latest = min(self._least, int(difference.min())), int(difference[-1])
+        self._first_ns = self._first_ns or int(local_ns[0])
 
     def push(self, events: Events, now_ns: int) -> Events:
         "The rows that are settled now, `now_ns` being raw local time; in a quiet time a tick"
@@ -190,7 +192,7 @@ class LiveClock:
         self.clamped_rows, self.latest_ns = self.clamped_rows + moved, int(settled.local_ns[-1])
         return settled
 
-# %% ../../nbs/market/06_feed.ipynb #c23
+# %% ../../nbs/market/06_feed.ipynb #c24
 class RawClock:
     "Raw local time in ns: the system's time at the start, and then a steady clock"
     def __init__(self, speed: float = 1.0, wall_ns: Callable[[], int] = time.time_ns, steady_ns: Callable[[], int] = time.perf_counter_ns):
@@ -200,7 +202,7 @@ class RawClock:
 
     def __call__(self) -> int: return self._anchor_ns + int((self._steady_ns() - self._begin_ns) * self.speed)
 
-# %% ../../nbs/market/06_feed.ipynb #c26
+# %% ../../nbs/market/06_feed.ipynb #c27
 Line = tuple[int, bytes | None]  # raw local receive time in ns, and the message; None: messages were lost here
 
 class Translator:
@@ -234,7 +236,7 @@ class Translator:
         self.interruptions, self._waited = self.interruptions + len(rows), self.sync.counts['waited']
         return rows
 
-# %% ../../nbs/market/06_feed.ipynb #c31
+# %% ../../nbs/market/06_feed.ipynb #c32
 class Wire:
     "A connection that is made anew when it breaks, and the stamped lines that came over it"
     def __init__(
@@ -274,7 +276,7 @@ class Wire:
         self.arrived.set()
         trouble(self.problems, reason, shown_url(self.url))
 
-# %% ../../nbs/market/06_feed.ipynb #c32
+# %% ../../nbs/market/06_feed.ipynb #c33
 def trouble(problems: Counter[str], reason: str, detail: str) -> None:
     "Count what went wrong, and log it the first time"
     if not problems[reason]: logger.warning('{}: {} (further ones are counted, not logged)', detail, reason)
@@ -303,13 +305,12 @@ async def read(wire: Wire, socket: Socket) -> str:  # why it ended
         wire.take(text)
     return 'the venue said goodbye'
 
-# %% ../../nbs/market/06_feed.ipynb #c34
+# %% ../../nbs/market/06_feed.ipynb #c35
 class BinanceFeed(Feed):
     "The live market of Binance spot, or of a server that speaks like it"
-    wire: 'Wire'
+    wire: Wire
     translator: Translator
     snapshots: 'Snapshots'
-
     def __init__(
         self, symbol: str,                      # BTC/USDT or BTCUSDT
         rest_url: str = binance.REST_URL, websocket_url: str = binance.WEBSOCKET_URL,
@@ -351,7 +352,7 @@ class BinanceFeed(Feed):
             look_after(self, rows)
             if len(rows): yield rows
 
-# %% ../../nbs/market/06_feed.ipynb #c36
+# %% ../../nbs/market/06_feed.ipynb #c37
 OFFLINE = ('What works without a network: `--source embedded`, a synthetic market, and `--source FILE`, a recording '
            '(on the command line; elsewhere source=…).')
 
@@ -380,6 +381,8 @@ async def connect(feed: BinanceFeed) -> None:
     failures: list[NetError] = []
     try: feed.instrument = feed.given or await ask_instrument(feed)
     except NetError as error: failures.append(error)
+    else:  # what is compiled is compiled now, not while messages wait
+        Translator(feed.instrument, LiveClock()).push([(1, b'{"lastUpdateId":1,"bids":[["1","1"]],"asks":[]}')], 1)
     url = feed.websocket_url + binance.stream_path(feed.symbol)
     feed.wire = wire = Wire(feed.session, url, feed.clock, attempts=1 if failures else 3, **feed.wiring)
     feed.tasks.append(listening := asyncio.create_task(listen(wire)))
@@ -391,7 +394,7 @@ async def connect(feed: BinanceFeed) -> None:
     feed.translator, feed.snapshots = Translator(feed.instrument, feed.live_clock), Snapshots(feed)
     feed.health.state = 'warming up'
 
-# %% ../../nbs/market/06_feed.ipynb #c37
+# %% ../../nbs/market/06_feed.ipynb #c38
 class Snapshots:
     "Fetches snapshots for a feed, one at a time, and not too often"
     def __init__(self, feed: BinanceFeed):
@@ -428,7 +431,7 @@ class Snapshots:
             if self.losses == wire.losses: wire.take(text)
         wire.arrived.set()
 
-# %% ../../nbs/market/06_feed.ipynb #c39
+# %% ../../nbs/market/06_feed.ipynb #c40
 async def next_lines(feed: BinanceFeed) -> list[Line]:
     "The lines that have come, after some wait if there are none"
     wire = feed.wire

@@ -28,7 +28,7 @@ from ..config import MarketMakingConfig
 from ..durable import replace_text
 from ..market.book import NO_ASK, NO_BID
 from ..market.events import TRADE, Events
-from ..market.instrument import MONEY_SCALE, Instrument, to_dict
+from ..market.instrument import MONEY_SCALE, Instrument, decimal, to_dict
 from .limits import REFUSALS
 from .matching import Engine
 from .quoting import BOUND
@@ -213,7 +213,7 @@ def start_mid(session: Session) -> int | None:  # half ticks
 def open_account(session: Session) -> Account:
     "The account as it was before the first fill"
     account, mid = new_account(session.instrument), start_mid(session)
-    account.cash = round(session.config.total_capital * MONEY_SCALE) * 10 ** (account.decimals - 8)
+    account.cash = round(decimal(session.config.total_capital) * MONEY_SCALE) * 10 ** (account.decimals - 8)
     lots = session.instrument.lots(session.config.initial_base)
     if lots: account.move(lots, mid or 0)
     return account

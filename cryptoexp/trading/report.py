@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['HORIZONS', 'CURVE', 'SIDES', 'DAY_NS', 'MOST_POINTS', 'BUY_COLOUR', 'SELL_COLOUR', 'MID_COLOUR', 'ACCENT',
            'MARKOUT_FORMATS', 'SHOWN_FILLS', 'FIGURES', 'course', 'markout_table', 'money_numbers', 'order_numbers',
-           'side_numbers', 'ratio', 'inventory_numbers', 'quoting_numbers', 'annual_sharpe', 'performance', 'thinned',
-           'elapsed', 'new_figure', 'say', 'name_lines', 'draw', 'draw_fills', 'price_figure', 'inventory_figure',
-           'equity_figure', 'markout_figure', 'money_text', 'percent', 'basis_points', 'length_text', 'no_fill_reason',
-           'bound_table', 'refusal_table', 'markout_wide', 'headline', 'config_table', 'number_table', 'new_page',
-           'shown_fills', 'report_page', 'columns_of', 'terminal_report', 'show']
+           'side_numbers', 'ratio', 'inventory_numbers', 'number', 'quoting_numbers', 'annual_sharpe', 'performance',
+           'thinned', 'elapsed', 'new_figure', 'say', 'name_lines', 'draw', 'draw_fills', 'price_figure',
+           'inventory_figure', 'equity_figure', 'markout_figure', 'money_text', 'percent', 'basis_points',
+           'length_text', 'no_fill_reason', 'bound_table', 'refusal_table', 'markout_wide', 'headline', 'config_table',
+           'number_table', 'new_page', 'shown_fills', 'report_page', 'columns_of', 'terminal_report', 'show']
 
 # %% ../../nbs/trading/04_report.ipynb #c03
 import json
@@ -45,7 +45,7 @@ def course(session: Session) -> pd.DataFrame:
     return pd.DataFrame(dict(
         time_ns=samples.time_ns, mid=mid, quote_bid=samples.quote_bid_tick.where(samples.quote_bid_tick >= 0) * tick,
         quote_ask=samples.quote_ask_tick.where(samples.quote_ask_tick >= 0) * tick, position=position, equity=equity,
-        share=position * mid / equity, drawdown=1 - equity / equity.cummax()))
+        share=position * mid / equity.where(equity > 0), drawdown=(1 - equity / equity.cummax()).fillna(0.0)))
 
 # %% ../../nbs/trading/04_report.ipynb #c11
 HORIZONS = (1.0, 5.0, 30.0)                  # s, of the tables
@@ -108,15 +108,17 @@ def inventory_numbers(session: Session, path: pd.DataFrame) -> dict[str, Any]:
     "What was held: position in base currency, its share of equity, and for which part of the time"
     if not len(path): return dict.fromkeys(('mean', 'least', 'most', 'mean_share', 'most_share', 'time_above_target', 'time_at_zero'))
     return dict(mean=float(path.position.mean()), least=float(path.position.min()), most=float(path.position.max()),
-                mean_share=float(path.share.mean()), most_share=float(path.share.max()),
+                mean_share=number(path.share.mean()), most_share=number(path.share.max()),
                 time_above_target=float((path.share > session.config.target_share).mean()), time_at_zero=float((path.position == 0).mean()))
+
+def number(value: float) -> float | None: return None if np.isnan(value) else float(value)
 
 def quoting_numbers(path: pd.DataFrame) -> dict[str, Any]:
     "For which part of the time we quoted, and how far from the mid our quotes stood"
     bid, ask = path.quote_bid.notna(), path.quote_ask.notna()
-    def mean(values: pd.Series) -> float | None: return float(values.mean()) if values.notna().any() else None
     return dict(both_sides=ratio(int((bid & ask).sum()), len(path)), one_side=ratio(int((bid ^ ask).sum()), len(path)),
-                bid_distance_bps=mean(1e4 * (1 - path.quote_bid / path.mid)), ask_distance_bps=mean(1e4 * (path.quote_ask / path.mid - 1)))
+                bid_distance_bps=number(1e4 * (1 - path.quote_bid / path.mid).mean()),
+                ask_distance_bps=number(1e4 * (path.quote_ask / path.mid - 1).mean()))
 
 def annual_sharpe(time_ns: np.ndarray, equity: np.ndarray) -> float | None:
     "Mean over deviation of daily returns (midnights UTC), times √365; None below 30 days or where nothing varies"
@@ -136,7 +138,7 @@ def performance(
     mean_equity = float(path.equity.mean()) if len(path) else None
     table = markout_table(session).astype(object)
     result = money_numbers(session, sums) | order_numbers(session) | dict(
-        turnover=float(sums.volume) / mean_equity if mean_equity else None, sides=side_numbers(session),
+        turnover=ratio(float(sums.volume), mean_equity or 0), sides=side_numbers(session),
         markouts=table.where(table.notna(), None).to_dict('records'), max_drawdown=float(session.counters['max_drawdown']),
         max_drawdown_sampled=float(path.drawdown.max()) if len(path) else None,
         inventory=inventory_numbers(session, path), quoting=quoting_numbers(path))
@@ -202,7 +204,7 @@ def draw_fills(axes: Axes, session: Session, most: int) -> None:
     for name, marker, colour in (('buy', '^', BUY_COLOUR), ('sell', 'v', SELL_COLOUR)):
         ours = session.fills[session.fills.side == SIDES[name]]
         price = ours.tick.to_numpy() * float(session.instrument.tick_size)
-        rows = thinned(price, most)
+        rows = thinned(price, most // 2)
         shown = f'{len(ours):,} {name}s' if len(rows) == len(ours) else f'{len(rows):,} of {len(ours):,} {name}s'
         axes.plot(elapsed(session, ours.time_ns.to_numpy()[rows])[0], price[rows], marker, color=colour, markersize=4, alpha=.75,
                   markeredgewidth=0, label=shown)
@@ -235,7 +237,7 @@ def inventory_figure(session: Session, most: int = MOST_POINTS) -> Figure:
     for level, name, style in ((config.max_inventory_exposure, 'cap', '-'), (config.target_share, 'target', '--')):
         below.axhline(level * 100, color=SELL_COLOUR if name == 'cap' else MID_COLOUR, linestyle=style, linewidth=.9, label=name)
     below.set(ylabel='of equity (%)', xlabel=elapsed(session, path.time_ns)[1])
-    below.set_ylim(bottom=min(0.0, 100 * float(path.share.min()) if len(path) else 0.0))
+    below.set_ylim(bottom=min(0.0, 100 * float(path.share.min(skipna=True)) if path.share.notna().any() else 0.0))
     name_lines(below)
     return figure
 
@@ -386,9 +388,9 @@ def new_page(session: Session) -> Page:
     "The top of the page: what ran, on what, under which assumption, and every doubt"
     begin, end = (text[:19].replace('T', ' ') for text in time_texts(pd.Series([session.start_ns, session.end_ns], dtype=np.int64)))
     assumption = f'\nPreset {session.preset}: {PRESETS[session.preset].assumption}.' if session.preset in PRESETS else ''
-    lasted = length_text((session.end_ns - session.start_ns) / 1e9)
+    lasted = f', {length_text((session.end_ns - session.start_ns) / 1e9)}, {session.counters["rows"]:,} rows'
     notes = ['SYNTHETIC MARKET: prices and trades were drawn by a computer, not recorded from a venue.'] if session.synthetic else []
-    return Page(f'{session.instrument.pair} · market making on paper', f'{session.source}\n{begin} to {end} UTC, {lasted}, {session.counters["rows"]:,} rows{assumption}',
+    return Page(f'{session.instrument.pair} · market making on paper', f'{session.source}\n{begin} to {end} UTC{lasted}{assumption}',
                 notes + warnings(session), f'cryptoexp {__version__} · simulated fills: no order left this machine')
 
 def shown_fills(session: Session) -> pd.DataFrame:

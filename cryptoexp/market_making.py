@@ -27,7 +27,7 @@ from .market.instrument import MONEY_SCALE, Instrument, order_problems
 from .net import NetError, Session
 from .trading.backtest import Result, Run, largest_latency_ns, source_name
 from .trading.limits import equity_e8
-from .trading.matching import STATUS, Engine, enter_order, quotable_lots
+from .trading.matching import STATUS, Engine, compile_engine, enter_order, quotable_lots
 from .trading.quoting import Quoter
 
 # %% ../nbs/10_market_making.ipynb #c06
@@ -241,6 +241,7 @@ async def run_session(maker: MarketMaker) -> Result:
         maker.config.sources[0])
     if source == 'embedded' and maker.duration_ns is None: maker.duration_ns = 12 * HOUR_NS
     maker._stopping.clear()
+    await asyncio.to_thread(compile_engine)   # before the first row of a live market arrives, not after
     with stopped_by_signals(maker):
         async with open_feed(source, maker.config, maker.duration_ns or 0, maker.speed) as feed:
             folder = None if maker.out is None else new_run_folder(maker.out,

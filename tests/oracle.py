@@ -510,7 +510,7 @@ def market(draw: np.random.Generator, steps: int, best_quotes: bool, fine: bool)
                 snapshot(True)
                 control(RESUME)
         what = draw.random()
-        side = BUY if draw.random() < .5 else SELL
+        side = BUY if draw.random() < .5 + (100 - max(book[BUY])) / 50 else SELL  # prices come home
         other, sign = BUY + SELL - side, 1 if side == BUY else -1
         best = {BUY: max(book[BUY]), SELL: min(book[SELL])}
         if what < .35:      # a level changes

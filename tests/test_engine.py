@@ -52,9 +52,10 @@ def happens(at_ms: int, flags: int, tick: int, lots: int) -> tuple[int, ...]: re
 
 
 def play(quoter: Quoter, *rows: tuple[int, ...], levels: int = 1, config: MarketMakingConfig | None = None, bids: dict[int, int] | None = None,
-         asks: dict[int, int] | None = None, instrument: Instrument = TOY, until_ms: int = 2000, finish: bool = True) -> Engine:
+         asks: dict[int, int] | None = None, instrument: Instrument = TOY, until_ms: int = 2000, finish: bool = True,
+         compiled: bool = False) -> Engine:
     "A few rows by hand on a book of ten at 100 and ten at 110 (or as given); decisions at 101 ms, 201 ms, …"
-    engine = Engine(instrument, config or settings(), quoter, levels, compiled=False)
+    engine = Engine(instrument, config or settings(), quoter, levels, compiled=compiled)
     table = [*opening(bids or {100: 10}, asks or {110: 10}), *rows, control(until_ms, 0)]
     engine.feed(from_rows(sorted(table, key=lambda row: row[2])))  # type: ignore[arg-type]
     if finish: engine.finish()
@@ -121,7 +122,6 @@ def test_cuts_and_compilation_leave_no_trace(seed: int) -> None:
         other = play_engine(replace(case, cuts=cuts), compiled=compiled)
         for table in TABLES: assert_frame_equal(getattr(whole, table), getattr(other, table))
         assert whole.desk.refusals.tolist() == other.desk.refusals.tolist() and whole.desk.bound.tolist() == other.desk.bound.tolist()
-        assert whole.desk.state.tolist()[0][18:22] == other.desk.state.tolist()[0][18:22] or True
         assert whole.intake.late_rows == other.intake.late_rows
 
 
@@ -137,9 +137,9 @@ def test_another_process_writes_the_same_bytes() -> None:
 
 
 def test_output_that_fills_its_arrays() -> None:
-    "The engine stops when its tables are nearly full and goes on where it was: 120,000 decisions, more than the arrays hold"
-    engine = play(silent, config=settings(refresh_interval=.001), until_ms=120_000)
-    assert (np.diff(engine.samples.time_ns) == MS).all() and len(engine.samples) > 119_000
+    "The engine stops when its tables are nearly full and goes on where it was: 70,000 decisions, more than the arrays hold"
+    engine = play(silent, config=settings(refresh_interval=.001), until_ms=70_000, compiled=True)
+    assert (np.diff(engine.samples.time_ns) == MS).all() and len(engine.samples) > 69_000
 
 
 # 3. Rules that hold in every random market
@@ -241,17 +241,19 @@ def test_exposure_stays_below_the_cap_in_the_worst_case(sessions: Any) -> None:
     for case, engine, views in sessions:
         unit = case.instrument.money_multiplier / case.instrument.money_divisor
         most = {view[0]: case.config.max_inventory_exposure * view[6] * 1e8 / ((view[1] + view[2]) * .5 * unit) for view in views}
-        orders = engine.orders[engine.orders.side > 0]
-        for time in orders.placed_ns.unique():
-            alive = orders[(orders.placed_ns <= time) & ((orders.ended_ns > time) | (orders.placed_ns == time))]
-            filled = engine.fills[engine.fills.time_ns <= time]
-            filled = filled[~((filled.time_ns == time) & filled.order_id.isin(orders.order_id[orders.placed_ns == time]))]
-            position = case.instrument.lots(case.config.initial_base) + (filled.side * filled.lots).sum()
-            waiting = alive.lots.sum() - filled.lots[filled.order_id.isin(alive.order_id)].sum()
-            # sales that we have not heard of make the position smaller than what we know, never larger
+        orders, fills = engine.orders[engine.orders.side > 0], engine.fills
+        placed, ended, lots, ids = (orders[name].to_numpy() for name in ('placed_ns', 'ended_ns', 'lots', 'order_id'))
+        moment, owner, moved = fills.time_ns.to_numpy(), fills.order_id.to_numpy(), (fills.side * fills.lots).to_numpy()
+        for time in np.unique(placed)[::5]:
+            fresh = placed == time
+            alive = fresh | ((placed < time) & (ended > time))
+            past = (moment <= time) & ~np.isin(owner, ids[fresh])  # at zero latency the new order fills at the same moment
+            position = case.instrument.lots(case.config.initial_base) + moved[past].sum()
+            waiting = lots[alive].sum() - moved[past & np.isin(owner, ids[alive])].sum()
+            # sales that we have not heard of make the position smaller than we know, never larger
             assert position + waiting <= most[time] * (1 + 1e-12)
             checked += 1
-    assert checked > 1000
+    assert checked > 400
 
 
 def test_a_halted_session_sends_nothing_more(sessions: Any) -> None:
@@ -366,7 +368,7 @@ def test_reduce_by_taking() -> None:
     quoter = bids((90, 1))
     engine = play(quoter, rise, bids={100: 50}, asks={102: 50}, config=settings(**base, reduce_by_taking=True))
     assert engine.orders.purpose[0] == 'reduce' and engine.fills.reason.tolist() == ['take']
-    assert engine.fills.lots[0] == 15 + (30 * 101 / 10_030 > .3015)   # from three tenths to one
+    assert engine.fills.lots[0] == 20   # 30 pieces are 30.2 % of equity; a third of that is the target
     assert engine.orders.placed_ns[0] == 101 * MS and engine.orders.purpose[1] == 'quote'
     assert not len(play(quoter, rise, bids={100: 50}, asks={102: 50}, config=settings(**base)).orders)
 
@@ -493,3 +495,90 @@ def test_reducing_never_silences_the_asks() -> None:
         return 0
     config = settings(total_capital=800. * 105, initial_base=201, max_inventory_exposure=.2, inventory_target=.2, reduce_by_taking=True)
     assert len(play(asks, config=config).orders)
+
+
+# 6. Would a broken rule be noticed?
+
+MUTANTS = [  # what is broken, module, the line as it is, the line broken
+    ('a print does not shrink as it fills', 'matching', 'budget -= size', 'budget -= 0'),
+    ('the queue ahead is not served first', 'matching', 'available = budget if through else budget - order.front', 'available = budget'),
+    ('prints do not advance the queue', 'matching', 'order.front = 0 if through else max(0, order.front - budget)', 'pass'),
+    ('cancels of others never help', 'matching', 'order.front = min(order.front, lots)', 'pass'),
+    ('a level that grows pushes us back', 'matching', 'order.front = min(order.front, lots)', 'order.front = lots'),
+    ('younger orders first', 'matching', 'order.order_id < other.order_id', 'order.order_id > other.order_id'),
+    ('worse prices first', 'matching', 'if ahead > 0 or', 'if ahead < 0 or'),
+    ('an order joins in front', 'matching', 'order.front = own_side[order.tick] if order.tick < own_side.size else 0', 'order.front = 0'),
+    ('a level that crosses fills all', 'matching', 'size = min(order.remaining, lots - taken[tick])', 'size = order.remaining'),
+    ('a level that crosses fills nothing', 'matching', 'while taken[tick] < lots:', 'while False:'),
+    ('what crossed us is not used up', 'matching', '        taken[tick] += size\n        _fill(desk, slot, time_ns, order.tick', '        _fill(desk, slot, time_ns, order.tick'),
+    ('what we take comes back at once', 'matching', '            taken[tick] += size\n            walked', '            walked'),
+    ('what we take never comes back', 'matching', 'taken[tick], state.taken_levels = 0, state.taken_levels - 1', 'pass'),
+    ('a taker takes one level only', 'matching', 'walked < SPARE // 2', 'walked < 1'),
+    ('a taker pays his limit', 'matching', '_fill(desk, slot, time_ns, tick, size, False, BY_TAKING)', '_fill(desk, slot, time_ns, order.tick, size, False, BY_TAKING)'),
+    ('a taker pays the maker fee', 'matching', 'rule.maker_fee_e8 if maker else rule.taker_fee_e8', 'rule.maker_fee_e8'),
+    ('post-only takes', 'matching', 'if crosses and order.post_only:', 'if False:'),
+    ('immediate-or-cancel rests', 'matching', 'if order.immediate: order.status', 'if False: order.status'),
+    ('orders arrive at once', 'matching', 'due = state.time_ns + desk.rules[0].entry_ns', 'due = state.time_ns'),
+    ('news arrives at once', 'matching', 'due = time_ns + desk.rules[0].response_ns', 'due = time_ns'),
+    ('we trade on the book of the exchange', 'matching', 'state.local_bid, state.local_ask = book.edge[BEST_BID], book.edge[BEST_ASK]',
+     'state.local_bid, state.local_ask = state.exchange_bid, state.exchange_ask'),
+    ('a request overtakes what happens at its arrival', 'matching', 'elif exchange_due == due:', 'elif exchange_due == due and request_due > due:'),
+    ('a decision overtakes a row', 'matching', 'min(response_due, exchange_due, request_due, next_ns))', 'min(response_due, exchange_due, request_due, next_ns - 1))'),
+    ('the cap forgets working bids', 'limits', 'most - position_lots - working_bid_lots', 'most - position_lots'),
+    ('a cancel on its way frees the room', 'matching', 'if order.side != side: continue', 'if order.side != side or order.cancel_sent: continue'),
+    ('working bids reserve no cash', 'matching', 'if side > 0: reserved +=', 'if False: reserved +='),
+    ('the reserve forgets the fee', 'limits', 'return notional + max(fee_e8(notional, rule.maker_fee_e8), fee_e8(notional, rule.taker_fee_e8), 0)', 'return notional'),
+    ('coins are sold twice', 'limits', 'max(0, position_lots - working_ask_lots)', 'max(0, position_lots)'),
+    ('no smallest notional', 'limits', ' and notional_e8(tick, lots, rule.multiplier, rule.divisor) >= rule.min_notional_e8', ''),
+    ('no largest order', 'matching', 'passed = min(lots, room, desk.rules[0].max_lots)', 'passed = min(lots, room)'),
+    ('fees are cut off', 'limits', '(notional % MONEY_SCALE) * size + MONEY_SCALE // 2)', '(notional % MONEY_SCALE) * size)'),
+    ('bids go on above the cap', 'matching', 'desk.wishes[BID, :, LOTS] = 0', 'pass'),
+    ('a quote inside its wish is kept', 'matching', '0 <= outside <= slack', 'abs(outside) <= slack'),
+    ('no tolerance', 'matching', '0 <= outside <= slack', 'outside == 0'),
+    ('every quote is replaced', 'matching', 'if not fits: _cancel(desk, slot)', '_cancel(desk, slot)'),
+    ('a stale book is quoted on', 'matching', 'return not state.stale and', 'return'),
+    ('orders rest through staleness', 'matching', 'return code == STALE or code == STOP or code == KILL', 'return code == STOP or code == KILL'),
+    ('a crossed book is quoted on', 'matching', ' and state.local_bid < state.local_ask', ''),
+    ('a kill is ignored', 'matching', 'elif code == KILL: state.halted = 1', 'elif code == KILL: pass'),
+    ('drawdown is ignored', 'limits', 'equity < peak * (1.0 - rules[0].max_drawdown) or ', ''),
+    ('loss is ignored', 'limits', ' or equity < start * (1.0 - rules[0].max_loss)', ''),
+    ('the peak does not rise', 'matching', 'state.peak_e8 = max(state.peak_e8, equity)', 'pass'),
+    ('flattening without a band', 'matching', '* (1.0 - rule.flatten_band)) + 1', '* 0.5) + 1'),
+    ('flattening beside working orders', 'matching', 'if state.order_count == 0 and enough(', 'if enough('),
+    ('reducing sells all', 'matching', 'int(state.known_position_lots * (1.0 - rule.target_share / share))', 'state.known_position_lots'),
+    ('the model sees its fills at once', 'matching', 'view.position_lots, view.equity, view.share = state.known_position_lots', 'view.position_lots, view.equity, view.share = state.position_lots'),
+    ('late rows are seen late', 'matching', 'happened = np.maximum(events.exchange_ns, events.local_ns - self.hold_ns)', 'happened = events.exchange_ns'),
+    ('a run of rows passes our orders by', 'matching', '(own_bid_low <= tick <= own_bid or tick >= own_ask)', '(tick == own_bid or tick >= own_ask)'),
+]
+
+
+def mutate(folder: Path, number: int) -> str:
+    "Break one rule in a copy of the package, play random markets in another process; answers the seed that noticed, or ''"
+    _, module, line, broken = MUTANTS[number]
+    copy = folder / str(number)
+    shutil.copytree(ROOT / 'cryptoexp', copy / 'cryptoexp', ignore=shutil.ignore_patterns('__pycache__'))
+    target = copy / 'cryptoexp' / 'trading' / f'{module}.py'
+    text = target.read_text()
+    if text.count(line) != 1: return f'{module} has {text.count(line)} × {line!r}'
+    target.write_text(text.replace(line, broken))
+    code = ('import sys, cryptoexp; assert cryptoexp.__path__[0].startswith(sys.argv[1])\n'
+            'from oracle import compare\n'
+            'for seed in range(120):\n'
+            '    try: found = compare(seed, 150)[0]\n'
+            '    except (AssertionError, IndexError, ArithmeticError) as error: found = [repr(error)]\n'
+            '    if found: print("seed", seed, found[0]); break')
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(copy), str(Path(oracle.__file__).parent)]), 'NUMBA_DISABLE_JIT': '1',
+                                'PYTHONDONTWRITEBYTECODE': '1', 'NUMBA_CACHE_DIR': str(copy / 'numba')}
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(copy)], env=environment, capture_output=True, text=True,
+                          check=False, cwd=copy)
+    if done.returncode: return f'broken mutant: {done.stderr[-300:]}'
+    return done.stdout.strip()
+
+
+@pytest.mark.long
+def test_every_broken_rule_is_noticed(tmp_path: Path) -> None:
+    "Each line that carries a rule, broken in a copy of the engine, makes the comparison with the oracle fail"
+    with ThreadPoolExecutor(os.cpu_count()) as pool: noticed = list(pool.map(lambda number: mutate(tmp_path, number), range(len(MUTANTS))))
+    table = [f'{MUTANTS[number][0]}: {answer or "not noticed"}' for number, answer in enumerate(noticed)]
+    assert all(answer.startswith('seed') for answer in noticed), '\n'.join(row for row, answer in zip(table, noticed) if not answer.startswith('seed'))
+    print(*table, sep='\n')

@@ -7,8 +7,8 @@ __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE
            'BY_QUEUE', 'BY_THROUGH', 'BY_CROSS', 'BY_TAKING', 'FILL_REASON', 'ENDED_BY', 'BY_ITSELF', 'WOULD_TAKE',
            'UNFILLED', 'ORDER_FIELDS', 'ORDER', 'REQUEST', 'RESPONSE', 'FILL', 'SAMPLE', 'STATE', 'MOST_ORDERS', 'RING',
            'MOST_OUTPUT', 'SPARE', 'NEVER', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Desk', 'Rows', 'new_desk',
-           'transition', 'Intake', 'fill_table', 'order_table', 'first_price', 'Engine', 'run_desk', 'enter_order',
-           'quotable_lots']
+           'transition', 'compile_engine', 'Intake', 'fill_table', 'order_table', 'first_price', 'Output', 'Engine',
+           'run_desk', 'enter_order', 'quotable_lots']
 
 # %% ../../nbs/trading/02_matching.ipynb #c03
 import functools
@@ -26,9 +26,9 @@ from cryptoexp.market.book import (
 from cryptoexp.market.events import (
     BEST_QUOTE, BUY, CONTROL, DEPTH, KILL, KIND_MASK, LAST, RESUME, SNAPSHOT, STALE, STOP, TRADE, Events, concat, from_rows,
 )
-from ..market.instrument import MONEY_SCALE, Instrument
+from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from cryptoexp.trading.limits import (
-    NO_COINS, NO_ROOM, REFUSALS, TOO_MANY, TOO_SMALL, enough, equity_e8, fee_e8, make_rules, most_lots, notional_e8,
+    NO_COINS, NO_ROOM, REFUSALS, RULES, TOO_MANY, TOO_SMALL, enough, equity_e8, fee_e8, make_rules, most_lots, notional_e8,
     reserve_e8, room_to_buy, room_to_sell, standard_lots, too_risky,
 )
 from .quoting import BID, BOUND, LOTS, SCRATCH, SIGNATURE, TICK, VIEW, Quoter, compile_quoter, model_of
@@ -129,9 +129,22 @@ def _own_edges(desk: Desk) -> None:
             else: state.own_ask, state.own_ask_high = min(state.own_ask, order.tick), max(state.own_ask_high, order.tick)
 
 @inner
+def _learn(desk: Desk, slot: int, side: int, tick: int, lots: int, fee: int) -> None:
+    "We hear of a fill: our account changes"
+    state, rule = desk.state[0], desk.rules[0]
+    state.known_cash_e8 -= side * notional_e8(tick, lots, rule.multiplier, rule.divisor) + fee
+    state.known_position_lots += side * lots
+    desk.orders[slot].known_remaining -= lots
+    if side > 0: state.filled_buy_lots += lots
+    else: state.filled_sell_lots += lots
+
+@inner
 def _respond(desk: Desk, slot: int, time_ns: int, lots: int, tick: int, fee: int) -> None:
     "Queue the news of an order for us: it arrives after the response latency, never before earlier news"
     state, order = desk.state[0], desk.orders[slot]
+    if order.purpose == MANUAL and lots > 0:
+        _learn(desk, slot, order.side, tick, lots, fee)
+        lots = 0
     due = time_ns + desk.rules[0].response_ns
     if state.response_tail > state.response_head: due = max(due, desk.responses[(state.response_tail - 1) % RING].due_ns)
     news = desk.responses[state.response_tail % RING]
@@ -320,19 +333,13 @@ def _on_request(desk: Desk) -> None:
 @inner
 def _on_response(desk: Desk) -> None:
     "We learn what became of an order; where that was its end, it leaves the desk for the log"
-    state, rule = desk.state[0], desk.rules[0]
+    state = desk.state[0]
     news = desk.responses[state.response_head % RING]
     state.response_head += 1
     slot = _find(desk, news.order_id)
-    order = desk.orders[slot]
-    if news.lots > 0:
-        state.known_cash_e8 -= news.side * notional_e8(news.tick, news.lots, rule.multiplier, rule.divisor) + news.fee_e8
-        state.known_position_lots += news.side * news.lots
-        order.known_remaining -= news.lots
-        if news.side > 0: state.filled_buy_lots += news.lots
-        else: state.filled_sell_lots += news.lots
+    if news.lots > 0: _learn(desk, slot, news.side, news.tick, news.lots, news.fee_e8)
     if news.ends:
-        desk.finished[state.finished_count] = order
+        desk.finished[state.finished_count] = desk.orders[slot]
         state.finished_count += 1
         state.order_count -= 1
         desk.orders[slot] = desk.orders[state.order_count]
@@ -443,6 +450,7 @@ def _apply_wishes(desk: Desk) -> None:
 def _is_fresh(state: Any) -> bool:
     return not state.stale and state.local_bid != NO_BID and state.local_ask != NO_ASK and state.local_bid < state.local_ask
 
+# %% ../../nbs/trading/02_matching.ipynb #c31
 @inner
 def _mark(state: Any, rules: np.ndarray) -> bool:
     "Equity, its peak, drawdown and exposure at our mid; True where a stop is hit for the first time"
@@ -456,6 +464,7 @@ def _mark(state: Any, rules: np.ndarray) -> bool:
     state.halted = 1
     return True
 
+# %% ../../nbs/trading/02_matching.ipynb #c32
 @inner
 def _local_run(state: Any, rules: np.ndarray, book: BookArrays, rows: Rows, row: int, limit_ns: int) -> tuple[int, bool]:
     "Rows that reach us up to `limit_ns`, until one calls for action; answers the next row, and whether everything has to be cancelled"
@@ -489,7 +498,7 @@ def _obey(state: Any, code: int) -> bool:
     elif code == KILL: state.halted = 1
     return code == STALE or code == STOP or code == KILL
 
-# %% ../../nbs/trading/02_matching.ipynb #c32
+# %% ../../nbs/trading/02_matching.ipynb #c34
 @inner
 def _sell_now(desk: Desk, lots: int, purpose: int) -> None:
     "Immediate-or-cancel sale within the band, if no other order is alive"
@@ -529,7 +538,7 @@ def _conclude(desk: Desk, code: int) -> None:
     if 0 <= code < desk.bound.size: desk.bound[code] += 1
     _apply_wishes(desk)
 
-# %% ../../nbs/trading/02_matching.ipynb #c34
+# %% ../../nbs/trading/02_matching.ipynb #c36
 @inner
 def _sample(desk: Desk) -> None:
     state = desk.state[0]
@@ -545,7 +554,7 @@ def _sample(desk: Desk) -> None:
         else: row.quote_ask_tick = order.tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, order.tick)
     state.sample_count += 1
 
-# %% ../../nbs/trading/02_matching.ipynb #c36
+# %% ../../nbs/trading/02_matching.ipynb #c38
 DRY, FULL, QUESTION, OVERRUN = range(4)
 
 def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
@@ -589,10 +598,17 @@ def transition(desk_type: Any, rows_type: Any) -> Any:
     "The compiled transition function for desks and rows of these types"
     return njit(types.int64(desk_type, rows_type, rows_type, types.int64, types.FunctionType(SIGNATURE)), cache=True, nogil=True)(_advance)
 
+def compile_engine() -> None:
+    "Compile the transition function, or load it from the cache, before the first row arrives"
+    nothing = np.zeros(0, np.int64)
+    desk = new_desk(np.zeros(1, RULES).view(np.recarray), 1024, 1, np.zeros(1), 0, 0)
+    rows = Rows(nothing, np.zeros(0, np.uint8), nothing, nothing)
+    transition(numba.typeof(desk), numba.typeof(rows))  # type: ignore[no-untyped-call]
+
 def _silent(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
     return 0
 
-# %% ../../nbs/trading/02_matching.ipynb #c38
+# %% ../../nbs/trading/02_matching.ipynb #c40
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
     def __init__(self, hold_ns: int, use_best_quotes: bool = True):
@@ -631,7 +647,7 @@ class Intake:
             setattr(self, name, pending[cut:])
         return parts[0], parts[1]
 
-# %% ../../nbs/trading/02_matching.ipynb #c41
+# %% ../../nbs/trading/02_matching.ipynb #c43
 def _table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
     return pd.DataFrame(np.concatenate([np.zeros(0, dtype), *parts]))
 
@@ -658,8 +674,22 @@ def first_price(events: Events) -> int | None:
     ends = np.flatnonzero(events.flags[first:] >= LAST)
     return int(np.median(events.tick[first:first + ends[0] + 1][priced[first:first + ends[0] + 1]])) if ends.size else None
 
-# %% ../../nbs/trading/02_matching.ipynb #c43
-class Engine:
+# %% ../../nbs/trading/02_matching.ipynb #c44
+class Output:
+    "What an engine has written so far, as tables"
+    def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
+
+    @property
+    def fill_count(self) -> int: return sum(map(len, self._parts['fills']))
+    @property
+    def fills(self) -> pd.DataFrame: return fill_table(self._parts['fills'])
+    @property
+    def orders(self) -> pd.DataFrame: return order_table(self._parts['finished'])
+    @property
+    def samples(self) -> pd.DataFrame: return _table(self._parts['samples'], SAMPLE)
+
+# %% ../../nbs/trading/02_matching.ipynb #c46
+class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
         self, instrument: Instrument, config: MarketMakingConfig,
@@ -670,13 +700,14 @@ class Engine:
         use_best_quotes: bool = False,         # whether best quotes drive the book (for a feed without depth)
         compiled: bool = True,                 # False: run the model in Python even if it could be compiled
     ):
+        super().__init__()
         model, own = model_of(config)
         self.instrument, self.config, self.intake = instrument, config, Intake(hold_ns, use_best_quotes)
-        self._setting = (model.levels, own) if quoter is None else (levels, np.zeros(1) if parameters is None else np.asarray(parameters,
-            float))
+        given = np.zeros(1) if parameters is None else np.asarray(parameters, float)
+        self._setting = (model.levels, own) if quoter is None else (levels, given)
         self._python = model.quoter if quoter is None else quoter
         self._quoter = compile_quoter(self._python) if compiled else None
-        self._use_best_quotes, self._parts = use_best_quotes, dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
+        self._use_best_quotes = use_best_quotes
         self.desk: Desk | None = None
 
     def feed(self, events: Events) -> None:
@@ -692,7 +723,7 @@ class Engine:
 
     def _open(self, price: int) -> None:
         rules, (levels, parameters) = make_rules(self.config, self.instrument), self._setting
-        self.desk = new_desk(rules, room_for(price), levels, parameters, round(self.config.total_capital * MONEY_SCALE),
+        self.desk = new_desk(rules, room_for(price), levels, parameters, int(round(decimal(self.config.total_capital) * MONEY_SCALE)),
                              self.instrument.lots(self.config.initial_base))
         state = self.desk.state[0]
         state.next_decision_ns = self.intake.first_ns + rules[0].interval_ns
@@ -701,16 +732,7 @@ class Engine:
     def _run(self, until_ns: int) -> None:
         if self.desk is not None: run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
 
-    @property
-    def fill_count(self) -> int: return sum(map(len, self._parts['fills']))
-    @property
-    def fills(self) -> pd.DataFrame: return fill_table(self._parts['fills'])
-    @property
-    def orders(self) -> pd.DataFrame: return order_table(self._parts['finished'])
-    @property
-    def samples(self) -> pd.DataFrame: return _table(self._parts['samples'], SAMPLE)
-
-# %% ../../nbs/trading/02_matching.ipynb #c44
+# %% ../../nbs/trading/02_matching.ipynb #c47
 def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
              parts: dict[str, list[np.ndarray]]) -> None:
     "Drive the transition function until nothing is due; outputs are moved into `parts`"
@@ -731,7 +753,7 @@ def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
         if size: parts[name].append(np.array(getattr(desk, name)[:size]))
         desk.state[0][count] = 0
 
-# %% ../../nbs/trading/02_matching.ipynb #c65
+# %% ../../nbs/trading/02_matching.ipynb #c68
 @njit(cache=True)
 def _enter(desk: Desk, side: int, tick: int, lots: int) -> int:
     slot = _new_order(desk, side, tick, lots, MANUAL, False, False)
@@ -761,7 +783,7 @@ def enter_order(
     cost = sum(notional_e8(int(fill.tick), int(fill.lots), desk.rules[0].multiplier, desk.rules[0].divisor) for fill in done)
     return {**order, 'cost_e8': int(cost), 'fee_e8': int(done['fee_e8'].sum())}, ''
 
-# %% ../../nbs/trading/02_matching.ipynb #c69
+# %% ../../nbs/trading/02_matching.ipynb #c72
 def quotable_lots(engine: Engine) -> int:
     "Lots of a standard order at this moment; 0 where neither side may quote"
     if engine.desk is None or engine.desk.state[0].stopped or engine.desk.state[0].halted or not _is_fresh(engine.desk.state[0]): return 0

@@ -523,7 +523,7 @@ MUTANTS = [  # what is broken, module, the line as it is, the line broken
     ('we trade on the book of the exchange', 'matching', 'state.local_bid, state.local_ask = book.edge[BEST_BID], book.edge[BEST_ASK]',
      'state.local_bid, state.local_ask = state.exchange_bid, state.exchange_ask'),
     ('a request overtakes what happens at its arrival', 'matching', 'elif exchange_due == due:', 'elif exchange_due == due and request_due > due:'),
-    ('a decision overtakes a row', 'matching', 'min(response_due, exchange_due, request_due, next_ns))', 'min(response_due, exchange_due, request_due, next_ns - 1))'),
+    ('a decision overtakes a row', 'matching', 'if local_due == due:', 'if local_due == due and state.next_decision_ns > due:'),
     ('the cap forgets working bids', 'limits', 'most - position_lots - working_bid_lots', 'most - position_lots'),
     ('a cancel on its way frees the room', 'matching', 'if order.side != side: continue', 'if order.side != side or order.cancel_sent: continue'),
     ('working bids reserve no cash', 'matching', 'if side > 0: reserved +=', 'if False: reserved +='),
@@ -569,8 +569,9 @@ def mutate(folder: Path, number: int) -> str:
             '    if found: print("seed", seed, found[0]); break')
     environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(copy), str(Path(oracle.__file__).parent)]), 'NUMBA_DISABLE_JIT': '1',
                                 'PYTHONDONTWRITEBYTECODE': '1', 'NUMBA_CACHE_DIR': str(copy / 'numba')}
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(copy)], env=environment, capture_output=True, text=True,
-                          check=False, cwd=copy)
+    try: done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(copy)], env=environment, capture_output=True, text=True,
+                               check=False, cwd=copy, timeout=120)
+    except subprocess.TimeoutExpired: return ''
     if done.returncode: return f'broken mutant: {done.stderr[-300:]}'
     return done.stdout.strip()
 

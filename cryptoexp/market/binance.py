@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DECIMALS', 'LARGEST', 'NOT_A_NUMBER', 'TOO_LARGE', 'TOO_FINE', 'FAULTS', 'LONG', 'MARK', 'KINDS', 'NEEDS', 'MAY_HAVE',
-           'TEXTS', 'SIDES', 'REPLY', 'CHUNK', 'QUOTES', 'ENOUGH_TRADES', 'REST_URL', 'WEBSOCKET_URL',
+           'TEXTS', 'SIDES', 'REPLY', 'CHUNK', 'Problem', 'QUOTES', 'ENOUGH_TRADES', 'REST_URL', 'WEBSOCKET_URL',
            'PUBLIC_REST_URL', 'PUBLIC_WEBSOCKET_URL', 'parse_decimals', 'Messages', 'Problems', 'Apart', 'levels_apart',
-           'Decoder', 'shared_step', 'split_symbol', 'infer_instrument', 'to_rows', 'on_grid', 'repeated', 'DepthSync',
-           'instruments', 'find_instrument', 'symbol_of', 'depth_path', 'ticker_path', 'exchange_info_path',
-           'stream_path', 'ticker']
+           'Decoder', 'shared_step', 'split_symbol', 'infer_instrument', 'to_rows', 'on_grid', 'repeated', 'new_ones',
+           'follows', 'continuation', 'SyncState', 'take_diff', 'go_stale', 'hold_back', 'snapshot_time', 'whole_again',
+           'take_snapshot', 'DepthSync', 'instruments', 'find_instrument', 'symbol_of', 'depth_path', 'ticker_path',
+           'exchange_info_path', 'stream_path', 'ticker']
 
 # %% ../../nbs/market/03_binance.ipynb #c03
 import gc
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
@@ -142,20 +143,32 @@ def _plain_number(text: np.ndarray, place: int) -> tuple[int, int]:
         value *= 10
     return value, place
 
+# %% ../../nbs/market/03_binance.ipynb #c20
+_QUOTE, _COMMA, _OPEN, _CLOSE = b'",[]'
+
 @njit(cache=True)
 def _scan_side(text: np.ndarray, place: int, price: np.ndarray, amount: np.ndarray, row: int) -> tuple[int, int]:
     "(row, place) after the levels of one side, from behind its opening bracket; place −1: not of the form"
-    if text[place] == 93: return row, place + 1                                                                  # ]
-    while text[place] == 91 and text[place + 1] == 34:                                                           # ["
+    if text[place] == _CLOSE: return row, place + 1
+    while text[place] == _OPEN and text[place + 1] == _QUOTE:
         price[row], place = _plain_number(text, place + 2)
-        if price[row] < 0 or text[place] != 34 or text[place + 1] != 44 or text[place + 2] != 34: return row, -1  # ","
+        if price[row] < 0 or text[place] != _QUOTE or text[place + 1] != _COMMA or text[place + 2] != _QUOTE: return row, -1
         amount[row], place = _plain_number(text, place + 3)
-        if amount[row] < 0 or text[place] != 34 or text[place + 1] != 93: return row, -1                          # "]
+        if amount[row] < 0 or text[place] != _QUOTE or text[place + 1] != _CLOSE: return row, -1
         row += 1
-        if text[place + 2] == 93: return row, place + 3
-        if text[place + 2] != 44: return row, -1
+        if text[place + 2] == _CLOSE: return row, place + 3
+        if text[place + 2] != _COMMA: return row, -1
         place += 3
     return row, -1
+
+# %% ../../nbs/market/03_binance.ipynb #c23
+_BETWEEN = tuple(b',"a":[')  # what stands between the bids and the asks
+
+@njit(cache=True)
+def _asks_begin(text: np.ndarray, place: int) -> bool:
+    for offset in range(len(_BETWEEN)):
+        if text[place + offset] != _BETWEEN[offset]: return False
+    return True
 
 @njit(cache=True)
 def _scan_levels(text: np.ndarray, starts: np.ndarray, price: np.ndarray, amount: np.ndarray, bids: np.ndarray, asks: np.ndarray) -> None:
@@ -165,13 +178,12 @@ def _scan_levels(text: np.ndarray, starts: np.ndarray, price: np.ndarray, amount
         first, bids[piece] = row, -1
         row, place = _scan_side(text, starts[piece] + 5, price, amount, row)
         middle = row
-        if place > 0 and text[place] == 44 and text[place + 1] == 34 and text[place + 2] == 97 and text[place + 3] == 34 \
-                and text[place + 4] == 58 and text[place + 5] == 91:                                             # ,"a":[
-            row, place = _scan_side(text, place + 6, price, amount, row)
+        if place > 0 and _asks_begin(text, place):
+            row, place = _scan_side(text, place + len(_BETWEEN), price, amount, row)
             if place == starts[piece + 1] - 1: bids[piece], asks[piece] = middle - first, row - middle
         if bids[piece] < 0: row = first
 
-# %% ../../nbs/market/03_binance.ipynb #c18
+# %% ../../nbs/market/03_binance.ipynb #c25
 LONG = 250  # bytes; shorter messages are not worth the trouble
 MARK = b'"b":[],"a":[[]]'
 
@@ -202,7 +214,24 @@ def levels_apart(
     total = int((bids + asks)[good].sum())
     return shortened, Apart(np.array([cut[0] for cut in cuts])[good], bids[good], asks[good], price[:total], amount[:total])
 
-# %% ../../nbs/market/03_binance.ipynb #c21
+# %% ../../nbs/market/03_binance.ipynb #c28
+def _unmark(data: list[dict[str, Any]], apart: Apart) -> None:
+    "Replace the marks in parsed messages by empty lists; ValueError or KeyError where one isn't where the levels of a diff belong"
+    for place in apart.where.tolist():
+        one = data[place]
+        if one['e'] != 'depthUpdate' or one['b'] != [] or one['a'] != [[]]: raise ValueError('levels that are not where they belong')
+        one['a'] = []
+
+def _put_back(messages: Messages, apart: Apart) -> Messages:
+    "Give their levels to the messages from which they were taken"
+    lengths = apart.bids + apart.asks
+    start, count, bids = messages.start.copy(), messages.count.copy(), messages.bids.copy()
+    start[apart.where] = messages.price.size + np.cumsum(lengths) - lengths
+    count[apart.where], bids[apart.where] = lengths, apart.bids
+    price, amount = np.append(messages.price, apart.price), np.append(messages.amount, apart.amount)
+    return replace(messages, start=start, count=count, bids=bids, price=price, amount=amount)
+
+# %% ../../nbs/market/03_binance.ipynb #c31
 KINDS = {'depthUpdate': DEPTH, 'trade': TRADE, 'bookTicker': BEST_QUOTE, None: 0}  # the field e; spot best quotes and snapshots have none
 NEEDS = {DEPTH: ('E', 'U', 'u'), TRADE: ('T', 't'), BEST_QUOTE: ('u',), SNAPSHOT: ('lastUpdateId',)}
 MAY_HAVE = {DEPTH: ('T', 'pu'), BEST_QUOTE: ('T',), SNAPSHOT: ('T',)}
@@ -236,7 +265,7 @@ def _why_not(message: Any, symbol: str | None) -> str | None:
     if not all(isinstance(text, str) and '\n' not in text for text in texts): return f'{title}: a price or quantity is not text'
     return None
 
-# %% ../../nbs/market/03_binance.ipynb #c24
+# %% ../../nbs/market/03_binance.ipynb #c34
 def _integers(values: Sequence[Any], low: int = 0) -> np.ndarray:
     "A column of whole numbers from JSON; TypeError or ValueError where one is anything else"
     if not {*map(type, values)} <= {int}: raise TypeError('not all are whole numbers')
@@ -259,69 +288,82 @@ def _sides(pairs: Iterable[tuple[list, list]]) -> tuple[np.ndarray, np.ndarray, 
     counts = np.fromiter(map(len, sides), np.int64, len(sides)).reshape(-1, 2)
     return counts.sum(axis=1), counts[:, 0], list(chain.from_iterable(levels))
 
-# %% ../../nbs/market/03_binance.ipynb #c25
-_DEPTH, _TRADE = itemgetter('s', 'E', 'U', 'u'), itemgetter('s', 'T', 't', 'm')
-_QUOTE_TEXTS, _TRADE_TEXTS = itemgetter('b', 'B', 'a', 'A'), itemgetter('p', 'q')
+# %% ../../nbs/market/03_binance.ipynb #c35
+@dataclass(frozen=True, eq=False)
+class _Group:
+    "What the messages of one kind hold, a column a field"
+    symbols: Iterable[Any]
+    exchange_ns: np.ndarray
+    final: np.ndarray
+    count: np.ndarray | int    # levels a message
+    bids: np.ndarray | int     # how many of them are bids
+    texts: list[str]           # price and quantity of all levels, in order
+    first: np.ndarray | None = None
+    previous: np.ndarray | int = -1
+
+_TRADE, _TRADE_TEXTS, _QUOTE_TEXTS = itemgetter('s', 'T', 't', 'm'), itemgetter('p', 'q'), itemgetter('b', 'B', 'a', 'A')
+
+def _trades(group: list[dict[str, Any]]) -> _Group:
+    symbols, times, ids, makers = zip(*map(_TRADE, group))
+    if not {*map(type, makers)} <= {bool}: raise TypeError('m is neither true nor false')
+    texts = list(chain.from_iterable(map(_TRADE_TEXTS, group)))
+    return _Group(symbols, _nanoseconds(times, low=1), _integers(ids), 1, np.logical_not(makers), texts)
+
+def _best_quotes(group: list[dict[str, Any]]) -> _Group:
+    times, ids = _nanoseconds([one.get('T', 0) for one in group]), _integers([one['u'] for one in group])
+    return _Group([one['s'] for one in group], times, ids, 2, 1, list(chain.from_iterable(map(_QUOTE_TEXTS, group))))
+
+# %% ../../nbs/market/03_binance.ipynb #c37
+_DEPTH = itemgetter('s', 'E', 'U', 'u')
+
+def _diffs(group: list[dict[str, Any]]) -> _Group:
+    symbols, sent, firsts, ids = zip(*map(_DEPTH, group))
+    times = _nanoseconds(sent, low=1)
+    if any('T' in one for one in group): times = _nanoseconds([one.get('T', time) for one, time in zip(group, sent)])
+    before = _integers([one.get('pu', -1) for one in group], low=-1) if any('pu' in one for one in group) else -1
+    count, bids, texts = _sides((one['b'], one['a']) for one in group)
+    return _Group(symbols, times, _integers(ids), count, bids, texts, _integers(firsts), before)
+
+def _snapshots(group: list[dict[str, Any]]) -> _Group:
+    times, ids = _nanoseconds([one.get('T', 0) for one in group]), _integers([one['lastUpdateId'] for one in group])
+    return _Group((), times, ids, *_sides((one['bids'], one['asks']) for one in group))
+
+_READERS = {DEPTH: _diffs, TRADE: _trades, BEST_QUOTE: _best_quotes, SNAPSHOT: _snapshots}
+
+# %% ../../nbs/market/03_binance.ipynb #c39
+def _kinds(data: list[dict[str, Any]]) -> np.ndarray:
+    "Kind of each message; KeyError for an event type unknown, AttributeError for what is no JSON object"
+    kind = np.array([KINDS[one.get('e')] for one in data], np.uint8)
+    for place in np.flatnonzero(kind == 0).tolist(): kind[place] = SNAPSHOT if 'lastUpdateId' in data[place] else BEST_QUOTE
+    return kind
 
 def _columns(stamps: Sequence[int], parsed: list[Any], symbol: str | None, apart: Apart | None,
              ) -> tuple[Messages, np.ndarray, str | None]:
     "(messages, fault of each message or 0, symbol) of parsed messages; raises where one of them is not as it should be"
     data = [message['data'] if 'data' in message else message for message in parsed]
-    kind = np.array([KINDS[one.get('e')] for one in data], np.uint8)
-    for place in np.flatnonzero(kind == 0).tolist(): kind[place] = SNAPSHOT if 'lastUpdateId' in data[place] else BEST_QUOTE
-    if apart and (kind[apart.where] != DEPTH).any(): raise ValueError('levels of a message that is no diff')
-    size = len(data)
+    kind, size = _kinds(data), len(data)
+    if apart: _unmark(data, apart)
     exchange, first, final, start, count, bids = (np.zeros(size, np.int64) for _ in range(6))
-    previous = np.full(size, -1)
-    texts: list[str] = []
-    symbols: set[Any] = set()
+    previous, texts, symbols = np.full(size, -1), list[str](), set[Any]()
     for code in np.unique(kind).tolist():
         where = np.flatnonzero(kind == code)
-        group = data if where.size == size else [data[place] for place in where.tolist()]
-        if code == TRADE:
-            names, times, ids, makers = zip(*map(_TRADE, group))
-            if not {*map(type, makers)} <= {bool}: raise TypeError('m is neither true nor false')
-            exchange[where], final[where], count[where], bids[where] = _nanoseconds(times, low=1), _integers(ids), 1, np.logical_not(makers)
-            more = list(chain.from_iterable(map(_TRADE_TEXTS, group)))
-        elif code == BEST_QUOTE:
-            names = tuple(one['s'] for one in group)
-            final[where], count[where], bids[where] = _integers([one['u'] for one in group]), 2, 1
-            exchange[where] = _nanoseconds([one.get('T', 0) for one in group])
-            more = list(chain.from_iterable(map(_QUOTE_TEXTS, group)))
-        elif code == DEPTH:
-            names, times, firsts, ids = zip(*map(_DEPTH, group))
-            exchange[where] = _nanoseconds(times, low=1)
-            if any('T' in one for one in group): exchange[where] = _nanoseconds([one.get('T', time) for one, time in zip(group, times)])
-            first[where], final[where] = _integers(firsts), _integers(ids)
-            if any('pu' in one for one in group): previous[where] = _integers([one.get('pu', -1) for one in group], low=-1)
-            lists = [(one['b'], one['a']) for one in group]
-            for place in np.searchsorted(where, apart.where).tolist() if apart else ():
-                if lists[place] != ([], [[]]): raise ValueError('levels that are not where they belong')
-                lists[place] = ([], [])
-            count[where], bids[where], more = _sides(lists)
-        else:
-            names = ()
-            final[where] = _integers([one['lastUpdateId'] for one in group])
-            exchange[where] = _nanoseconds([one.get('T', 0) for one in group])
-            count[where], bids[where], more = _sides((one['bids'], one['asks']) for one in group)
+        group = _READERS[code](data if where.size == size else [data[place] for place in where.tolist()])
+        exchange[where], final[where], previous[where] = group.exchange_ns, group.final, group.previous
+        first[where] = group.final if group.first is None else group.first
+        count[where], bids[where] = group.count, group.bids
         start[where] = np.cumsum(count[where]) - count[where] + len(texts) // 2
-        texts += more
-        symbols.update(names)
+        texts += group.texts
+        symbols.update(group.symbols)
     if not {*map(type, symbols)} <= {str} or len(symbols | {symbol or name for name in symbols}) > 1: raise ValueError('several symbols')
     mantissas, faults = parse_decimals(texts)
     worst = np.zeros(size, np.uint8)
     if faults.any():
         for place in range(size): worst[place] = faults[2 * start[place]:2 * (start[place] + count[place])].max(initial=0)
     price, amount = np.ascontiguousarray(mantissas[::2]), np.ascontiguousarray(mantissas[1::2])
-    if apart:
-        count[apart.where], bids[apart.where] = apart.bids + apart.asks, apart.bids
-        start[apart.where] = len(price) + np.cumsum(apart.bids + apart.asks) - apart.bids - apart.asks
-        price, amount = np.append(price, apart.price), np.append(amount, apart.amount)
-    columns = Messages(kind, np.array(stamps, np.int64), exchange, np.where(kind == DEPTH, first, final), final, previous,
-                       start, count, bids, price, amount)
-    return columns, worst, symbol or next(iter(symbols), None)
+    messages = Messages(kind, np.array(stamps, np.int64), exchange, first, final, previous, start, count, bids, price, amount)
+    return _put_back(messages, apart) if apart else messages, worst, symbol or next(iter(symbols), None)
 
-# %% ../../nbs/market/03_binance.ipynb #c27
+# %% ../../nbs/market/03_binance.ipynb #c42
 CHUNK = 1024  # lines decoded at a time
 
 @contextmanager
@@ -333,85 +375,99 @@ def _collector_resting() -> Iterator[None]:
     try: yield
     finally: gc.enable()
 
-# %% ../../nbs/market/03_binance.ipynb #c29
+# %% ../../nbs/market/03_binance.ipynb #c44
+Problem = tuple[int, str, bytes]  # (line, reason, text)
+
+class _Texts(NamedTuple):
+    "Messages still as text"
+    stamps: Sequence[int]    # local receive time, ns
+    texts: Sequence[bytes]
+    numbers: Sequence[int]   # of the line, from 1
+
+def _paired(pairs: Sequence[tuple[int, bytes]], begin: int) -> tuple[_Texts, list[Problem]]:
+    "Lines that come with their stamp beside them; the first has the number `begin`"
+    stamps, texts = zip(*pairs)
+    return _Texts(stamps, texts, range(begin, begin + len(pairs))), []
+
+def _split(lines: Sequence[bytes], begin: int) -> tuple[_Texts, list[Problem]]:
+    "Lines `<local receive ns> <JSON>`; the first has the number `begin`"
+    try:
+        stamps, texts = zip(*[line.split(b' ', 1) for line in lines])
+        times = _integers([*map(int, stamps)], low=1).tolist()
+    except (ValueError, OverflowError): return _split_each(lines, begin)
+    return _Texts(times, texts, range(begin, begin + len(lines))), []
+
+def _split_each(lines: Sequence[bytes], begin: int) -> tuple[_Texts, list[Problem]]:
+    "The same one by one, where some line is not as it should be"
+    stamps, texts, numbers, problems = list[int](), list[bytes](), list[int](), list[Problem]()
+    for number, line in enumerate(lines, begin):
+        stamp, space, text = line.partition(b' ')
+        if not line.strip(): continue
+        try: time = int(stamp) if space else 0
+        except ValueError: time = 0
+        if 0 < time < 1 << 62:
+            stamps.append(time)
+            texts.append(text)
+            numbers.append(number)
+        else: problems.append((number, 'no local receive time before the message', line))
+    return _Texts(stamps, texts, numbers), problems
+
+# %% ../../nbs/market/03_binance.ipynb #c47
+def _usable(given: _Texts, symbol: str | None) -> tuple[_Texts, list[Any], str | None, list[Problem]]:
+    "Look at each text by itself: those that can be used, the same parsed, the symbol they are about, and the problems"
+    good, parsed, problems = list[tuple[int, bytes, int]](), list[Any](), list[Problem]()
+    for stamp, text, number in zip(*given):
+        try: message = orjson.loads(text)
+        except orjson.JSONDecodeError: reason: str | None = 'not JSON'
+        else: reason = _why_not(message, symbol)
+        if reason is None:
+            symbol = symbol or message.get('data', message).get('s')
+            good.append((stamp, text, number))
+            parsed.append(message)
+        elif reason != REPLY: problems.append((number, reason, text))
+    return _Texts([one[0] for one in good], [one[1] for one in good], [one[2] for one in good]), parsed, symbol, problems
+
+def _decode(given: _Texts, symbol: str | None) -> tuple[Messages, str | None, list[Problem]]:
+    "(messages, symbol, problems) of texts"
+    problems: list[Problem] = []
+    if not given.texts: return Messages.concat([]), symbol, problems
+    shortened, apart = levels_apart(given.texts)
+    try: messages, faults, symbol = _columns(given.stamps, [*map(orjson.loads, shortened)], symbol, apart)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # JSONDecodeError is a ValueError
+        given, parsed, symbol, problems = _usable(given, symbol)
+        if not parsed: return Messages.concat([]), symbol, problems
+        messages, faults, symbol = _columns(given.stamps, parsed, symbol, None)
+    if not faults.any(): return messages, symbol, problems
+    bad = [(given.numbers[place], FAULTS[int(faults[place])], given.texts[place]) for place in np.flatnonzero(faults).tolist()]
+    return messages[faults == 0].compact(), symbol, problems + bad
+
+# %% ../../nbs/market/03_binance.ipynb #c50
 class Decoder:
     "Lines of one symbol's streams → Messages, in batches of any size"
     def __init__(self, symbol: str | None = None):  # None: that of the first message
         self.symbol, self.lines, self.problems = symbol and symbol.upper(), 0, Problems()
-        self._found: list[tuple[int, str, bytes]] = []  # problems of this batch: (line, reason, text)
 
     def decode(self, lines: Sequence[tuple[int, bytes]]) -> Messages:
         "Messages of (local receive time in ns, JSON) pairs; what can't be used is counted in `problems`"
-        return self._in_chunks(lines, self._decode_pairs)
+        return self._in_chunks(lines, _paired)
 
     def decode_lines(self, lines: Sequence[bytes]) -> Messages:
         "Messages of lines `<local receive ns> <JSON>`"
-        return self._in_chunks(lines, self._decode_lines)
+        return self._in_chunks(lines, _split)
 
-    def _in_chunks(self, lines: Sequence[Any], decode: Callable[[Any, int], Messages]) -> Messages:
+    def _in_chunks(self, lines: Sequence[Any], split: Callable[[Any, int], tuple[_Texts, list[Problem]]]) -> Messages:
         parts = []
         with _collector_resting():
             for place in range(0, len(lines), CHUNK):
                 chunk = lines[place:place + CHUNK]
-                parts.append(self._counted(decode(chunk, self.lines + 1)))
+                texts, unstamped = split(chunk, self.lines + 1)
+                messages, self.symbol, unusable = _decode(texts, self.symbol)
+                for line, reason, text in sorted(unstamped + unusable): self.problems.add(line, reason, text)
                 self.lines += len(chunk)
+                parts.append(messages)
         return parts[0] if len(parts) == 1 else Messages.concat(parts)
 
-    def _decode_pairs(self, pairs: Sequence[tuple[int, bytes]], begin: int) -> Messages:
-        stamps, texts = zip(*pairs)
-        return self._decode(stamps, texts, range(begin, begin + len(pairs)))
-
-    def _decode_lines(self, lines: Sequence[bytes], begin: int) -> Messages:
-        try:
-            stamps, texts = zip(*[line.split(b' ', 1) for line in lines])
-            times = _integers([*map(int, stamps)], low=1).tolist()
-        except (ValueError, OverflowError): return self._decode(*self._stamped(lines, begin))
-        return self._decode(times, texts, range(begin, begin + len(lines)))
-
-    def _counted(self, messages: Messages) -> Messages:
-        for line, reason, text in sorted(self._found): self.problems.add(line, reason, text)
-        self._found.clear()
-        return messages
-
-    def _stamped(self, lines: Sequence[bytes], begin: int) -> tuple[list[int], list[bytes], list[int]]:
-        "The lines that do start with a stamp: (stamps, messages, line numbers)"
-        good = []
-        for number, line in enumerate(lines, begin):
-            stamp, space, text = line.partition(b' ')
-            if not line.strip(): continue
-            try: time = int(stamp) if space else 0
-            except ValueError: time = 0
-            if 0 < time < 1 << 62: good.append((time, text, number))
-            else: self._found.append((number, 'no local receive time before the message', line))
-        return [one[0] for one in good], [one[1] for one in good], [one[2] for one in good]
-
-    def _decode(self, stamps: Sequence[int], texts: Sequence[bytes], numbers: Sequence[int]) -> Messages:
-        if not stamps: return Messages.concat([])
-        shortened, apart = levels_apart(texts)
-        try: messages, faults, self.symbol = _columns(stamps, [*map(orjson.loads, shortened)], self.symbol, apart)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # JSONDecodeError is a ValueError
-            stamps, parsed, texts, numbers = self._usable(stamps, texts, numbers)
-            if not stamps: return Messages.concat([])
-            messages, faults, self.symbol = _columns(stamps, parsed, self.symbol, None)
-        if not faults.any(): return messages
-        for place in np.flatnonzero(faults).tolist(): self._found.append((numbers[place], FAULTS[int(faults[place])], texts[place]))
-        return messages[faults == 0].compact()
-
-    def _usable(self, stamps: Sequence[int], texts: Sequence[bytes], numbers: Sequence[int],
-                ) -> tuple[list[int], list[Any], list[bytes], list[int]]:
-        "Look at each line by itself: (stamps, parsed messages, texts, line numbers) of those that can be used"
-        good = []
-        for stamp, text, number in zip(stamps, texts, numbers):
-            try: parsed = orjson.loads(text)
-            except orjson.JSONDecodeError: reason: str | None = 'not JSON'
-            else: reason = _why_not(parsed, self.symbol)
-            if reason is None:
-                self.symbol = self.symbol or parsed.get('data', parsed).get('s')
-                good.append((stamp, parsed, text, number))
-            elif reason != REPLY: self._found.append((number, reason, text))
-        return [one[0] for one in good], [one[1] for one in good], [one[2] for one in good], [one[3] for one in good]
-
-# %% ../../nbs/market/03_binance.ipynb #c34
+# %% ../../nbs/market/03_binance.ipynb #c55
 def shared_step(mantissas: np.ndarray) -> int:
     "Greatest common divisor of a column, 0 where all are 0"
     step = int(np.gcd.reduce(mantissas[:1000])) if mantissas.size else 0
@@ -444,7 +500,7 @@ def infer_instrument(
     tick, lot = (common_step([shared_step(column)], DECIMALS) for column in (messages.price, amounts))
     return Instrument('binance', symbol, base, quote, tick, lot, kind=kind, inferred=True)
 
-# %% ../../nbs/market/03_binance.ipynb #c37
+# %% ../../nbs/market/03_binance.ipynb #c58
 @njit(cache=True)
 def _write_rows(kind: np.ndarray, start: np.ndarray, count: np.ndarray, bids: np.ndarray, tick: np.ndarray, lots: np.ndarray,
                 flags_out: np.ndarray, tick_out: np.ndarray, lots_out: np.ndarray) -> None:
@@ -466,7 +522,7 @@ def to_rows(
     exchange, local, final = (np.repeat(column, messages.count) for column in (messages.exchange_ns, messages.local_ns, messages.id))
     return Events(flags, exchange, local, tick, lots, final)
 
-# %% ../../nbs/market/03_binance.ipynb #c39
+# %% ../../nbs/market/03_binance.ipynb #c60
 def on_grid(
     messages: Messages,            # with mantissas
     tick_step: int,                # mantissa of the tick size
@@ -490,7 +546,7 @@ def on_grid(
                      price=tick[~off], amount=lots[~off])
     return result[(lost == 0) | (messages.kind == DEPTH) | (messages.kind == SNAPSHOT)], counts
 
-# %% ../../nbs/market/03_binance.ipynb #c41
+# %% ../../nbs/market/03_binance.ipynb #c62
 def repeated(
     ids: np.ndarray,    # in the order of arrival
     highest: int,       # highest id before them, −1: none
@@ -501,110 +557,172 @@ def repeated(
     jumps = np.diff(reached[1:] if highest < 0 else reached) > 1
     return again, int(jumps.sum())
 
-# %% ../../nbs/market/03_binance.ipynb #c44
-class DepthSync:
-    "Snapshot and diffs → rows of a book that is right or says that it is not; batches of any size give the same rows"
-    PENDING = 10_000  # diffs that wait for a snapshot at most: a quarter of an hour; then the oldest go
+def new_ones(
+    messages: Messages,
+    highest: dict[int, int],  # by kind, TRADE and BEST_QUOTE: the highest id before them, −1: none
+) -> tuple[np.ndarray, dict[int, int], Counter[str]]:  # (bool: not repeated; the highest ids now; counts)
+    "Which messages are not repeated trades or best quotes"
+    keep, highest, counts = np.ones(len(messages), bool), dict(highest), Counter[str]()
+    for kind, name in ((TRADE, 'trades'), (BEST_QUOTE, 'best quotes')):
+        where = np.flatnonzero(messages.kind == kind)
+        if not where.size: continue
+        again, jumps = repeated(messages.id[where], highest[kind])
+        keep[where[again]] = False
+        highest[kind] = max(highest[kind], int(messages.id[where].max()))
+        found = {name: int((~again).sum()), f'repeated {name}': int(again.sum()), 'trade id jumps': jumps * (kind == TRADE)}
+        counts.update({what: count for what, count in found.items() if count})
+    return keep, highest, counts
 
+# %% ../../nbs/market/03_binance.ipynb #c67
+def follows(
+    first: int,      # the diff's first update id
+    previous: int,   # final id of the diff it names as its predecessor, −1: it names none (spot)
+    book_id: int,    # final update id of the book
+    fresh: bool,     # whether that is the id of a snapshot, which no diff has followed yet
+) -> bool:
+    "Whether nothing is missing between a book and a diff"
+    if previous < 0: return first <= book_id + 1
+    return previous <= book_id if fresh else previous == book_id
+
+# %% ../../nbs/market/03_binance.ipynb #c71
+def continuation(
+    last: int,         # lastUpdateId of a snapshot
+    diffs: Messages,   # in the order of arrival
+) -> tuple[np.ndarray, int]:  # (places of the diffs that it does not contain, how many of these follow without a gap)
+    "What of the diffs that waited continues a snapshot"
+    kept = np.flatnonzero(~repeated(diffs.id, last)[0])
+    before = np.append(last, diffs.id[kept]).tolist()
+    for number, (first, previous, book_id) in enumerate(zip(diffs.first[kept].tolist(), diffs.previous[kept].tolist(), before)):
+        if not follows(first, previous, book_id, fresh=number == 0): return kept, number
+    return kept, len(kept)
+
+# %% ../../nbs/market/03_binance.ipynb #c75
+@dataclass(eq=False)
+class SyncState:
+    "What is known of a book between two messages"
+    needs_snapshot: bool = True
+    book_id: int = 0      # final update id of the book
+    fresh: bool = False   # no diff has followed the last snapshot yet
+    seen_ns: int = 0      # exchange time of the latest diff that was let out, or came with a snapshot
+    emitted_ns: int = 0   # latest exchange time of a depth row let out
+    pending: list[Messages] = field(default_factory=list, repr=False)  # diffs that wait for a snapshot
+    counts: Counter[str] = field(default_factory=Counter)
+    PENDING = 10_000      # so many wait at most: a quarter of an hour; then the oldest go
+
+def take_diff(
+    state: SyncState,
+    first: int,      # update ids of the diff: the first,
+    final: int,      # the last,
+    previous: int,   # and the last of its predecessor, −1: not told
+    time_ns: int,    # its exchange time
+) -> Literal['next', 'known', 'wait']:
+    "What becomes of a diff; if it is the next one, the state goes on to it"
+    if state.needs_snapshot: return 'wait'
+    if final <= state.book_id:
+        state.counts['stale diffs'] += 1
+        return 'known'
+    if not follows(first, previous, state.book_id, state.fresh): return 'wait'
+    state.counts['diffs'] += 1
+    state.book_id, state.fresh, state.seen_ns, state.emitted_ns = final, False, time_ns, max(time_ns, state.emitted_ns)
+    return 'next'
+
+# %% ../../nbs/market/03_binance.ipynb #c78
+def go_stale(state: SyncState, local_ns: int, exchange_ns: int) -> Events:
+    "The book is no longer whole: one row that says so"
+    state.needs_snapshot = True
+    state.counts['gaps'] += 1
+    return from_rows([(CONTROL | LAST, exchange_ns, local_ns, STALE, 0, 0)])
+
+def hold_back(
+    state: SyncState,
+    diff: Messages,  # one, with levels of its own
+) -> list[Events]:
+    "A diff waits for a snapshot; if the book was whole until now, it is stale"
+    rows = [] if state.needs_snapshot else [go_stale(state, int(diff.local_ns[0]), int(diff.exchange_ns[0]))]
+    state.pending.append(diff)
+    del state.pending[:-state.PENDING]
+    state.counts['waited'] += 1
+    return rows
+
+# %% ../../nbs/market/03_binance.ipynb #c81
+def snapshot_time(
+    snapshot: Messages,
+    diffs: Messages,   # those that waited
+    seen_ns: int,      # exchange time of the latest diff before them, 0: none
+) -> int:              # ns
+    "When a snapshot was taken, as far as can be known"
+    contained = diffs.id <= snapshot.id[0]
+    known = [*snapshot.exchange_ns.tolist(), *diffs.exchange_ns[contained][-1:].tolist(), seen_ns, *diffs.exchange_ns[~contained][:1].tolist()]
+    return next((time for time in known if time), 0)
+
+def whole_again(
+    snapshot: Messages,
+    waited: Messages,  # the diffs that continue it
+    time_ns: int,      # exchange time of the snapshot
+) -> Events:
+    "Rows of the way up, from CLEAR to RESUME"
+    local_ns, until_ns = int(snapshot.local_ns[0]), max(time_ns, int(waited.exchange_ns.max(initial=0)))
+    picture = to_rows(replace(snapshot, exchange_ns=np.array([time_ns])))
+    closes = LAST if not len(picture) else 0  # an empty picture leaves it to CLEAR to end the message
+    return concat([from_rows([(CLEAR | BUY | SELL | closes, time_ns, local_ns, 0, 0, int(snapshot.id[0]))]), picture,
+                   to_rows(replace(waited, local_ns=np.full(len(waited), local_ns))),
+                   from_rows([(CONTROL | LAST, until_ns, local_ns, RESUME, 0, 0)])])
+
+# %% ../../nbs/market/03_binance.ipynb #c84
+def take_snapshot(
+    state: SyncState,
+    snapshot: Messages,  # one, with levels of its own
+) -> list[Events]:
+    "What a snapshot brings about: nothing if it is too old, else a whole book, and perhaps the next gap"
+    state.counts['snapshots'] += 1
+    last, diffs = int(snapshot.id[0]), Messages.concat(state.pending)
+    kept, usable = continuation(last, diffs)
+    if (not state.needs_snapshot and last <= state.book_id) or (len(kept) and not usable):
+        state.counts['snapshots too old'] += 1
+        return []
+    waited, rest = diffs[kept[:usable]], diffs[kept[usable:]]
+    rows = [whole_again(snapshot, waited, max(snapshot_time(snapshot, diffs, state.seen_ns), state.emitted_ns))]
+    state.counts.update({'stale diffs': len(diffs) - len(kept), 'diffs': usable})
+    state.book_id, state.needs_snapshot, state.fresh = int(waited.id[-1]) if usable else last, False, not usable
+    state.seen_ns = state.emitted_ns = int(rows[0].exchange_ns[-1])
+    state.pending = []
+    if len(rest):
+        rows.append(go_stale(state, int(snapshot.local_ns[0]), int(rest.exchange_ns[0])))
+        state.pending = [rest.compact()]
+    return rows
+
+# %% ../../nbs/market/03_binance.ipynb #c87
+class DepthSync(SyncState):
+    "Snapshot and diffs → rows of a book that is right or says that it is not; batches of any size give the same rows"
     def __init__(self, instrument: Instrument):
-        self.instrument, self.needs_snapshot, self.book_id, self.counts = instrument, True, 0, Counter[str]()
+        super().__init__()
         steps = [decimal(step) * 10 ** DECIMALS for step in (instrument.tick_size, instrument.lot_size)]
         if any(step % 1 for step in steps): raise ValueError(f'{instrument.symbol}: Binance knows no grid finer than {DECIMALS} decimals')
-        self._steps = int(steps[0]), int(steps[1])
-        self._pending: list[Messages] = []
-        self._fresh = False                             # no diff has followed the last snapshot yet
-        self._seen_ns, self._emitted_ns = 0, 0          # exchange time of the latest diff looked at, and let out
-        self._latest = {TRADE: -1, BEST_QUOTE: -1}      # highest id so far
+        self.instrument, self._steps = instrument, (int(steps[0]), int(steps[1]))
+        self._highest = {TRADE: -1, BEST_QUOTE: -1}  # ids so far
 
     def push(self, messages: Messages) -> Events:
         "The rows that these messages make, now that they are here"
         messages, adjusted = on_grid(messages, *self._steps)
-        self.counts.update(adjusted)
-        keep, parts, begin = self._new_ones(messages), [], 0
+        keep, self._highest, seen = new_ones(messages, self._highest)
+        for counts in (adjusted, seen): self.counts.update(counts)
+        parts, begin = list[Events](), 0
         where = np.flatnonzero((messages.kind == DEPTH) | (messages.kind == SNAPSHOT))
         columns = (messages.kind, messages.first, messages.id, messages.previous, messages.exchange_ns)
-        for place, kind, first, final, previous, time in zip(where.tolist(), *(column[where].tolist() for column in columns)):
-            if kind == DEPTH and not self.needs_snapshot:
-                if final <= self.book_id:
-                    keep[place] = False
-                    self.counts['stale diffs'] += 1
-                    continue
-                if self._follows(first, previous, self.book_id, self._fresh):
-                    self.book_id, self._fresh, self._seen_ns, self._emitted_ns = final, False, time, max(time, self._emitted_ns)
-                    self.counts['diffs'] += 1
-                    continue
-            keep[place] = False
+        for place, kind, first, final, previous, time_ns in zip(where.tolist(), *(column[where].tolist() for column in columns)):
+            fate = take_diff(self, first, final, previous, time_ns) if kind == DEPTH else 'wait'
+            keep[place] = fate == 'next'
+            if fate != 'wait': continue
             parts.append(to_rows(messages[begin:place][keep[begin:place]]))
             begin = place + 1
-            if kind == SNAPSHOT: parts += self._restart(messages[place:begin].compact())
-            else:
-                if not self.needs_snapshot: parts.append(self._gap(int(messages.local_ns[place]), time))
-                self._wait(messages[place:begin].compact())
+            parts += (hold_back if kind == DEPTH else take_snapshot)(self, messages[place:begin].compact())
         return concat([*parts, to_rows(messages[begin:][keep[begin:]])])
 
     def interrupt(self, local_ns: int) -> Events:
         "The connection was lost: the book is stale from now on, and needs a snapshot"
-        return from_rows([]) if self.needs_snapshot else self._gap(local_ns, self._emitted_ns)
+        return from_rows([]) if self.needs_snapshot else go_stale(self, local_ns, self.emitted_ns)
 
-    @staticmethod
-    def _follows(first: int, previous: int, book_id: int, fresh: bool) -> bool:
-        if previous < 0: return first <= book_id + 1
-        return previous <= book_id if fresh else previous == book_id
-
-    def _gap(self, local_ns: int, exchange_ns: int) -> Events:
-        self.needs_snapshot = True
-        self.counts['gaps'] += 1
-        return from_rows([(CONTROL | LAST, exchange_ns, local_ns, STALE, 0, 0)])
-
-    def _wait(self, diff: Messages) -> None:
-        self._pending.append(diff)
-        del self._pending[:-self.PENDING]
-        self.counts['waited'] += 1
-
-    def _new_ones(self, messages: Messages) -> np.ndarray:
-        "Which messages are not repeated trades or best quotes"
-        keep = np.ones(len(messages), bool)
-        for kind, name in ((TRADE, 'trades'), (BEST_QUOTE, 'best quotes')):
-            where = np.flatnonzero(messages.kind == kind)
-            if not where.size: continue
-            again, jumps = repeated(messages.id[where], self._latest[kind])
-            keep[where[again]] = False
-            self._latest[kind] = max(self._latest[kind], int(messages.id[where].max()))
-            found = {name: int((~again).sum()), f'repeated {name}': int(again.sum()), 'trade id jumps': jumps * (kind == TRADE)}
-            self.counts.update({what: count for what, count in found.items() if count})
-        return keep
-
-    def _restart(self, snapshot: Messages) -> list[Events]:
-        "What a snapshot brings about: nothing if it is too old, else the book, the diffs that waited, and RESUME"
-        self.counts['snapshots'] += 1
-        last, diffs = int(snapshot.id[0]), Messages.concat(self._pending)
-        again = repeated(diffs.id, last)[0]
-        kept = np.flatnonzero(~again)
-        ends, previous = np.append(last, diffs.id[kept]).tolist(), diffs.previous[kept].tolist()
-        follows = [self._follows(first, before, end, place == 0)
-                   for place, (first, before, end) in enumerate(zip(diffs.first[kept].tolist(), previous, ends))]
-        if (not self.needs_snapshot and last <= self.book_id) or (follows and not follows[0]):
-            self.counts['snapshots too old'] += 1
-            return []
-        usable = follows.index(False) if False in follows else len(follows)
-        waited, rest = diffs[kept[:usable]], diffs[kept[usable:]]
-        local, dropped = int(snapshot.local_ns[0]), diffs.exchange_ns[diffs.id <= last]
-        known = [*snapshot.exchange_ns.tolist(), *dropped[-1:].tolist(), self._seen_ns, *diffs.exchange_ns[kept[:1]].tolist()]
-        time = max(next((one for one in known if one), 0), self._emitted_ns)
-        self.counts.update({'stale diffs': int(again.sum()), 'diffs': len(waited)})
-        self.book_id, self.needs_snapshot, self._fresh, self._pending = ends[usable], False, not usable, []
-        self._seen_ns = self._emitted_ns = max(time, int(waited.exchange_ns.max(initial=0)))
-        picture = to_rows(replace(snapshot, exchange_ns=np.array([time])))
-        empty = LAST if not len(picture) else 0
-        rows = [from_rows([(CLEAR | BUY | SELL | empty, time, local, 0, 0, last)]), picture,
-                to_rows(replace(waited, local_ns=np.full(len(waited), local))),
-                from_rows([(CONTROL | LAST, self._emitted_ns, local, RESUME, 0, 0)])]
-        if len(rest):
-            rows.append(self._gap(local, int(rest.exchange_ns[0])))
-            self._pending = [rest.compact()]
-        return rows
-
-# %% ../../nbs/market/03_binance.ipynb #c54
+# %% ../../nbs/market/03_binance.ipynb #c97
 def _plain(number: Decimal) -> Decimal:
     "Without zeros at the end, and without an exponent: 10.00000000 → 10"
     return decimal(f'{number.normalize():f}')
@@ -643,7 +761,7 @@ def find_instrument(
     if symbol not in known: raise nearest(symbol, known)
     return known[symbol]
 
-# %% ../../nbs/market/03_binance.ipynb #c59
+# %% ../../nbs/market/03_binance.ipynb #c102
 REST_URL, WEBSOCKET_URL = 'https://api.binance.com', 'wss://stream.binance.com:9443'
 PUBLIC_REST_URL, PUBLIC_WEBSOCKET_URL = 'https://data-api.binance.vision', 'wss://data-stream.binance.vision'  # market data only
 

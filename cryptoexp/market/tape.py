@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENOUGH_POINTS', 'ENOUGH_SPAN_NS', 'MOST_DRIFT', 'READ_BYTES', 'LOOKS', 'DOUBTS', 'METADATA', 'FORMAT', 'ROW_GROUP',
-           'COLUMNS', 'lower_hull', 'Clock', 'fit_clock', 'fill_times', 'Tape', 'describe', 'read_lines', 'looks_like',
-           'not_a_recording', 'read_recording', 'make_tape', 'agreement', 'crossings', 'save_tape', 'load_tape', 'load']
+           'COLUMNS', 'lower_hull', 'Clock', 'fit_clock', 'fill_times', 'Tape', 'timeline', 'describe', 'read_lines',
+           'looks_like', 'not_a_recording', 'make_tape', 'read_recording', 'agreement', 'crossings', 'save_tape',
+           'load_tape', 'load']
 
 # %% ../../nbs/market/05_tape.ipynb #c03
 import html
@@ -13,6 +14,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +139,7 @@ class Tape:
 
     def timeline(self) -> Events:
         "Rows with corrected local times, in local order; ValueError where something arrives before it happens"
-        raw = np.maximum.accumulate(self.events.local_ns)  # a clock set back does not reorder what came
-        local = self.clock.corrected(raw)
-        early = np.flatnonzero((local <= self.events.exchange_ns) & (self.events.kind != CONTROL))
-        if early.size:
-            row, most = int(early[0]), int((self.events.exchange_ns - local)[early].max())
-            raise ValueError(f'{", ".join(self.source) or "this tape"}: {len(early):,} rows arrive up to {most / 1e6:.3f} ms before '
-                             f'they happen (the first is row {row}, {KIND_NAMES.get(int(self.events.kind[row]), "unknown")}): a strategy '
-                             'would see the future. Fit the clock (fit_clock), or declare a larger base latency')
-        return Events(self.events.flags, self.events.exchange_ns, local, self.events.tick, self.events.lots, self.events.id)
+        return timeline(self)
 
     def describe(self) -> pd.DataFrame:
         "What the tape holds, one fact a row: `fact`, `value`"
@@ -169,6 +163,19 @@ class Tape:
         return self.describe().to_html(index=False, header=False) + (f'<ul>{problems}</ul>' if problems else '')
 
 # %% ../../nbs/market/05_tape.ipynb #c22
+def timeline(tape: Tape) -> Events:
+    "Rows with corrected local times, in local order; ValueError where something arrives before it happens"
+    events = tape.events
+    local = tape.clock.corrected(np.maximum.accumulate(events.local_ns))  # a clock set back does not reorder what came
+    early = np.flatnonzero((local <= events.exchange_ns) & (events.kind != CONTROL))
+    if early.size:
+        row, most = int(early[0]), int((events.exchange_ns - local)[early].max())
+        raise ValueError(f'{", ".join(tape.source) or "this tape"}: {len(early):,} rows arrive up to {most / 1e6:.3f} ms before '
+                         f'they happen (the first is row {row}, {KIND_NAMES.get(int(events.kind[row]), "unknown")}): a strategy '
+                         'would see the future. Fit the clock (fit_clock), or declare a larger base latency')
+    return Events(events.flags, events.exchange_ns, local, events.tick, events.lots, events.id)
+
+# %% ../../nbs/market/05_tape.ipynb #c26
 def describe(tape: Tape) -> list[tuple[str, str]]:
     "What a tape holds as (fact, value)"
     events, kind, traded = tape.events, tape.events.kind, tape.instrument
@@ -190,35 +197,34 @@ def describe(tape: Tape) -> list[tuple[str, str]]:
     facts += [('times the book went stale', f'{int(((kind == CONTROL) & (events.tick == STALE)).sum()):,}'), ('clock', repr(tape.clock))]
     return facts + [(name, str(value)) for name, value in tape.notes.items()] + [('problems', str(len(tape.problems)))]
 
-# %% ../../nbs/market/05_tape.ipynb #c25
+# %% ../../nbs/market/05_tape.ipynb #c29
 READ_BYTES = 1 << 18
 
-def _unpacked(path: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
-    "Decompressed pieces of a gzip or plain file; ends with EOFError or zlib.error where a gzip is cut or damaged"
+def _pieces(path: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+    "A file piece by piece"
     with path.open('rb') as file:
-        begin = file.read(2)
-        file.seek(0)
-        if begin != b'\x1f\x8b':
-            while data := file.read(READ_BYTES):
-                advance(len(data))
-                yield data
-            return
-        unpacker = zlib.decompressobj(31)
         while data := file.read(READ_BYTES):
             advance(len(data))
-            while data:
-                if unpacker.eof:
-                    data = data.lstrip(b'\0')  # padding between members
-                    if not data: break
-                    unpacker = zlib.decompressobj(31)
-                before = unpacker.copy()
-                try: yield unpacker.decompress(data)
-                except zlib.error:
-                    yield from (before.decompress(data[place:place + 1]) for place in range(len(data)))
-                    raise
-                data = unpacker.unused_data
-        if not unpacker.eof: raise EOFError('the file ends in the middle of the compressed data')
+            yield data
 
+def _decompressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    "What a gzip file holds; ends with EOFError or zlib.error where it is cut or damaged"
+    unpacker = zlib.decompressobj(31)
+    for data in pieces:
+        while data:
+            if unpacker.eof:
+                data = data.lstrip(b'\0')  # padding between members
+                if not data: break
+                unpacker = zlib.decompressobj(31)
+            before = unpacker.copy()
+            try: yield unpacker.decompress(data)
+            except zlib.error:
+                yield from (before.decompress(data[place:place + 1]) for place in range(len(data)))
+                raise
+            data = unpacker.unused_data
+    if not unpacker.eof: raise EOFError('the file ends in the middle of the compressed data')
+
+# %% ../../nbs/market/05_tape.ipynb #c31
 def read_lines(
     path: Path,
     advance: Callable[[int], None] = lambda count: None,  # told the number of bytes read from disk, piece by piece
@@ -227,7 +233,10 @@ def read_lines(
     "Lines of a plain or gzip file; of a cut or damaged one all that is readable"
     rest, count = b'', 0
     try:
-        for piece in _unpacked(path, advance):
+        pieces = _pieces(path, advance)
+        first = next(pieces, b'')
+        pieces = chain([first], pieces)
+        for piece in _decompressed(pieces) if first.startswith(b'\x1f\x8b') else pieces:
             *lines, rest = (rest + piece).split(b'\n')
             count += len(lines)
             if lines: yield lines
@@ -238,7 +247,7 @@ def read_lines(
     else:
         if rest: yield [rest]
 
-# %% ../../nbs/market/05_tape.ipynb #c29
+# %% ../../nbs/market/05_tape.ipynb #c35
 LOOKS = {b'PAR1': 'a Parquet file', b'PK\x03\x04': 'a zip archive', b'\x28\xb5\x2f\xfd': 'a zstd file', b'\x89PNG': 'a picture',
          b'%PDF': 'a PDF', b'BZh': 'a bzip2 file', b'\xfd7zXZ': 'an xz file', b'\x93NUMPY': 'a NumPy array'}
 
@@ -256,7 +265,7 @@ def not_a_recording(path: Path, begin: bytes, reason: str = '') -> ValueError:
     return ValueError(f'{path} is not a recording: it looks like {looks_like(begin)}{reason}. Expected are lines '
                       '`<local receive time in ns> <JSON message>` of Binance streams, plain or gzip, or a tape in Parquet')
 
-# %% ../../nbs/market/05_tape.ipynb #c30
+# %% ../../nbs/market/05_tape.ipynb #c36
 def _decode_file(path: Path, advance: Callable[[int], None], symbol: str | None, problems: list[str],
                  ) -> tuple[binance.Messages, str | None]:
     "(messages, symbol) of one file"
@@ -276,30 +285,7 @@ def _decode_file(path: Path, advance: Callable[[int], None], symbol: str | None,
         problems.append(f'{path.name}: {count:,} lines skipped, {reason} (line {", ".join(where)}{", …" if count > len(where) else ""})')
     return messages, decoder.symbol
 
-# %% ../../nbs/market/05_tape.ipynb #c32
-def read_recording(
-    paths: str | Path | Sequence[str | Path],                  # one file, or several that continue each other, in any order
-    instrument: Instrument | None = None,                      # None: read off the data
-    progress: Callable[[float], None] | None = None,           # told the fraction read, 0 to 1
-    base_latency_ns: int = 1_000_000,                          # what the fastest message took
-) -> Tape:
-    "Make a tape of raw Binance recordings"
-    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    if not files: raise ValueError('no file to read')
-    problems: list[str] = []
-    total, done = sum(path.stat().st_size for path in files if path.is_file()) or 1, 0
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress: progress(min(done / total, 1.0))
-    symbol, read = instrument.symbol if instrument else None, []
-    for path in files:
-        messages, symbol = _decode_file(path, advance, symbol, problems)
-        read.append((int(messages.local_ns[0]), path.name, messages))
-    read.sort(key=lambda one: one[0])
-    tape = make_tape(binance.Messages.concat([messages for _, _, messages in read]), symbol, instrument, base_latency_ns)
-    return Tape(tape.events, tape.instrument, tape.clock, tuple(name for _, name, _ in read), False, problems + tape.problems, tape.notes)
-
+# %% ../../nbs/market/05_tape.ipynb #c38
 DOUBTS = ('gaps', 'trade id jumps', 'repeated trades', 'repeated best quotes', 'snapshots too old', 'levels off the grid')
 
 def make_tape(
@@ -327,7 +313,31 @@ def make_tape(
     if back: problems.append(f'the time of receipt runs backwards {back:,} times')
     return Tape(fill_times(events, clock), instrument, clock, problems=problems, notes=dict(sync.counts))
 
-# %% ../../nbs/market/05_tape.ipynb #c39
+# %% ../../nbs/market/05_tape.ipynb #c42
+def read_recording(
+    paths: str | Path | Sequence[str | Path],                  # one file, or several that continue each other, in any order
+    instrument: Instrument | None = None,                      # None: read off the data
+    progress: Callable[[float], None] | None = None,           # told the fraction read, 0 to 1
+    base_latency_ns: int = 1_000_000,                          # what the fastest message took
+) -> Tape:
+    "Make a tape of raw Binance recordings"
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not files: raise ValueError('no file to read')
+    problems: list[str] = []
+    total, done = sum(path.stat().st_size for path in files if path.is_file()) or 1, 0
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress: progress(min(done / total, 1.0))
+    symbol, read = instrument.symbol if instrument else None, []
+    for path in files:
+        messages, symbol = _decode_file(path, advance, symbol, problems)
+        read.append((int(messages.local_ns[0]), path.name, messages))
+    read.sort(key=lambda one: one[0])
+    tape = make_tape(binance.Messages.concat([messages for _, _, messages in read]), symbol, instrument, base_latency_ns)
+    return Tape(tape.events, tape.instrument, tape.clock, tuple(name for _, name, _ in read), False, problems + tape.problems, tape.notes)
+
+# %% ../../nbs/market/05_tape.ipynb #c49
 def agreement(
     tape: Tape,
 ) -> pd.DataFrame:  # a row a diff: id, quote_id, exchange_ns, book_… and quote_… of bid_tick, bid_lots, ask_tick, ask_lots; and `agrees`
@@ -352,7 +362,7 @@ def crossings(tape: Tape) -> int:
     path = touch_path(tape.events)
     return int((path.bid_tick >= path.ask_tick).sum())
 
-# %% ../../nbs/market/05_tape.ipynb #c44
+# %% ../../nbs/market/05_tape.ipynb #c54
 METADATA, FORMAT, ROW_GROUP = b'cryptoexp.tape', 1, 1_000_000
 COLUMNS = ('flags', 'exchange_ns', 'local_ns', 'tick', 'lots', 'id')
 
@@ -367,6 +377,7 @@ def save_tape(tape: Tape, path: Path) -> Path:
                    column_encoding=dict.fromkeys(('exchange_ns', 'local_ns', 'id'), 'DELTA_BINARY_PACKED'))
     return replace_bytes(path, buffer.getvalue())
 
+# %% ../../nbs/market/05_tape.ipynb #c56
 def load_tape(path: Path) -> Tape:
     "Read a tape from Parquet; ValueError for a file that is damaged or is no tape"
     if not path.is_file(): raise FileNotFoundError(f'{path} is not there' if not path.exists() else f'{path} is a folder')

@@ -7,6 +7,8 @@ PARAMETERS := settings.ini setup.py
 JOBS ?= 2
 ARGS ?=
 export PYTHONUTF8 := 1
+# A session of ten seconds compiles the engine into Numba's cache, so that the first real one need not wait for it.
+COMPILE = echo 'compiling the engine, once ...' && $(BIN)/cryptoexp trade --duration 10s --json --out $(STAMPS)/first >/dev/null
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-long docs lab bench notebooks clean
@@ -57,11 +59,13 @@ $(STAMPS)/venv:
 $(STAMPS)/package: $(STAMPS)/venv $(PARAMETERS)
 	@echo 'installing cryptoexp ...'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(COMPILE)
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/venv $(PARAMETERS)
 	@echo 'installing cryptoexp and what the tests and the site need (the first time takes a minute or two) ...'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(COMPILE)
 	@touch $@ $(STAMPS)/package
 
 $(STAMPS)/lab: $(STAMPS)/dev

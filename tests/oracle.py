@@ -166,7 +166,16 @@ class Oracle:
         bid, ask = self.exchange_touch
         self.fills.append((self.now, order.order_id, order.side, tick, lots, maker, fee, -1 if bid is None else bid,
                            1 << 62 if ask is None else ask, reason))
-        self.tell(order, tick, lots, fee)
+        if order.purpose == 'manual':  # whoever enters an order by hand is told of its fills at once
+            self.learn(order, tick, lots, fee)
+            self.tell(order)
+        else: self.tell(order, tick, lots, fee)
+
+    def learn(self, order: Order, tick: int, lots: int, fee: int) -> None:
+        self.known_cash -= order.side * self.notional(tick, lots) + fee
+        self.known_position += order.side * lots
+        order.known_remaining -= lots
+        self.flow['filled_buy_lots' if order.side > 0 else 'filled_sell_lots'] += lots
 
     def end(self, order: Order, status: str, reason: str = '') -> None:
         order.status, order.ended_ns, order.reason = status, self.now, reason
@@ -252,11 +261,7 @@ class Oracle:
     # our side
     def on_news(self) -> None:
         _, order, tick, lots, fee, ends = self.news.pop(0)
-        if lots:
-            self.known_cash -= order.side * self.notional(tick, lots) + fee
-            self.known_position += order.side * lots
-            order.known_remaining -= lots
-            self.flow['filled_buy_lots' if order.side > 0 else 'filled_sell_lots'] += lots
+        if lots: self.learn(order, tick, lots, fee)
         if ends:
             self.desk.remove(order)
             self.finished.append(order)
@@ -469,7 +474,7 @@ class Scenario:
 
 
 def market(draw: np.random.Generator, steps: int, best_quotes: bool, fine: bool) -> list[tuple[int, int, int, int, int, int]]:
-    "Rows of a small random market, never crossed after a message, in the order of arrival"
+    "Rows of a small random market, seldom crossed after a message, in the order of arrival"
     book = {BUY: {100 - n: int(draw.integers(1, 12)) for n in range(6)}, SELL: {101 + n + int(draw.integers(3)): int(draw.integers(1, 12)) for n in range(6)}}
     time, depth_local, stale = 10 * MS, 0, 0
     messages: list[tuple[int, int, list[tuple[int, int, int]]]] = []
@@ -551,6 +556,10 @@ def market(draw: np.random.Generator, steps: int, best_quotes: bool, fine: bool)
             stale = int(draw.integers(2, 12))
         elif what < .95: control(0)
         elif what < .951 and step > steps // 2: control(KILL if draw.random() < .7 else STOP)
+        elif what < .96:    # crossed for a while, then mended
+            emit([(DEPTH | side, best[other], 3)])
+            time += int(draw.integers(1, 40)) * MS
+            emit([(DEPTH | side, best[other], 0)])
         elif best_quotes: best_quote()
     messages.sort(key=lambda message: message[1])
     return [(flags, exchange, local, tick, lots, 0) for exchange, local, rows in messages for flags, tick, lots in rows]

@@ -407,7 +407,7 @@ def test_news_travels() -> None:
 
 def test_known_deviations_are_real() -> None:
     "No allowance without need: each word of AS_BUILT changes some session"
-    seeds = {'front': (2050, 2092), 'float funds': (2227, 1001), 'stops': (), 'age': ()}
+    seeds: dict[str, tuple[int, ...]] = {'front': (3019, 3130), 'float funds': (3011, 3016), 'stops': (3020, 3043), 'age': ()}  # age: below
     assert set(seeds) >= AS_BUILT
     for name in AS_BUILT:
         for seed in seeds[name]:
@@ -548,7 +548,7 @@ MUTANTS = [  # what is broken, module, the line as it is, the line broken
     ('reducing sells all', 'matching', 'int(state.known_position_lots * (1.0 - rule.target_share / share))', 'state.known_position_lots'),
     ('the model sees its fills at once', 'matching', 'view.position_lots, view.equity, view.share = state.known_position_lots', 'view.position_lots, view.equity, view.share = state.position_lots'),
     ('late rows are seen late', 'matching', 'happened = np.maximum(events.exchange_ns, events.local_ns - self.hold_ns)', 'happened = events.exchange_ns'),
-    ('a run of rows passes our orders by', 'matching', '(own_bid_low <= tick <= own_bid or tick >= own_ask)', '(tick == own_bid or tick >= own_ask)'),
+    ('a run of rows passes our orders by', 'matching', 'ours = own_bid_low <= tick <= own_bid if bids', 'ours = tick == own_bid if bids'),
 ]
 
 
@@ -563,7 +563,8 @@ def mutate(folder: Path, number: int) -> str:
     target.write_text(text.replace(line, broken))
     code = ('import sys, cryptoexp; assert cryptoexp.__path__[0].startswith(sys.argv[1])\n'
             'from oracle import compare\n'
-            'for seed in range(120):\n'
+            'first = [1, 0, 12, 11, 4, 7, 10, 23, 3, 33, 87]\n'
+            'for seed in first + [seed for seed in range(60) if seed not in first]:\n'
             '    try: found = compare(seed, 150)[0]\n'
             '    except (AssertionError, IndexError, ArithmeticError) as error: found = [repr(error)]\n'
             '    if found: print("seed", seed, found[0]); break')

@@ -334,7 +334,8 @@ _READERS = {DEPTH: _diffs, TRADE: _trades, BEST_QUOTE: _best_quotes, SNAPSHOT: _
 def _kinds(data: list[dict[str, Any]]) -> np.ndarray:
     "Kind of each message; KeyError for an event type unknown, AttributeError for what is no JSON object"
     kind = np.array([KINDS[one.get('e')] for one in data], np.uint8)
-    for place in np.flatnonzero(kind == 0).tolist(): kind[place] = SNAPSHOT if 'lastUpdateId' in data[place] else BEST_QUOTE
+    unnamed = np.flatnonzero(kind == 0)
+    kind[unnamed] = [SNAPSHOT if 'lastUpdateId' in data[place] else BEST_QUOTE for place in unnamed.tolist()]
     return kind
 
 def _columns(stamps: Sequence[int], parsed: list[Any], symbol: str | None, apart: Apart | None,
@@ -652,7 +653,8 @@ def snapshot_time(
 ) -> int:              # ns
     "When a snapshot was taken, as far as can be known"
     contained = diffs.id <= snapshot.id[0]
-    known = [*snapshot.exchange_ns.tolist(), *diffs.exchange_ns[contained][-1:].tolist(), seen_ns, *diffs.exchange_ns[~contained][:1].tolist()]
+    before, after = diffs.exchange_ns[contained].tolist(), diffs.exchange_ns[~contained].tolist()
+    known = [*snapshot.exchange_ns.tolist(), *before[-1:], seen_ns, *after[:1]]
     return next((time for time in known if time), 0)
 
 def whole_again(

@@ -46,8 +46,10 @@ def test_the_first_seven_fields_and_the_signatures_are_those_of_the_prototype() 
 
 # ---- the wire
 
-async def traded(server: ReplayServer, speed: float, duration: float, out: Path | None = None, preset: str = 'zero-fee-tier') -> MarketMaker:
-    config = load_config(preset=preset, overrides={'venue_urls': {'binance_rest': server.rest_url, 'binance_websocket': server.websocket_url}})
+async def traded(server: ReplayServer, speed: float, duration: float, out: Path | None = None,
+    preset: str = 'zero-fee-tier') -> MarketMaker:
+    config = load_config(preset=preset,
+        overrides={'venue_urls': {'binance_rest': server.rest_url, 'binance_websocket': server.websocket_url}})
     maker = MarketMaker(config, source='binance', preset=preset, duration=duration, speed=speed, out=out)
     await asyncio.wait_for(maker.run(), 120)
     return maker
@@ -87,7 +89,8 @@ def test_by_hand(tmp_path: Path) -> None:
             size = maker.calculate_order_size()
             assert 0 < size * data.best_ask <= 100.51, "a hundredth of 10,000 USDT and 0.05 BTC"
             bought = maker.simulate_order('buy', data.best_ask, size)
-            assert list(bought)[:10] == ['order_id', 'side', 'price', 'amount', 'status', 'filled', 'average_price', 'fee', 'cash', 'position']
+            assert list(bought)[:10] == ['order_id', 'side', 'price', 'amount', 'status', 'filled', 'average_price', 'fee', 'cash',
+                'position']
             assert bought['status'] in ('filled', 'partially filled') and bought['filled'] > 0
             assert bought['cash'] == pytest.approx(10_000 - bought['filled'] * bought['average_price'] - bought['fee'], abs=1e-7)
             assert bought['position'] == pytest.approx(0.05 + bought['filled']) and bought['average_price'] <= data.best_ask
@@ -123,7 +126,8 @@ def test_the_second_source_answers_when_the_first_does_not() -> None:
         await site.start()
         port = runner.addresses[0][1]
         try:
-            maker = MarketMaker(MarketMakingConfig(venue_urls={'binance_rest': 'http://127.0.0.1:9', 'coinbase_rest': f'http://127.0.0.1:{port}'}))
+            maker = MarketMaker(MarketMakingConfig(venue_urls={'binance_rest': 'http://127.0.0.1:9',
+                'coinbase_rest': f'http://127.0.0.1:{port}'}))
             return await maker.fetch_market_data()
         finally: await runner.cleanup()
     data = asyncio.run(session())
@@ -225,7 +229,8 @@ def test_mistakes_are_one_message_with_status_two(tmp_path: Path) -> None:
         ('--source', str(not_a_recording)): 'recording', ('--config', str(config)): 'maker_fee', ('--preset', 'zero-fee'): 'zero-fee-tier',
         ('--source', 'nowhere.gz'): 'nowhere.gz', ('--out', str(blocked / 'runs')): 'cannot write', ('--set', 'maker_fee'): 'FIELD=VALUE',
         ('--set', 'max_drawdown=7', '--set', 'total_capital=nan'): '2 problems',
-        ('--source', 'binance', '--set', 'venue_urls={"binance_rest": "http://127.0.0.1:9", "binance_websocket": "ws://127.0.0.1:9"}'): 'embedded'}
+        ('--source', 'binance', '--set',
+            'venue_urls={"binance_rest": "http://127.0.0.1:9", "binance_websocket": "ws://127.0.0.1:9"}'): 'embedded'}
     for words, expected in cases.items():
         done = shell('trade', '--json', '--duration', '5s', *(() if '--out' in words else ('--out', str(tmp_path / 'runs'))), *words)
         assert done.returncode == 2 and done.stdout == '', (words, done)

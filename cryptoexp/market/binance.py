@@ -6,10 +6,10 @@
 __all__ = ['DECIMALS', 'LARGEST', 'NOT_A_NUMBER', 'TOO_LARGE', 'TOO_FINE', 'FAULTS', 'LONG', 'MARK', 'KINDS', 'NEEDS', 'MAY_HAVE',
            'TEXTS', 'SIDES', 'REPLY', 'CHUNK', 'Problem', 'QUOTES', 'ENOUGH_TRADES', 'REST_URL', 'WEBSOCKET_URL',
            'PUBLIC_REST_URL', 'PUBLIC_WEBSOCKET_URL', 'parse_decimals', 'Messages', 'Problems', 'Apart', 'levels_apart',
-           'Decoder', 'shared_step', 'split_symbol', 'infer_instrument', 'to_rows', 'on_grid', 'repeated', 'new_ones',
-           'follows', 'continuation', 'SyncState', 'take_diff', 'go_stale', 'hold_back', 'snapshot_time', 'whole_again',
-           'take_snapshot', 'DepthSync', 'instruments', 'find_instrument', 'symbol_of', 'depth_path', 'ticker_path',
-           'exchange_info_path', 'stream_path', 'ticker']
+           'Decoder', 'shared_step', 'split_symbol', 'usual_step', 'infer_instrument', 'to_rows', 'on_grid', 'repeated',
+           'new_ones', 'follows', 'continuation', 'SyncState', 'take_diff', 'go_stale', 'hold_back', 'snapshot_time',
+           'whole_again', 'take_snapshot', 'DepthSync', 'instruments', 'find_instrument', 'symbol_of', 'depth_path',
+           'ticker_path', 'exchange_info_path', 'stream_path', 'ticker']
 
 # %% ../../nbs/market/03_binance.ipynb #c03
 import gc
@@ -489,6 +489,13 @@ def split_symbol(symbol: str) -> tuple[str, str]:
 
 ENOUGH_TRADES = 100
 
+def usual_step(column: np.ndarray) -> int:
+    "The step shared by all numbers but a thousandth at most, whose further decimals are somebody's slip"
+    for power in range(DECIMALS, 0, -1):
+        fits = column % 10 ** power == 0
+        if fits.mean() >= 0.999: return shared_step(column[fits])
+    return shared_step(column)
+
 def infer_instrument(
     messages: Messages,
     symbol: str,        # as the venue spells it
@@ -498,7 +505,7 @@ def infer_instrument(
     base, quote = split_symbol(symbol)
     traded = messages.amount[messages.start[messages.kind == TRADE]]
     amounts = traded if len(traded) >= ENOUGH_TRADES else messages.amount
-    tick, lot = (common_step([shared_step(column)], DECIMALS) for column in (messages.price, amounts))
+    tick, lot = (common_step([step], DECIMALS) for step in (usual_step(messages.price), shared_step(amounts)))
     return Instrument('binance', symbol, base, quote, tick, lot, kind=kind, inferred=True)
 
 # %% ../../nbs/market/03_binance.ipynb #c58

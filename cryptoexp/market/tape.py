@@ -400,10 +400,11 @@ def load(
     path: str | Path | Sequence[str | Path],         # a tape in Parquet, or one or several recordings
     instrument: Instrument | None = None,            # of recordings: None reads it off the data; a tape brings its own
     progress: Callable[[float], None] | None = None,
+    base_latency_ns: int = 1_000_000,                # of recordings: what their fastest message took, declared
 ) -> Tape:
     "Open whatever it is, by its first bytes"
     one = Path(path) if isinstance(path, str | Path) else None
     if one is not None and one.is_file():
         with one.open('rb') as file:
             if file.read(4) == b'PAR1': return load_tape(one)
-    return read_recording(path, instrument, progress)
+    return read_recording(path, instrument, progress, base_latency_ns)

@@ -80,10 +80,13 @@ def most_lots(equity: int, bid_tick: int, ask_tick: int, rules: np.ndarray) -> i
 @njit(cache=True)
 def room_to_buy(most: int, position_lots: int, working_bid_lots: int, free_cash: int, tick: int, rules: np.ndarray) -> int:
     "Lots that a new bid at `tick` may have: below the cap in the worst case, and paid for with its fee (cash in 1e-8 quote)"
+    if free_cash <= 0 or tick <= 0: return 0
     rule = rules[0]
     rate = max(rule.maker_fee_e8, rule.taker_fee_e8, 0)
-    cost = tick * rule.multiplier / rule.divisor * (1.0 + rate / MONEY_SCALE)
-    funded = int(free_cash / cost * (1.0 - 1e-12)) if free_cash > 0 else 0
+    cost = tick * rule.multiplier / rule.divisor * (1.0 + rate / MONEY_SCALE) + (0.5 if rate else 0.0)
+    funded = min(int(free_cash / cost), most)   # a first guess in floats, put right in integers
+    while funded < most and reserve_e8(tick, funded + 1, rules) <= free_cash: funded += 1
+    while funded > 0 and reserve_e8(tick, funded, rules) > free_cash: funded -= 1
     return max(0, min(most - position_lots - working_bid_lots, funded))
 
 @njit(cache=True)
@@ -93,10 +96,10 @@ def room_to_sell(position_lots: int, working_ask_lots: int) -> int:
 
 @njit(cache=True)
 def reserve_e8(tick: int, lots: int, rules: np.ndarray) -> int:
-    "Cash that a working bid holds back: its notional and the dearer of the two fees, 1e-8 quote"
+    "Cash that a working bid holds back: its notional, the dearer of the two fees, and half a unit a lot for fees rounded part by part"
     rule = rules[0]
-    notional = notional_e8(tick, lots, rule.multiplier, rule.divisor)
-    return notional + max(fee_e8(notional, rule.maker_fee_e8), fee_e8(notional, rule.taker_fee_e8), 0)
+    notional, rate = notional_e8(tick, lots, rule.multiplier, rule.divisor), max(rule.maker_fee_e8, rule.taker_fee_e8, 0)
+    return notional + fee_e8(notional, rate) + ((lots + 1) // 2 if rate else 0)
 
 # %% ../../nbs/trading/00_limits.ipynb #c24
 @njit(cache=True)

@@ -12,6 +12,7 @@ __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE
 
 # %% ../../nbs/trading/02_matching.ipynb #c03
 import functools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numba
@@ -45,7 +46,7 @@ BY_ITSELF, WOULD_TAKE, UNFILLED = range(3)
 
 ORDER_FIELDS = (
     'order_id', 'side', 'tick', 'lots', 'remaining', 'front', 'status', 'purpose', 'post_only', 'immediate', 'ended_by', 'served',
-    'known_remaining', 'cancel_sent', 'placed_ns', 'arrived_ns', 'ended_ns', 'queue_ahead_lots')
+    'known_remaining', 'cancel_sent', 'place', 'kept', 'placed_ns', 'arrived_ns', 'ended_ns', 'queue_ahead_lots')
 ORDER = np.dtype([(name, 'i8') for name in ORDER_FIELDS])
 REQUEST = np.dtype([(name, 'i8') for name in ('due_ns', 'order_id', 'cancel')])
 RESPONSE = np.dtype([(name, 'i8') for name in ('due_ns', 'order_id', 'side', 'tick', 'lots', 'fee_e8', 'ends')])
@@ -57,7 +58,8 @@ SAMPLE = np.dtype([(name, 'i8') for name in (
 # %% ../../nbs/trading/02_matching.ipynb #c08
 STATE = np.dtype([(name, 'i8') for name in (
     'time_ns', 'next_decision_ns', 'deciding', 'answer', 'stale', 'stopped', 'halted', 'use_best_quotes', 'external_quoter',
-    'exchange_row', 'local_row', 'order_count', 'next_order_id', 'serial', 'taken_levels', 'local_changed',
+    'exchange_row', 'local_row', 'order_count', 'next_order_id', 'serial', 'arrivals', 'taken_levels', 'local_changed',
+    'snapshot_bid', 'snapshot_ask',
     'request_head', 'request_tail', 'response_head', 'response_tail', 'fill_count', 'finished_count', 'sample_count',
     'cash_e8', 'position_lots', 'known_cash_e8', 'known_position_lots', 'start_e8', 'peak_e8',
     'exchange_bid', 'exchange_ask', 'local_bid', 'local_ask', 'own_bid', 'own_bid_low', 'own_ask', 'own_ask_high',
@@ -181,7 +183,7 @@ def _next_in_line(desk: Desk, side: int, tick: int, serial: int) -> int:
         else:
             other = desk.orders[best]
             ahead = (order.tick - other.tick) * side
-            if ahead > 0 or (ahead == 0 and order.order_id < other.order_id): best = slot
+            if ahead > 0 or (ahead == 0 and order.place < other.place): best = slot
     return best
 
 @inner
@@ -237,19 +239,38 @@ def _on_exchange_row(desk: Desk, time_ns: int, flags: int, tick: int, lots: int)
         if (tick >= state.own_ask) if flags & BUY else (tick <= state.own_bid):
             _match_print(desk, time_ns, (flags & BUY) != 0, tick, lots)
     else:
+        bids = (flags & BUY) != 0
+        levels = kind == DEPTH or kind == SNAPSHOT or (kind == BEST_QUOTE and state.use_best_quotes != 0)
+        if levels: _untake(state, book, desk.taken_bid if bids else desk.taken_ask, bids, tick, lots)
         apply_row(book, flags, tick, lots, state.use_best_quotes != 0)
-        if (kind == DEPTH or kind == SNAPSHOT or (kind == BEST_QUOTE and state.use_best_quotes)) and 0 <= tick < book.bid.size:
-            bids = (flags & BUY) != 0
-            _untake(state, desk.taken_bid if bids else desk.taken_ask, tick)
+        if levels and 0 <= tick < book.bid.size:
             _queue_shrinks(desk, 1 if bids else -1, tick, lots)
+            if kind == BEST_QUOTE: _nobody_there(desk, 1 if bids else -1, tick)
+            if kind == SNAPSHOT and bids: state.snapshot_bid = 1
+            elif kind == SNAPSHOT: state.snapshot_ask = 1
             if lots > 0 and ((tick >= state.own_ask) if bids else (tick <= state.own_bid)):
                 _match_level(desk, time_ns, -1 if bids else 1, tick, lots)
-    if flags & LAST and kind != TRADE: state.exchange_bid, state.exchange_ask = book.edge[BEST_BID], book.edge[BEST_ASK]
+    if flags & LAST and kind != TRADE:
+        if state.snapshot_bid: _nobody_there(desk, 1, -1)
+        if state.snapshot_ask: _nobody_there(desk, -1, NO_ASK)
+        state.snapshot_bid = state.snapshot_ask = 0
+        state.exchange_bid, state.exchange_ask = book.edge[BEST_BID], book.edge[BEST_ASK]
 
 @inner
-def _untake(state: Any, taken: np.ndarray, tick: int) -> None:
-    "A level has changed: what we took from it is forgotten"
-    if state.taken_levels > 0 and taken[tick] != 0: taken[tick], state.taken_levels = 0, state.taken_levels - 1
+def _untake(state: Any, book: BookArrays, taken: np.ndarray, bids: bool, tick: int, lots: int) -> None:
+    "A level is about to hold another total than before: what we took from it is forgotten"
+    if state.taken_levels == 0 or tick < 0 or tick >= taken.size or taken[tick] == 0: return
+    if (book.bid[tick] if bids else book.ask[tick]) != lots:
+        taken[tick], state.taken_levels = 0, state.taken_levels - 1
+
+@inner
+def _nobody_there(desk: Desk, side: int, beyond: int) -> None:
+    "Levels better than `beyond` were not named in a whole picture: what they hold now is all that can stand before us"
+    levels = desk.exchange.bid if side > 0 else desk.exchange.ask
+    for slot in range(desk.state[0].order_count):
+        order = desk.orders[slot]
+        if order.status == RESTING and order.side == side and (order.tick - beyond) * side > 0 and order.tick < levels.size:
+            order.front = min(order.front, levels[order.tick])
 
 # %% ../../nbs/trading/02_matching.ipynb #c19
 @inner
@@ -266,12 +287,13 @@ def _exchange_run(
             if (tick >= own_ask) if bids else (tick <= own_bid): break
             state.market_lots += lots
         else:
+            if flags & LAST and (state.snapshot_bid or state.snapshot_ask): break
             if kind != CONTROL:
                 ours = own_bid_low <= tick <= own_bid if bids else own_ask <= tick <= own_ask_high
                 if ours or ((tick >= own_ask) if bids else (tick <= own_bid)): break
+                if kind == SNAPSHOT or (kind == BEST_QUOTE and ((tick < own_bid) if bids else (tick > own_ask))): break
+                if kind == DEPTH or best_quotes: _untake(state, book, taken_bid if bids else taken_ask, bids, tick, lots)
                 apply_row(book, flags, tick, lots, best_quotes)
-                if state.taken_levels > 0 and 0 <= tick < taken_bid.size and (kind != BEST_QUOTE or best_quotes):
-                    _untake(state, taken_bid if bids else taken_ask, tick)
             if flags & LAST: state.exchange_bid, state.exchange_ask = book.edge[BEST_BID], book.edge[BEST_ASK]
         row += 1
     return row
@@ -299,7 +321,7 @@ def _take(desk: Desk, slot: int, time_ns: int) -> None:
 @inner
 def _arrive(desk: Desk, slot: int, time_ns: int) -> None:
     "An order reaches the exchange"
-    order, edge = desk.orders[slot], desk.exchange.edge
+    state, order, edge = desk.state[0], desk.orders[slot], desk.exchange.edge
     order.arrived_ns = time_ns
     crosses = order.tick >= edge[BEST_ASK] if order.side > 0 else order.tick <= edge[BEST_BID]
     if crosses and order.post_only: order.status, order.ended_by = EXPIRED, WOULD_TAKE
@@ -308,7 +330,8 @@ def _arrive(desk: Desk, slot: int, time_ns: int) -> None:
     if order.status == SENT:
         if order.immediate: order.status, order.ended_by = EXPIRED, UNFILLED
         else:
-            order.status = RESTING
+            state.arrivals += 1
+            order.status, order.place = RESTING, state.arrivals
             own_side = desk.exchange.bid if order.side > 0 else desk.exchange.ask
             order.front = own_side[order.tick] if order.tick < own_side.size else 0
             order.queue_ahead_lots = order.front
@@ -343,6 +366,7 @@ def _on_response(desk: Desk) -> None:
         state.finished_count += 1
         state.order_count -= 1
         desk.orders[slot] = desk.orders[state.order_count]
+    if news.lots > 0 and _is_fresh(state) and _mark(state, desk.rules): _cancel_all(desk)
 
 # %% ../../nbs/trading/02_matching.ipynb #c24
 @inner
@@ -364,7 +388,8 @@ def _new_order(desk: Desk, side: int, tick: int, lots: int, purpose: int, post_o
     order.lots = order.remaining = order.known_remaining = lots
     order.purpose, order.post_only, order.immediate, order.placed_ns = purpose, post_only, immediate, state.time_ns
     order.status = SENT
-    order.front = order.ended_by = order.served = order.cancel_sent = order.arrived_ns = order.ended_ns = order.queue_ahead_lots = 0
+    order.front = order.ended_by = order.served = order.place = order.kept = order.cancel_sent = 0
+    order.arrived_ns = order.ended_ns = order.queue_ahead_lots = 0
     state.order_count += 1
     state.next_order_id += 1
     state.orders_sent += 1
@@ -425,25 +450,37 @@ def _apply_wishes(desk: Desk) -> None:
     equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask,
                        desk.rules[0].multiplier, desk.rules[0].divisor)
     if state.known_position_lots >= most_lots(equity, state.local_bid, state.local_ask, desk.rules): desk.wishes[BID, :, LOTS] = 0
-    slack = int(desk.rules[0].tolerance * 0.5 * (state.local_bid + state.local_ask))
     for index in range(2):
         side = 1 if index == BID else -1
-        wishes = desk.wishes[index]
-        desk.matched[:] = 0
+        _match_wishes(desk, side, desk.wishes[index])
         for slot in range(state.order_count):
             order = desk.orders[slot]
-            if order.side != side or order.purpose != QUOTE or order.cancel_sent: continue
-            fits = False
+            if order.side == side and order.purpose == QUOTE and not order.kept: _cancel(desk, slot)
+        for level in range(desk.matched.size):
+            tick, lots = desk.wishes[index, level, TICK], desk.wishes[index, level, LOTS]
+            if desk.matched[level] or lots <= 0: continue
+            passed = _allowed(desk, side, tick, lots)
+            if passed > 0: _send(desk, side, tick, passed, QUOTE, True)
+
+@inner
+def _match_wishes(desk: Desk, side: int, wishes: np.ndarray) -> None:
+    "Decide which resting quotes stay: pairs of order and wish, the nearest first; an unchanged quote is nearest of all"
+    state = desk.state[0]
+    slack = int(desk.rules[0].tolerance * 0.5 * (state.local_bid + state.local_ask))
+    desk.matched[:] = 0
+    for slot in range(state.order_count): desk.orders[slot].kept = 0
+    while True:
+        nearest, best_slot, best_level = slack + 1, -1, -1
+        for slot in range(state.order_count):
+            order = desk.orders[slot]
+            if order.side != side or order.purpose != QUOTE or order.cancel_sent or order.kept: continue
             for level in range(wishes.shape[0]):
                 outside = (wishes[level, TICK] - order.tick) * side
-                if not desk.matched[level] and wishes[level, LOTS] > 0 and 0 <= outside <= slack:
-                    desk.matched[level], fits = 1, True
-                    break
-            if not fits: _cancel(desk, slot)
-        for level in range(wishes.shape[0]):
-            if desk.matched[level] or wishes[level, LOTS] <= 0: continue
-            lots = _allowed(desk, side, wishes[level, TICK], wishes[level, LOTS])
-            if lots > 0: _send(desk, side, wishes[level, TICK], lots, QUOTE, True)
+                if desk.matched[level] or wishes[level, LOTS] <= 0 or outside < 0 or outside > slack: continue
+                if outside < nearest or (outside == nearest and order.order_id < desk.orders[best_slot].order_id):
+                    nearest, best_slot, best_level = outside, slot, level
+        if best_slot < 0: return
+        desk.orders[best_slot].kept, desk.matched[best_level] = 1, 1
 
 # %% ../../nbs/trading/02_matching.ipynb #c30
 @njit(cache=True)
@@ -500,11 +537,16 @@ def _obey(state: Any, code: int) -> bool:
 
 # %% ../../nbs/trading/02_matching.ipynb #c34
 @inner
+def _band_tick(desk: Desk) -> int:
+    "The lowest price at which coins may be sold in a hurry"
+    return int(0.5 * (desk.state[0].local_bid + desk.state[0].local_ask) * (1.0 - desk.rules[0].flatten_band)) + 1
+
+@inner
 def _sell_now(desk: Desk, lots: int, purpose: int) -> None:
     "Immediate-or-cancel sale within the band, if no other order is alive"
-    state, rule = desk.state[0], desk.rules[0]
-    tick = int(0.5 * (state.local_bid + state.local_ask) * (1.0 - rule.flatten_band)) + 1
-    if state.order_count == 0 and enough(tick, lots, desk.rules): _send(desk, -1, tick, min(lots, rule.max_lots), purpose, False)
+    tick = _band_tick(desk)
+    if desk.state[0].order_count == 0 and enough(tick, lots, desk.rules):
+        _send(desk, -1, tick, min(lots, desk.rules[0].max_lots), purpose, False)
 
 @inner
 def _look(desk: Desk) -> bool:
@@ -517,9 +559,11 @@ def _look(desk: Desk) -> bool:
         if rule.flatten_on_halt: _sell_now(desk, state.known_position_lots, FLATTEN)
         return False
     if rule.reduce_by_taking and share > rule.max_exposure:
-        _cancel_all(desk)
-        _sell_now(desk, int(state.known_position_lots * (1.0 - rule.target_share / share)), REDUCE)
-        return False
+        excess = int(state.known_position_lots * (1.0 - rule.target_share / share))
+        if enough(_band_tick(desk), excess, desk.rules):
+            _cancel_all(desk)
+            _sell_now(desk, excess, REDUCE)
+            return False
     view.time_ns, view.bid_tick, view.ask_tick = state.time_ns, state.local_bid, state.local_ask
     view.bid_lots, view.ask_lots = desk.local.bid[state.local_bid], desk.local.ask[state.local_ask]
     view.position_lots, view.equity, view.share = state.known_position_lots, equity / MONEY_SCALE, share
@@ -702,7 +746,8 @@ class Engine(Output):
     ):
         super().__init__()
         model, own = model_of(config)
-        self.instrument, self.config, self.intake = instrument, config, Intake(hold_ns, use_best_quotes)
+        self.instrument, self.config = instrument, replace(config, trading_pair=instrument.pair)  # a recording says itself what it is of
+        self.intake = Intake(hold_ns, use_best_quotes)
         given = np.zeros(1) if parameters is None else np.asarray(parameters, float)
         self._setting = (model.levels, own) if quoter is None else (levels, given)
         self._python = model.quoter if quoter is None else quoter
@@ -723,7 +768,7 @@ class Engine(Output):
 
     def _open(self, price: int) -> None:
         rules, (levels, parameters) = make_rules(self.config, self.instrument), self._setting
-        self.desk = new_desk(rules, room_for(price), levels, parameters, int(round(decimal(self.config.total_capital) * MONEY_SCALE)),
+        self.desk = new_desk(rules, room_for(price), levels, parameters, round(decimal(self.config.total_capital) * MONEY_SCALE),
                              self.instrument.lots(self.config.initial_base))
         state = self.desk.state[0]
         state.next_decision_ns = self.intake.first_ns + rules[0].interval_ns
@@ -769,8 +814,10 @@ def enter_order(
     "Enter a limit order into the simulated exchange at the engine's present moment"
     nothing = dict.fromkeys((*ORDER_FIELDS, 'cost_e8', 'fee_e8'), 0)
     if engine.desk is None: return nothing, 'there is no market yet'
+    if side not in (1, -1) or lots <= 0 or tick <= 0: return nothing, 'an order needs a side, a price and an amount'
     desk, state = engine.desk, engine.desk.state[0]
-    if state.stopped or state.halted: return nothing, 'the session is halted'
+    if state.stopped: return nothing, 'the session has ended'
+    if state.halted: return nothing, 'the session is halted'
     if not _is_fresh(desk.state[0]): return nothing, 'the book is stale'
     before = desk.refusals.copy()
     if _allowed(desk, side, tick, lots) < lots:

@@ -68,7 +68,7 @@ def outward(mid: float, half_bid: float, half_ask: float, best_bid: int, best_as
 # %% ../../nbs/trading/01_quoting.ipynb #c19
 @njit(cache=True)
 def update_volatility(
-    scratch: np.ndarray,  # float64, shape (≥ 3,): last mid, last time in s, variance of a second's return; zeros at the start
+    scratch: np.ndarray,  # float64, shape (≥ 4,): last mid, last time in s, weighted sum of squared returns, its weight; zeros first
     mid: float,           # mid now, any unit
     time_ns: int,         # now
     half_life_s: float,   # seconds after which an observation counts half
@@ -76,11 +76,11 @@ def update_volatility(
     "Exponentially weighted volatility of the mid, one observation a call"
     elapsed = (time_ns - scratch[1] * 1e9) / 1e9
     if scratch[0] > 0 and elapsed > 0:
-        weight = 0.5 ** (elapsed / half_life_s)
-        change = mid / scratch[0] - 1.0
-        scratch[2] = weight * scratch[2] + (1.0 - weight) * change * change / elapsed
+        kept, change = 0.5 ** (elapsed / half_life_s), mid / scratch[0] - 1.0
+        scratch[2] = kept * scratch[2] + (1.0 - kept) * change * change / elapsed
+        scratch[3] = kept * scratch[3] + (1.0 - kept)
     if scratch[0] <= 0 or elapsed > 0: scratch[0], scratch[1] = mid, time_ns / 1e9
-    return math.sqrt(scratch[2] * 60.0)
+    return math.sqrt(scratch[2] / scratch[3] * 60.0) if scratch[3] > 0 else 0.0
 
 # %% ../../nbs/trading/01_quoting.ipynb #c23
 SPREAD_FRACTION, WIDENING, HALF_LIFE, MAKER_FEE, MIN_PROFIT, TARGET, THRESHOLD = range(7)

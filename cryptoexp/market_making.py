@@ -285,6 +285,7 @@ async def run_session(maker: MarketMaker) -> Result:
     if maker.result is None: raise ValueError(f'{feed.name}: no price in {maker.engine.intake.rows} rows, so there is nothing to trade on')
     return maker.result
 
+# %% ../nbs/10_market_making.ipynb #c22
 @contextlib.contextmanager
 def stopped_by_signals(maker: MarketMaker) -> 'Any':
     "Ctrl-C and SIGTERM stop the session while the block runs; outside the main thread there are no signals to listen to"
@@ -297,7 +298,7 @@ def stopped_by_signals(maker: MarketMaker) -> 'Any':
     finally:
         for number in listening: loop.remove_signal_handler(number)
 
-# %% ../nbs/10_market_making.ipynb #c22
+# %% ../nbs/10_market_making.ipynb #c24
 def status_of(maker: MarketMaker) -> dict[str, Any]:
     "Where a running session stands: market time (ns), mid, own quotes, position, equity, fills; prices and money as floats for display"
     engine = maker.engine

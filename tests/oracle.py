@@ -655,9 +655,10 @@ def differences(case: Scenario, engine: Any, oracle: Oracle) -> list[str]:
         if len(mine) != len(expected): found.append(f'{name}: engine {len(mine)} rows, oracle {len(expected)}')
     state = engine.desk.state[0]
     numbers = dict(cash_e8=oracle.cash, position_lots=oracle.position, known_cash_e8=oracle.known_cash,
-        known_position_lots=oracle.known_position,
-                   orders_sent=oracle.sent, cancels_sent=oracle.cancels, late_cancels=oracle.late_cancels, halted=int(oracle.halted),
-                   own_lots=sum(fill[4] for fill in oracle.fills), start_e8=-1 if oracle.start is None else oracle.start, peak_e8=oracle.peak)
+                   known_position_lots=oracle.known_position, orders_sent=oracle.sent, cancels_sent=oracle.cancels,
+                   late_cancels=oracle.late_cancels, halted=int(oracle.halted),
+                   own_lots=sum(fill[4] for fill in oracle.fills), peak_e8=oracle.peak,
+                   start_e8=-1 if oracle.start is None else oracle.start)
     found += [f'{name}: engine {state[name]}, oracle {number}' for name, number in numbers.items() if state[name] != number]
     refused = engine.desk.refusals.tolist()
     if refused != list(oracle.refused.values()): found.append(f'refusals: engine {refused}, oracle {list(oracle.refused.values())}')

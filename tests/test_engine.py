@@ -496,6 +496,14 @@ def test_reducing_never_silences_the_asks() -> None:
     assert len(play(asks, config=config).orders)
 
 
+def test_a_cheap_coin_on_a_fine_grid_can_be_bought() -> None:
+    "Lots of 1e-8 ADA are worth half a unit of money each: what is held back for rounded fees must not be as much as the coins"
+    ada = Instrument('nowhere', 'ADA', 'TOY', 'USD', '0.0001', '0.00000001')
+    config = settings(total_capital=10_000., maker_fee=.001, taker_fee=.001, max_inventory_exposure=1.)
+    order = play(bids((5345, 15_000 * 10 ** 8)), bids={5344: 10}, asks={5346: 10}, config=config, instrument=ada).orders.iloc[0]
+    assert order.lots == 15_000 * 10 ** 8   # 8,017.50 USD
+
+
 # 6. Would a broken rule be noticed?
 
 MUTANTS = [  # what is broken, module, the line as it is, the line broken
@@ -567,7 +575,7 @@ MUTANTS = [  # what is broken, module, the line as it is, the line broken
      'if state.snapshot_bid: _nobody_there(desk, 1, -1)',
      'if False: _nobody_there(desk, 1, -1)'),
     ('news of fills is not weighed', 'matching', 'if news.lots > 0 and _is_fresh(state) and _mark(', 'if False and _mark('),
-    ('a repeated total brings back what we took', 'matching', ' and (book.bid[tick] if bids else book.ask[tick]) != lots', ''),
+    ('a repeated total brings back what we took', 'matching', 'if (book.bid[tick] if bids else book.ask[tick]) != lots:', 'if True:'),
 ]
 
 

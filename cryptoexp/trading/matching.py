@@ -230,6 +230,7 @@ def _match_level(desk: Desk, time_ns: int, side: int, tick: int, lots: int) -> N
         _fill(desk, slot, time_ns, order.tick, size, True, BY_CROSS)
     _own_edges(desk)
 
+# %% ../../nbs/trading/02_matching.ipynb #c19
 @inner
 def _on_exchange_row(desk: Desk, time_ns: int, flags: int, tick: int, lots: int) -> None:
     "A row that may concern our orders"
@@ -272,7 +273,7 @@ def _nobody_there(desk: Desk, side: int, beyond: int) -> None:
         if order.status == RESTING and order.side == side and (order.tick - beyond) * side > 0 and order.tick < levels.size:
             order.front = min(order.front, levels[order.tick])
 
-# %% ../../nbs/trading/02_matching.ipynb #c19
+# %% ../../nbs/trading/02_matching.ipynb #c21
 @inner
 def _exchange_run(
     state: Any, book: BookArrays, taken_bid: np.ndarray, taken_ask: np.ndarray, rows: Rows, row: int, limit_ns: int,
@@ -298,7 +299,7 @@ def _exchange_run(
         row += 1
     return row
 
-# %% ../../nbs/trading/02_matching.ipynb #c21
+# %% ../../nbs/trading/02_matching.ipynb #c23
 @inner
 def _take(desk: Desk, slot: int, time_ns: int) -> None:
     "Walk the other side's displayed levels up to the order's limit"
@@ -339,7 +340,7 @@ def _arrive(desk: Desk, slot: int, time_ns: int) -> None:
     _respond(desk, slot, time_ns, 0, 0, 0)
     _own_edges(desk)
 
-# %% ../../nbs/trading/02_matching.ipynb #c22
+# %% ../../nbs/trading/02_matching.ipynb #c24
 @inner
 def _on_request(desk: Desk) -> None:
     state = desk.state[0]
@@ -368,7 +369,7 @@ def _on_response(desk: Desk) -> None:
         desk.orders[slot] = desk.orders[state.order_count]
     if news.lots > 0 and _is_fresh(state) and _mark(state, desk.rules): _cancel_all(desk)
 
-# %% ../../nbs/trading/02_matching.ipynb #c24
+# %% ../../nbs/trading/02_matching.ipynb #c26
 @inner
 def _request(desk: Desk, order_id: int, cancel: bool) -> None:
     state = desk.state[0]
@@ -412,7 +413,7 @@ def _cancel(desk: Desk, slot: int) -> None:
 def _cancel_all(desk: Desk) -> None:
     for slot in range(desk.state[0].order_count): _cancel(desk, slot)
 
-# %% ../../nbs/trading/02_matching.ipynb #c26
+# %% ../../nbs/trading/02_matching.ipynb #c28
 @njit(cache=True)
 def _working(desk: Desk, side: int) -> tuple[int, int]:
     "Lots of one side that may still fill, as far as we know, and the cash they hold back (1e-8 quote)"
@@ -443,7 +444,7 @@ def _allowed(desk: Desk, side: int, tick: int, lots: int) -> int:
     desk.refusals[none if passed < lots else TOO_SMALL] += 1
     return 0
 
-# %% ../../nbs/trading/02_matching.ipynb #c28
+# %% ../../nbs/trading/02_matching.ipynb #c30
 @inner
 def _apply_wishes(desk: Desk) -> None:
     state = desk.state[0]
@@ -482,12 +483,12 @@ def _match_wishes(desk: Desk, side: int, wishes: np.ndarray) -> None:
         if best_slot < 0: return
         desk.orders[best_slot].kept, desk.matched[best_level] = 1, 1
 
-# %% ../../nbs/trading/02_matching.ipynb #c30
+# %% ../../nbs/trading/02_matching.ipynb #c32
 @njit(cache=True)
 def _is_fresh(state: Any) -> bool:
     return not state.stale and state.local_bid != NO_BID and state.local_ask != NO_ASK and state.local_bid < state.local_ask
 
-# %% ../../nbs/trading/02_matching.ipynb #c31
+# %% ../../nbs/trading/02_matching.ipynb #c33
 @inner
 def _mark(state: Any, rules: np.ndarray) -> bool:
     "Equity, its peak, drawdown and exposure at our mid; True where a stop is hit for the first time"
@@ -501,7 +502,7 @@ def _mark(state: Any, rules: np.ndarray) -> bool:
     state.halted = 1
     return True
 
-# %% ../../nbs/trading/02_matching.ipynb #c32
+# %% ../../nbs/trading/02_matching.ipynb #c34
 @inner
 def _local_run(state: Any, rules: np.ndarray, book: BookArrays, rows: Rows, row: int, limit_ns: int) -> tuple[int, bool]:
     "Rows that reach us up to `limit_ns`, until one calls for action; answers the next row, and whether everything has to be cancelled"
@@ -535,7 +536,7 @@ def _obey(state: Any, code: int) -> bool:
     elif code == KILL: state.halted = 1
     return code == STALE or code == STOP or code == KILL
 
-# %% ../../nbs/trading/02_matching.ipynb #c34
+# %% ../../nbs/trading/02_matching.ipynb #c36
 @inner
 def _band_tick(desk: Desk) -> int:
     "The lowest price at which coins may be sold in a hurry"
@@ -582,7 +583,7 @@ def _conclude(desk: Desk, code: int) -> None:
     if 0 <= code < desk.bound.size: desk.bound[code] += 1
     _apply_wishes(desk)
 
-# %% ../../nbs/trading/02_matching.ipynb #c36
+# %% ../../nbs/trading/02_matching.ipynb #c38
 @inner
 def _sample(desk: Desk) -> None:
     state = desk.state[0]
@@ -598,7 +599,7 @@ def _sample(desk: Desk) -> None:
         else: row.quote_ask_tick = order.tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, order.tick)
     state.sample_count += 1
 
-# %% ../../nbs/trading/02_matching.ipynb #c38
+# %% ../../nbs/trading/02_matching.ipynb #c40
 DRY, FULL, QUESTION, OVERRUN = range(4)
 
 def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
@@ -637,6 +638,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             elif state.deciding: _conclude(desk, state.answer)
             _sample(desk)
 
+# %% ../../nbs/trading/02_matching.ipynb #c42
 @functools.cache
 def transition(desk_type: Any, rows_type: Any) -> Any:
     "The compiled transition function for desks and rows of these types"
@@ -652,7 +654,7 @@ def compile_engine() -> None:
 def _silent(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
     return 0
 
-# %% ../../nbs/trading/02_matching.ipynb #c40
+# %% ../../nbs/trading/02_matching.ipynb #c44
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
     def __init__(self, hold_ns: int, use_best_quotes: bool = True):
@@ -691,7 +693,7 @@ class Intake:
             setattr(self, name, pending[cut:])
         return parts[0], parts[1]
 
-# %% ../../nbs/trading/02_matching.ipynb #c43
+# %% ../../nbs/trading/02_matching.ipynb #c47
 def _table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
     return pd.DataFrame(np.concatenate([np.zeros(0, dtype), *parts]))
 
@@ -718,7 +720,7 @@ def first_price(events: Events) -> int | None:
     ends = np.flatnonzero(events.flags[first:] >= LAST)
     return int(np.median(events.tick[first:first + ends[0] + 1][priced[first:first + ends[0] + 1]])) if ends.size else None
 
-# %% ../../nbs/trading/02_matching.ipynb #c44
+# %% ../../nbs/trading/02_matching.ipynb #c48
 class Output:
     "What an engine has written so far, as tables"
     def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
@@ -732,7 +734,7 @@ class Output:
     @property
     def samples(self) -> pd.DataFrame: return _table(self._parts['samples'], SAMPLE)
 
-# %% ../../nbs/trading/02_matching.ipynb #c46
+# %% ../../nbs/trading/02_matching.ipynb #c50
 class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
@@ -777,7 +779,7 @@ class Engine(Output):
     def _run(self, until_ns: int) -> None:
         if self.desk is not None: run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
 
-# %% ../../nbs/trading/02_matching.ipynb #c47
+# %% ../../nbs/trading/02_matching.ipynb #c51
 def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
              parts: dict[str, list[np.ndarray]]) -> None:
     "Drive the transition function until nothing is due; outputs are moved into `parts`"
@@ -798,7 +800,7 @@ def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
         if size: parts[name].append(np.array(getattr(desk, name)[:size]))
         desk.state[0][count] = 0
 
-# %% ../../nbs/trading/02_matching.ipynb #c68
+# %% ../../nbs/trading/02_matching.ipynb #c72
 @njit(cache=True)
 def _enter(desk: Desk, side: int, tick: int, lots: int) -> int:
     slot = _new_order(desk, side, tick, lots, MANUAL, False, False)
@@ -830,7 +832,7 @@ def enter_order(
     cost = sum(notional_e8(int(fill.tick), int(fill.lots), desk.rules[0].multiplier, desk.rules[0].divisor) for fill in done)
     return {**order, 'cost_e8': int(cost), 'fee_e8': int(done['fee_e8'].sum())}, ''
 
-# %% ../../nbs/trading/02_matching.ipynb #c72
+# %% ../../nbs/trading/02_matching.ipynb #c76
 def quotable_lots(engine: Engine) -> int:
     "Lots of a standard order at this moment; 0 where neither side may quote"
     if engine.desk is None or engine.desk.state[0].stopped or engine.desk.state[0].halted or not _is_fresh(engine.desk.state[0]): return 0

@@ -159,6 +159,16 @@ def clean(path: Path) -> None:
     write_nb(notebook, path)
 
 
+def forget_stale_kernels() -> None:
+    """Delete compiled functions that are older than any module of the package.
+
+    Numba's cache looks at the file of the function alone: after a change in limits.py it would go on using the engine that
+    was compiled with the old limits."""
+    newest = max(path.stat().st_mtime for path in (ROOT/PACKAGE).rglob('*.py'))
+    for path in (ROOT/PACKAGE).rglob('*.nb[ci]'):
+        if path.stat().st_mtime < newest: path.unlink(missing_ok=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('notebooks', nargs='*', type=Path, help='default: all of nbs/')
@@ -169,6 +179,7 @@ def main() -> int:
     paths = arguments.notebooks or all_notebooks()
     if missing := [str(path) for path in paths if not path.is_file()]: parser.error(f'no such notebook: {", ".join(missing)}')
     failed = 0
+    forget_stale_kernels()
     with ProcessPoolExecutor(max(1, min(arguments.jobs, len(paths))), mp_context=get_context('spawn'), max_tasks_per_child=1) as pool:
         for done in as_completed([pool.submit(run, path, arguments.long, True, arguments.timeout) for path in paths]):
             try: print(done.result(), flush=True)

@@ -18,6 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--long', action='store_true', help='run what takes minutes too (make test-long)')
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, 'workerinput'): return
+    from run_notebooks import forget_stale_kernels
+    forget_stale_kernels()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption('--long'): return
     for item in items:

@@ -154,7 +154,8 @@ class Oracle:
     def reserve(self, tick: int, lots: int) -> int:
         notional = self.notional(tick, lots)
         rate = max(self.maker_rate, self.taker_rate, 0)
-        return notional + self.fee(notional, rate) + ((lots + 1) // 2 if rate else 0)  # each part's fee may be rounded up
+        fee = self.fee(notional, rate)
+        return notional + fee + (min((lots + 1) // 2, fee + 1) if rate else 0)  # each part's fee may be rounded up
     def equity(self) -> int:
         bid, ask = self.local_touch
         assert bid is not None and ask is not None

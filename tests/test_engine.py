@@ -504,9 +504,21 @@ def test_a_cheap_coin_on_a_fine_grid_can_be_bought() -> None:
     assert order.lots == 15_000 * 10 ** 8   # 8,017.50 USD
 
 
+@pytest.mark.xfail(reason='the news of a fill by hand carries no lots, so the stops do not look')
+def test_a_stop_is_noticed_after_an_order_by_hand() -> None:
+    "A fill by hand is known at once, and so is what it cost: no quote goes out between it and the next depth row"
+    config = settings(taker_fee=.05, maker_fee=.05, max_drawdown=.0015, max_inventory_exposure=1.)
+    engine = play(bids((99, 1)), asks={102: 100}, config=config, until_ms=300, finish=False)  # the engine has come to 49 ms
+    assert enter_order(engine, 1, 102, 60)[1] == ''   # five per cent of 6,120 USD are 0.3 % of equity
+    engine.feed(from_rows([happens(700, TRADE | BUY, 102, 1), happens(1200, DEPTH | BUY, 98, 1), control(1600, 0)]))  # type: ignore[list-item]
+    engine.finish()
+    assert engine.desk.state[0].halted and engine.orders.purpose.tolist() == ['manual']
+
+
 # 6. Would a broken rule be noticed?
 
-MUTANTS = [  # what is broken, module, the line as it is, the line broken
+MUTANTS = [  # what is broken, module, the line as it is, the line broken; the first is whole and must not be noticed
+    ('nothing', 'matching', 'order.remaining -= lots', 'order.remaining -= lots'),
     ('a print does not shrink as it fills', 'matching', 'budget -= size', 'budget -= 0'),
     ('the queue ahead is not served first', 'matching', 'available = budget if through else budget - order.front', 'available = budget'),
     ('prints do not advance the queue', 'matching', 'order.front = 0 if through else max(0, order.front - budget)', 'pass'),
@@ -589,10 +601,12 @@ def mutate(folder: Path, number: int) -> str:
     if text.count(line) != 1: return f'{module} has {text.count(line)} × {line!r}'
     target.write_text(text.replace(line, broken))
     code = ('import sys, cryptoexp; assert cryptoexp.__path__[0].startswith(sys.argv[1])\n'
-            'from oracle import compare\n'
+            'from oracle import *\n'
             'first = [1, 0, 12, 11, 4, 7, 10, 23, 3, 33, 87]\n'
             'for seed in first + [seed for seed in range(60) if seed not in first]:\n'
-            '    try: found = compare(seed, 150)[0]\n'
+            '    case = scenario(seed, 150)\n'
+            '    case.manual = {}\n'
+            '    try: found = differences(case, play_engine(case), play_oracle(case))\n'
             '    except (AssertionError, IndexError, ArithmeticError) as error: found = [repr(error)]\n'
             '    if found: print("seed", seed, found[0]); break')
     environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(copy), str(Path(oracle.__file__).parent)]), 'NUMBA_DISABLE_JIT': '1',
@@ -609,6 +623,6 @@ def test_every_broken_rule_is_noticed(tmp_path: Path) -> None:
     "Each line that carries a rule, broken in a copy of the engine, makes the comparison with the oracle fail"
     with ThreadPoolExecutor(os.cpu_count()) as pool: noticed = list(pool.map(lambda number: mutate(tmp_path, number), range(len(MUTANTS))))
     table = [f'{MUTANTS[number][0]}: {answer or "not noticed"}' for number, answer in enumerate(noticed)]
-    assert all(answer.startswith('seed') for answer in noticed), '\n'.join(row for row,
-        answer in zip(table, noticed) if not answer.startswith('seed'))
+    missed = [row for row, answer in zip(table, noticed) if answer.startswith('seed') == row.startswith('nothing: ')]
+    assert not missed, '\n'.join(missed)
     print(*table, sep='\n')

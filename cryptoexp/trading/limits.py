@@ -83,7 +83,9 @@ def room_to_buy(most: int, position_lots: int, working_bid_lots: int, free_cash:
     if free_cash <= 0 or tick <= 0: return 0
     rule = rules[0]
     rate = max(rule.maker_fee_e8, rule.taker_fee_e8, 0)
-    cost = tick * rule.multiplier / rule.divisor * (1.0 + rate / MONEY_SCALE) + (0.5 if rate else 0.0)
+    value = tick * rule.multiplier / rule.divisor
+    fee = value * rate / MONEY_SCALE
+    cost = value + fee + min(0.5, fee)
     funded = min(int(free_cash / cost), most)   # a first guess in floats, put right in integers
     while funded < most and reserve_e8(tick, funded + 1, rules) <= free_cash: funded += 1
     while funded > 0 and reserve_e8(tick, funded, rules) > free_cash: funded -= 1
@@ -96,10 +98,11 @@ def room_to_sell(position_lots: int, working_ask_lots: int) -> int:
 
 @njit(cache=True)
 def reserve_e8(tick: int, lots: int, rules: np.ndarray) -> int:
-    "Cash that a working bid holds back: its notional, the dearer of the two fees, and half a unit a lot for fees rounded part by part"
+    "Cash that a working bid holds back: its notional, the dearer of the two fees, and what rounding part by part may add, 1e-8 quote"
     rule = rules[0]
     notional, rate = notional_e8(tick, lots, rule.multiplier, rule.divisor), max(rule.maker_fee_e8, rule.taker_fee_e8, 0)
-    return notional + fee_e8(notional, rate) + ((lots + 1) // 2 if rate else 0)
+    fee = fee_e8(notional, rate)
+    return notional + fee + (min((lots + 1) // 2, fee + 1) if rate else 0)
 
 # %% ../../nbs/trading/00_limits.ipynb #c24
 @njit(cache=True)

@@ -137,7 +137,7 @@ class MarketMaker:
         self.feed: Feed | None = None
         self._model, self._on_turn, self._stopping = (quoter, levels, compiled), on_turn, asyncio.Event()
         self._batches: AsyncIterator[Events] | None = None
-        self._venue, self._last_tick = '', 0
+        self._venue, self._last_tick, self._start_ns = '', 0, 0
         self._run: Run | None = None
         self._listings: dict[str, Instrument] = {}
         model_of(config)   # an unknown model or parameter is an error now, not at the first row
@@ -235,17 +235,19 @@ async def take_turn(maker: MarketMaker) -> bool:
         return False
     rows = batch.result()
     if rows is None: return False
-    rows, more = within(rows, maker.duration_ns, maker.engine.intake.first_ns)
+    market = rows.local_ns[rows.kind != CONTROL]
+    if not maker._start_ns and market.size: maker._start_ns = int(market[0])   # a venue's silence before its first row does not count
+    rows, more = within(rows, maker.duration_ns, maker._start_ns)
     maker._run.feed(rows)
     trades = rows.tick[rows.kind == TRADE]
     if trades.size: maker._last_tick = int(trades[-1])
     if maker._on_turn: maker._on_turn(maker)
     return more
 
-def within(rows: Events, duration_ns: int | None, first_ns: int) -> tuple[Events, bool]:
+def within(rows: Events, duration_ns: int | None, start_ns: int) -> tuple[Events, bool]:
     "The rows of a batch that lie within the session's duration, and whether more may come"
-    if duration_ns is None or not len(rows): return rows, True
-    end_ns = (first_ns or int(rows.local_ns[0])) + duration_ns
+    if duration_ns is None or not len(rows) or not start_ns: return rows, True
+    end_ns = start_ns + duration_ns
     return rows[rows.local_ns < end_ns], bool(rows.local_ns[-1] < end_ns)
 
 # %% ../nbs/10_market_making.ipynb #c20
@@ -260,6 +262,7 @@ async def run_session(maker: MarketMaker) -> Result:
         maker.config.sources[0])
     if source == 'embedded' and maker.duration_ns is None: maker.duration_ns = 12 * HOUR_NS
     maker._stopping.clear()
+    maker._start_ns = 0
     await asyncio.to_thread(compile_engine)   # before the first row of a live market arrives, not after
     with stopped_by_signals(maker):
         async with open_feed(source, maker.config, maker.duration_ns or 0, maker.speed) as feed:

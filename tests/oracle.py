@@ -281,7 +281,7 @@ class Oracle:
         if ends:
             self.desk.remove(order)
             self.finished.append(order)
-        if lots and self.fresh() and 'stops' not in self.as_built: self.check_stops()
+        if self.fresh(): self.check_stops()
 
     def fresh(self) -> bool:
         bid, ask = self.local_touch
@@ -301,7 +301,7 @@ class Oracle:
             self.local_changed = True
         if flags & LAST:
             if self.local_changed or kind == CONTROL: self.local_changed, self.local_touch = False, self.local.touch()
-            elif 'stops' in self.as_built: return
+            else: return  # a print moves no price of the book, and fills are weighed when their news arrives
             if self.fresh(): self.check_stops()
 
     def check_stops(self) -> None:

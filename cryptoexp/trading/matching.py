@@ -367,7 +367,7 @@ def _on_response(desk: Desk) -> None:
         state.finished_count += 1
         state.order_count -= 1
         desk.orders[slot] = desk.orders[state.order_count]
-    if news.lots > 0 and _is_fresh(state) and _mark(state, desk.rules): _cancel_all(desk)
+    if _is_fresh(state) and _mark(state, desk.rules): _cancel_all(desk)
 
 # %% ../../nbs/trading/02_matching.ipynb #c26
 @inner

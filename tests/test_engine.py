@@ -398,6 +398,13 @@ def test_two_orders_of_one_price_share_the_queue() -> None:
     assert engine.fills[['order_id', 'lots']].values.tolist() == [[1, 5], [2, 1]]
 
 
+def test_every_level_of_ours_is_watched() -> None:
+    "Cancels of others help the second bid as well: of a print of eight through 100, one goes to the better bid, three to others, four to us"
+    rows = [happens(150, DEPTH | BUY, 99, 3), happens(160, TRADE | SELL, 99, 8)]
+    engine = play(bids((100, 1), (99, 5)), *rows, levels=2, bids={100: 10, 99: 10})
+    assert engine.fills[['order_id', 'lots']].values.tolist() == [[1, 1], [2, 4]]
+
+
 def test_what_we_take_stays_taken() -> None:
     "Liquidity that we took is not there for our next order until that level changes; a change elsewhere brings nothing back"
     engine = play(silent, finish=False)
@@ -408,6 +415,13 @@ def test_what_we_take_stays_taken() -> None:
     engine.feed(from_rows([happens(2410, DEPTH | SELL, 110, 4), control(2800, 0)]))  # type: ignore[list-item]
     engine.finish()
     assert engine.fills[['order_id', 'lots', 'reason']].values.tolist() == [[1, 10, 'take'], [2, 3, 'cross'], [3, 1, 'cross']]
+
+
+def test_working_bids_hold_their_cash() -> None:
+    "1,050 USD: five pieces at 100 hold 545 with their fee, so at 99 there is money for four, though the cap has room for five"
+    engine = play(bids((100, 5), (99, 9)), levels=2, asks={101: 10}, config=settings(
+        total_capital=1050., maker_fee=.09, taker_fee=.09, max_inventory_exposure=1.))
+    assert engine.orders.lots.tolist() == [5, 4]
 
 
 def test_news_travels() -> None:
@@ -590,7 +604,8 @@ MUTANTS = [  # what is broken, module, the line as it is, the line broken; the f
 ]
 
 
-BY_HAND = ('test_cash_covers_fees_of_parts', 'test_an_older_order_is_served_before_a_younger_one',
+BY_HAND = ('test_every_level_of_ours_is_watched', 'test_working_bids_hold_their_cash', 'test_cash_covers_fees_of_parts',
+           'test_an_older_order_is_served_before_a_younger_one',
            'test_two_orders_of_one_price_share_the_queue', 'test_a_stop_is_noticed_when_the_fill_is_heard_of')
 
 

@@ -26,7 +26,7 @@ from .market.feed import BinanceFeed, EventFeed, Feed, embedded_feed
 from .market.instrument import MONEY_SCALE, Instrument, order_problems
 from .net import NetError, Session
 from .trading.backtest import Result, Run, largest_latency_ns, source_name
-from .trading.limits import equity_e8
+from .trading.limits import mid_worth_e8
 from .trading.matching import STATUS, Engine, compile_engine, enter_order, quotable_lots
 from .trading.quoting import Quoter, model_of
 
@@ -185,9 +185,10 @@ def quote_rows(data: MarketData, bid_amount: float, ask_amount: float, engine: E
 def seen(maker: MarketMaker) -> MarketData:
     "What the running session sees of its market: our local book and the last trade; a feed of rows tells no daily volume"
     if maker.engine is None or maker.engine.desk is None: raise RuntimeError('the session has seen no price yet: run a turn first')
-    state, price = maker.engine.desk.state[0], maker.engine.instrument.price
-    last = maker._last_tick or (int(state.local_bid) + int(state.local_ask)) // 2
-    return MarketData(int(state.time_ns) / 1e9, float(price(state.local_bid)), float(price(state.local_ask)), float(price(last)),
+    side, price = maker.engine.desk.sides[0], maker.engine.instrument.price
+    last = maker._last_tick or (int(side.local_bid) + int(side.local_ask)) // 2
+    return MarketData(int(maker.engine.desk.clock[0].time_ns) / 1e9, float(price(side.local_bid)), float(price(side.local_ask)),
+        float(price(last)),
         float('nan'))
 
 # %% ../nbs/10_market_making.ipynb #c16
@@ -306,13 +307,15 @@ def status_of(maker: MarketMaker) -> dict[str, Any]:
     "Where a running session stands: market time (ns), mid, own quotes, position, equity, fills; prices and money as floats for display"
     engine = maker.engine
     if engine is None or engine.desk is None: return dict(time_ns=0, fills=0, rows=0 if engine is None else engine.intake.rows)
-    state, rule, price = engine.desk.state[0], engine.desk.rules[0], engine.instrument.price
-    alive = engine.desk.orders[:int(state.order_count)]
+    desk, state, side, price = engine.desk, engine.desk.state[0], engine.desk.sides[0], engine.instrument.price
+    alive = desk.orders[desk.alive[0, :int(state.order_count)]]
     bids, asks = (alive['tick'][(alive['side'] == side) & (alive['cancel_sent'] == 0)] for side in (1, -1))
-    two_sided = 0 <= state.local_bid < state.local_ask < 1 << 61
-    equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask, rule.multiplier, rule.divisor)
+    two_sided = 0 <= side.local_bid < side.local_ask < 1 << 61
+    held = mid_worth_e8(int(side.local_bid), int(side.local_ask), int(state.known_position_lots), desk.rules[0]) if two_sided else 0
+    equity = int(state.known_cash_e8) + held
     return dict(
-        time_ns=int(state.time_ns), rows=engine.intake.rows, fills=engine.fill_count, stale=bool(state.stale), halted=bool(state.halted),
-        mid=float(price(state.local_bid + state.local_ask)) / 2 if two_sided else None, equity=equity / MONEY_SCALE if two_sided else None,
+        time_ns=int(desk.clock[0].time_ns), rows=engine.intake.rows, fills=engine.fill_count, stale=bool(side.stale),
+        halted=bool(state.halted),
+        mid=float(price(side.local_bid + side.local_ask)) / 2 if two_sided else None, equity=equity / MONEY_SCALE if two_sided else None,
         bid=float(price(bids.max())) if bids.size else None, ask=float(price(asks.min())) if asks.size else None,
         position=float(engine.instrument.amount(state.known_position_lots)))

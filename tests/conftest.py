@@ -5,12 +5,13 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ['IN_TEST'] = '1'
 os.environ.setdefault('MPLBACKEND', 'agg')
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT/'docs'):
+for folder in (ROOT, ROOT/'docs', ROOT/'benchmarks'):
     if str(folder) not in sys.path: sys.path.insert(0, str(folder))
 
 
@@ -37,6 +38,13 @@ def data_folder() -> Path:
     folder = data_folder()
     if folder is None: pytest.skip('no recordings here: set CRYPTOEXP_DATA to their folder')
     return folder
+
+
+@pytest.fixture(scope='session')
+def usdm_tape(request: pytest.FixtureRequest, data_folder: Path) -> np.ndarray:
+    "The USD-M recording as hftbacktest converts it, made once and kept in pytest's cache"
+    from hft import recorded_tape
+    return recorded_tape(data_folder/'binance_usdm'/'btcusdt_20240808.gz', request.config.cache.mkdir('hftbacktest'))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -136,7 +136,8 @@ class Oracle:
         self.resting: list[Order] = []  # at the exchange, in the order of arrival
         self.sent = self.arrivals = self.cancels = self.late_cancels = 0
         self.flow = dict(bought_lots=0, sold_lots=0, filled_buy_lots=0, filled_sell_lots=0)
-        self.refused = {'no coins': 0, 'no funds or no room': 0, 'below the smallest order': 0, 'too many orders': 0}
+        self.refused = {'no coins': 0, 'no funds or no room': 0, 'below the smallest order': 0, 'too many orders': 0,
+            'price out of range': 0}
         self.fills: list[tuple[Any, ...]] = []
         self.finished: list[Order] = []
         self.samples: list[tuple[int, ...]] = []
@@ -378,14 +379,14 @@ class Oracle:
         view = new_view(time_ns=self.now, bid_tick=bid, ask_tick=ask, bid_lots=self.local.levels[1][bid],
             ask_lots=self.local.levels[-1][ask],
                         position_lots=self.known_position, equity=equity / E8, share=share,
-                        order_lots=standard if self.large_enough(bid, standard) else 0, **self.flow)
-        self.views.append(tuple(view[0].tolist()))
-        wishes = np.zeros((2, self.levels, 2), np.int64)
+                        order_lots=standard if self.large_enough(bid, standard) else 0, usable=1, **self.flow)
+        self.views.append(tuple(view.market[0].tolist()))
+        wishes = np.zeros((1, 2, self.levels, 3), np.int64)
         self.quoter(view, self.parameters, self.scratch, wishes)
         self.flow = dict.fromkeys(self.flow, 0)
         above_cap = self.known_position >= self.cap_lots()
         slack = int(self.config.refresh_tolerance * 0.5 * (bid + ask))
-        for side, wanted in ((1, wishes[0].tolist()), (-1, wishes[1].tolist())):
+        for side, wanted in ((1, wishes[0, 0, :, :2].tolist()), (-1, wishes[0, 1, :, :2].tolist())):
             open_wishes = [(tick, lots) for tick, lots in wanted if lots > 0 and not (side > 0 and above_cap)]
             quotes = [order for order in self.desk if order.side == side and order.purpose == 'quote' and not order.cancel_sent]
             for distance in range(slack + 1):  # an unchanged quote first, then the nearest outside of its wish
@@ -414,6 +415,7 @@ class Oracle:
         if self.allowed(side, tick, lots) < lots:
             return next((name for name in before if self.refused[name] > before[name]), 'no funds or no room' if side > 0 else 'no coins')
         self.on_arrival(self.new_order(side, tick, lots, 'manual', False, False))
+        if self.fresh(): self.check_stops()   # whoever trades by hand knows at once, and so do the limits
         return ''
 
     def advance(self, until_ns: int) -> Oracle:
@@ -452,10 +454,10 @@ MS = 1_000_000
 
 def wild(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
     "Quotes at random around the touch (parameters: seed, % of calls that repeat, range and lead of offsets, lots, their unit)"
-    now = view[0]
+    now = view.market[0]
     random = int(scratch[0]) if scratch[1] > 0 else int(parameters[0])
     scratch[1] += 1
-    levels = wishes.shape[1]
+    levels = wishes.shape[2]
     random = (random * 1103515245 + 12345) % 2147483648
     if scratch[1] == 1 or (random >> 8) % 100 >= parameters[1]:
         for side in range(2):
@@ -471,8 +473,8 @@ def wild(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
                 scratch[9 + 4 * level + 2 * side] = lots if scratch[8 + 4 * level + 2 * side] > 0 else 0
     for level in range(levels):
         for side in range(2):
-            wishes[side, level, 0] = int(scratch[8 + 4 * level + 2 * side])
-            wishes[side, level, 1] = int(scratch[9 + 4 * level + 2 * side])
+            wishes[0, side, level, 0] = int(scratch[8 + 4 * level + 2 * side])
+            wishes[0, side, level, 1] = int(scratch[9 + 4 * level + 2 * side])
     scratch[0] = random
     return random % 4
 
@@ -661,7 +663,7 @@ def differences(case: Scenario, engine: Any, oracle: Oracle) -> list[str]:
                    own_lots=sum(fill[4] for fill in oracle.fills), peak_e8=oracle.peak,
                    start_e8=-1 if oracle.start is None else oracle.start)
     found += [f'{name}: engine {state[name]}, oracle {number}' for name, number in numbers.items() if state[name] != number]
-    refused = engine.desk.refusals.tolist()
+    refused = engine.desk.refusals[0].tolist()
     if refused != list(oracle.refused.values()): found.append(f'refusals: engine {refused}, oracle {list(oracle.refused.values())}')
     return found
 

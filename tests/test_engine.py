@@ -82,7 +82,7 @@ def silent(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int: return
 
 def bids(*levels: tuple[int, int]) -> Quoter:
     def always(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
-        for level, wish in enumerate(levels): wishes[0, level] = wish
+        for level, wish in enumerate(levels): wishes[0, 0, level, :2] = wish
         return 0
     return always
 
@@ -166,7 +166,7 @@ def sessions() -> list[tuple[Scenario, Engine, list[tuple[Any, ...]]]]:
     for seed in range(500, 540):
         case, views = replace(scenario(seed), manual={}), []
         def watched(view: Any, *rest: Any, views: list = views) -> int:
-            views.append(tuple(view[0].tolist()))
+            views.append(tuple(view.market[0].tolist()))
             return wild(view, *rest)
         result.append((case, play_engine(case, watched, compiled=False), views))
     return result
@@ -322,7 +322,7 @@ def test_profit_floor_of_every_pair() -> None:
         looks: dict[int, tuple[int, int]] = {}
         def watched(view: Any, *rest: Any, looks: dict = looks) -> int:
             code = constant_spread(view, *rest)
-            looks[int(view[0].time_ns)] = (int(view[0].bid_tick + view[0].ask_tick), code)
+            looks[int(view.market[0].time_ns)] = (int(view.market[0].bid_tick + view.market[0].ask_tick), code)
             return code
         engine = Engine(coin, config, watched, 1, model_of(config)[1], compiled=False)
         engine.feed(from_rows([*opening({61_837: 9000}, {61_838: 9000}), *rows]))  # type: ignore[arg-type]
@@ -428,8 +428,8 @@ def test_news_travels() -> None:
     "A fill changes the exchange's account at once and ours when we hear of it: the model is shown the old position until then"
     seen: dict[int, int] = {}
     def watch(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
-        seen[int(view[0].time_ns) // MS] = int(view[0].position_lots)
-        wishes[0, 0] = 100, 5
+        seen[int(view.market[0].time_ns) // MS] = int(view.market[0].position_lots)
+        wishes[0, 0, 0, :2] = 100, 5
         return 0
     play(watch, happens(190, TRADE | SELL, 99, 5), config=settings(response_latency_ms=111.))
     assert [seen[time] for time in (201, 301, 401)] == [0, 5, 5]   # 190 + 111 ms: known at the very decision of 301
@@ -440,7 +440,7 @@ def test_news_travels() -> None:
 def test_a_quote_at_its_wished_price_is_never_cancelled() -> None:
     "An unchanged quote keeps its place: bids at 97 and 100, wishes 100 and 98 with three ticks of tolerance; the one at 100 stays"
     def shifting(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
-        wishes[0] = [(97, 5), (100, 5)] if view[0].time_ns < 150 * MS else [(100, 5), (98, 5)]
+        wishes[0, 0, :, :2] = [(97, 5), (100, 5)] if view.market[0].time_ns < 150 * MS else [(100, 5), (98, 5)]
         return 0
     orders = play(shifting, levels=2, config=settings(refresh_tolerance=.03)).orders.set_index('order_id')
     assert orders.ended_ns[2] > 2000 * MS and len(orders) == 2
@@ -449,7 +449,7 @@ def test_a_quote_at_its_wished_price_is_never_cancelled() -> None:
 def test_an_older_order_is_served_before_a_younger_one() -> None:
     "A snapshot without our level says that nobody stands there; an order that joins later is behind us, not before us"
     def second(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
-        wishes[0, :1 + (view[0].time_ns > 600 * MS)] = 100, 5
+        wishes[0, 0, :1 + (view.market[0].time_ns > 600 * MS), :2] = 100, 5
         return 0
     rows = [*opening({99: 10}, {110: 10}, 300)[:-1], happens(800, TRADE | SELL, 100, 5)]
     assert play(second, *rows, levels=2).fills.order_id.tolist() == [1]
@@ -504,7 +504,7 @@ def test_the_first_to_arrive_is_the_first_in_line() -> None:
 def test_reducing_never_silences_the_asks() -> None:
     "Above the cap by a hair, the target at the cap: nothing worth selling, but the ask side is still quoted (reduce-only)"
     def asks(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
-        wishes[1, 0] = 111, 1
+        wishes[0, 1, 0, :2] = 111, 1
         return 0
     config = settings(total_capital=800. * 105, initial_base=201, max_inventory_exposure=.2, inventory_target=.2, reduce_by_taking=True)
     assert len(play(asks, config=config).orders)

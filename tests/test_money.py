@@ -160,9 +160,9 @@ def random_rows(seed: int, count: int) -> Events:
 
 def restless(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
     "A model that is filled often, on both sides, in odd sizes"
-    now = view[0]
-    wishes[0, 0, 0], wishes[0, 0, 1] = now.bid_tick - now.bought_lots % 2, 13
-    wishes[1, 0, 0], wishes[1, 0, 1] = now.ask_tick + now.filled_buy_lots % 2, 7
+    now = view.market[0]
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = now.bid_tick - now.bought_lots % 2, 13
+    wishes[0, 1, 0, 0], wishes[0, 1, 0, 1] = now.ask_tick + now.filled_buy_lots % 2, 7
     return 0
 
 

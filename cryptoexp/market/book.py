@@ -14,7 +14,7 @@ import pandas as pd
 from numba import njit
 
 from cryptoexp.market.events import (
-    BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, KIND_MASK, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events,
+    BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, EXCHANGE_ONLY, KIND_MASK, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events,
 )
 from .instrument import Instrument
 
@@ -113,6 +113,7 @@ def apply_row(book: BookArrays, flags: int, tick: int, lots: int, use_best_quote
 def _touch_rows(book: BookArrays, flags: np.ndarray, tick: np.ndarray, lots: np.ndarray, use_best_quotes: bool, out: np.ndarray) -> int:
     count, changed = 0, False
     for row in range(flags.size):
+        if flags[row] & EXCHANGE_ONLY: continue
         kind = flags[row] & KIND_MASK
         if kind != TRADE and kind != CONTROL and (kind != BEST_QUOTE or use_best_quotes):
             apply_row(book, flags[row], tick[row], lots[row], use_best_quotes)
@@ -129,7 +130,7 @@ def touch_path(
     events: Events,                # rows in the order in which the book is to see them
     use_best_quotes: bool = False,  # whether best quotes drive the book
 ) -> pd.DataFrame:                 # one row a message: `row`, `bid_tick`, `bid_lots`, `ask_tick`, `ask_lots`, `exchange_ns`, `local_ns`
-    "Best bid and ask after each message that could have changed them; `row` is the message's last row, as an index into `events`"
+    "Best bid and ask, as we see them, after each message that could have changed them; `row` is its last row, an index into `events`"
     prices = events.tick[np.isin(events.kind, (DEPTH, SNAPSHOT, BEST_QUOTE)) & (events.lots > 0)]
     book = empty_book(room_for(int(np.median(prices)) if prices.size else 1))
     out = np.empty((int((events.flags >= LAST).sum()), 5), np.int64)
@@ -188,6 +189,7 @@ class OrderBook:
 def _apply_rows(book: BookArrays, flags: np.ndarray, tick: np.ndarray, lots: np.ndarray, use_best_quotes: bool) -> int:
     crossed = 0
     for row in range(flags.size):
+        if flags[row] & EXCHANGE_ONLY: continue
         apply_row(book, flags[row], tick[row], lots[row], use_best_quotes)
         if flags[row] & LAST and book.edge[BEST_BID] >= book.edge[BEST_ASK]: crossed += 1
     return crossed

@@ -14,7 +14,7 @@ import pandas as pd
 from numba import njit
 
 from .book import BEST_ASK, BEST_BID, NO_ASK, NO_BID, BookArrays, apply_row, empty_book, room_for, touch_path
-from .events import BUY, DEPTH, KIND_MASK, LAST, SNAPSHOT, TRADE, Events
+from .events import BUY, DEPTH, EXCHANGE_ONLY, KIND_MASK, LAST, SNAPSHOT, TRADE, Events
 from .instrument import Instrument
 
 # %% ../../nbs/market/07_statistics.ipynb #c06
@@ -89,7 +89,7 @@ def trade_imbalance(
     events: Events,  # rows of any kind; only trades count
 ) -> float:          # −1 (all sold) to +1 (all bought); NaN without trades
     "Lots bought minus lots sold by takers, over both"
-    trades = events[events.kind == TRADE]
+    trades = events[events.kind == TRADE].local_rows()
     bought, total = trades.lots[(trades.flags & BUY) != 0].sum(), trades.lots.sum()
     return float((2 * bought - total) / total) if total else float('nan')
 
@@ -117,7 +117,7 @@ def _depth_rows(book: BookArrays, flags: np.ndarray, time_ns: np.ndarray, tick: 
                     low, high = max(0, (bid + ask + 1) // 2 - reach), (bid + ask) // 2 + reach
                     out[count, column] = book.bid[low:bid + 1].sum() + book.ask[ask:high + 1].sum()
             count, due = count + 1, due + interval_ns
-        if flags[row] & KIND_MASK != TRADE: apply_row(book, flags[row], tick[row], lots[row], False)
+        if not flags[row] & EXCHANGE_ONLY and flags[row] & KIND_MASK != TRADE: apply_row(book, flags[row], tick[row], lots[row], False)
     return count
 
 def depth_within(
@@ -142,6 +142,7 @@ def _book_for(events: Events) -> BookArrays:
 def _best_level_losses(book: BookArrays, flags: np.ndarray, tick: np.ndarray, lots: np.ndarray) -> tuple[int, int]:
     lost, traded = 0, 0
     for row in range(flags.size):
+        if flags[row] & EXCHANGE_ONLY: continue
         kind = flags[row] & KIND_MASK
         if kind == TRADE:
             traded += lots[row]
@@ -178,6 +179,7 @@ def describe(
     instrument: Instrument,  # for the size of a lot
 ) -> pd.Series:              # one number a line; volatility in % an hour, amounts in base currency
     "What the market of these rows was like"
+    events = events.local_rows()
     path, trades, lot = touch_path(events), events[events.kind == TRADE], float(instrument.lot_size)
     if len(path) < 2: raise ValueError(f'describing a market takes at least two states of its touch, here are {len(path)}')
     time_ns, mid = path.exchange_ns.to_numpy(), ((path.bid_tick + path.ask_tick) / 2).to_numpy()

@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['ENOUGH_POINTS', 'ENOUGH_SPAN_NS', 'MOST_DRIFT', 'READ_BYTES', 'LOOKS', 'DOUBTS', 'METADATA', 'FORMAT', 'ROW_GROUP',
-           'COLUMNS', 'lower_hull', 'Clock', 'fit_clock', 'fill_times', 'Tape', 'timeline', 'describe', 'read_lines',
-           'looks_like', 'not_a_recording', 'make_tape', 'read_recording', 'agreement', 'crossings', 'save_tape',
-           'load_tape', 'load']
+           'COLUMNS', 'EVENT_DTYPE', 'EXCHANGE_BIT', 'LOCAL_BIT', 'BUY_BIT', 'SELL_BIT', 'lower_hull', 'Clock',
+           'fit_clock', 'fill_times', 'Tape', 'timeline', 'describe', 'read_lines', 'looks_like', 'not_a_recording',
+           'make_tape', 'read_recording', 'agreement', 'crossings', 'quote_times', 'fuse', 'save_tape', 'load_tape',
+           'load', 'to_hftbacktest', 'from_hftbacktest', 'instrument_of', 'save_hftbacktest', 'load_hftbacktest']
 
 # %% ../../nbs/market/05_tape.ipynb #c03
 import html
+import io
 import json
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,12 +26,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numba import njit
 
 from ..durable import replace_bytes
 from . import binance
-from .book import touch_path
-from .events import BEST_QUOTE, BUY, CONTROL, DEPTH, KIND_NAMES, LAST, SNAPSHOT, STALE, TRADE, Events
-from .instrument import Instrument, from_dict, to_dict
+from cryptoexp.market.book import (
+    BEST_ASK, BEST_BID, NO_ASK, NO_BID, BookArrays, apply_row, empty_book, room_for, set_ask, set_bid, touch_path,
+)
+from cryptoexp.market.events import (
+    BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, EXCHANGE_ONLY, KIND_MASK, KIND_NAMES, LAST, LOCAL_ONLY, RESUME, SELL, SNAPSHOT, STALE, TRADE,
+    Events, concat, from_rows,
+)
+from .instrument import Instrument, common_step, from_dict, split_pair, to_dict
 
 # %% ../../nbs/market/05_tape.ipynb #c06
 def lower_hull(
@@ -141,6 +151,11 @@ class Tape:
         "Rows with corrected local times, in local order; ValueError where something arrives before it happens"
         return timeline(self)
 
+    @property
+    def fused(self) -> bool:
+        "Whether best quotes drive the book: read its rows with `use_best_quotes=True` (see `fuse`)"
+        return bool(self.notes.get('fused', False))
+
     def describe(self) -> pd.DataFrame:
         "What the tape holds, one fact a row: `fact`, `value`"
         return pd.DataFrame(describe(self), columns=['fact', 'value'])
@@ -156,7 +171,8 @@ class Tape:
 
     def __len__(self) -> int: return len(self.events)
     def __repr__(self) -> str:
-        return f'Tape({self.instrument.pair}{", synthetic" * self.synthetic}, {len(self):,} rows, {len(self.problems)} problems)'
+        about = self.instrument.pair + ', synthetic' * self.synthetic + ', fused' * self.fused
+        return f'Tape({about}, {len(self):,} rows, {len(self.problems)} problems)'
 
     def _repr_html_(self) -> str:
         problems = ''.join(f'<li>{html.escape(one)}</li>' for one in self.problems[:20])
@@ -167,7 +183,7 @@ def timeline(tape: Tape) -> Events:
     "Rows with corrected local times, in local order; ValueError where something arrives before it happens"
     events = tape.events
     local = tape.clock.corrected(np.maximum.accumulate(events.local_ns))  # a clock set back does not reorder what came
-    early = np.flatnonzero((local <= events.exchange_ns) & (events.kind != CONTROL))
+    early = np.flatnonzero((local <= events.exchange_ns) & (events.kind != CONTROL) & ((events.flags & EXCHANGE_ONLY) == 0))
     if early.size:
         row, most = int(early[0]), int((events.exchange_ns - local)[early].max())
         raise ValueError(f'{", ".join(tape.source) or "this tape"}: {len(early):,} rows arrive up to {most / 1e6:.3f} ms before '
@@ -340,15 +356,18 @@ def read_recording(
 # %% ../../nbs/market/05_tape.ipynb #c49
 def agreement(
     tape: Tape,
+    exchange: bool = False,  # replay the rows as the exchange's clock orders them; default: as they reached us
 ) -> pd.DataFrame:  # a row a diff: id, quote_id, exchange_ns, book_… and quote_… of bid_tick, bid_lots, ask_tick, ask_lots; and `agrees`
     "Compare the synced book after every diff with the best quote of the same update id, or the last before it"
-    events = tape.events
-    book = touch_path(events)
-    book['id'], book['kind'] = events.id[book.row], events.kind[book.row]
-    last_bid = np.flatnonzero((events.kind == BEST_QUOTE) & ((events.flags & BUY) != 0))
-    quotes = pd.DataFrame({'id': events.id[last_bid], 'quote_id': events.id[last_bid]})
+    events = tape.events.exchange_rows() if exchange else tape.events.local_rows()
+    book = touch_path(events, tape.fused)
+    reached = np.maximum.accumulate(np.where((events.kind == DEPTH) | (tape.fused & (events.kind == BEST_QUOTE)), events.id, 0))
+    book['id'], book['kind'] = reached[book.row], events.kind[book.row]
+    every = tape.events
+    last_bid = np.flatnonzero((every.kind == BEST_QUOTE) & ((every.flags & BUY) != 0))
+    quotes = pd.DataFrame({'id': every.id[last_bid], 'quote_id': every.id[last_bid]})
     for side, rows in (('bid', last_bid), ('ask', last_bid + 1)):  # a best quote is two rows, bid and then ask
-        quotes[f'quote_{side}_tick'], quotes[f'quote_{side}_lots'] = events.tick[rows], events.lots[rows]
+        quotes[f'quote_{side}_tick'], quotes[f'quote_{side}_lots'] = every.tick[rows], every.lots[rows]
     names = [f'{side}_{what}' for side in ('bid', 'ask') for what in ('tick', 'lots')]
     diffs = book[book.kind == DEPTH].rename(columns={name: f'book_{name}' for name in names})
     common = pd.merge_asof(diffs.sort_values('id'), quotes.sort_values('id'), on='id')
@@ -359,8 +378,200 @@ def agreement(
 
 def crossings(tape: Tape) -> int:
     "After how many messages the best bid of the synced book is not below its best ask"
-    path = touch_path(tape.events)
+    path = touch_path(tape.events, tape.fused)
     return int((path.bid_tick >= path.ask_tick).sum())
+
+# %% ../../nbs/market/05_tape.ipynb #c52b
+def quote_times(
+    tape: Tape,
+) -> tuple[np.ndarray, int]:  # exchange time of every row, ns; typical latency used, ns (0: these quotes bring times of their own)
+    "Exchange times with every best quote strictly between the diff before it and its own"
+    events = tape.events
+    quotes, ends = (np.flatnonzero(mask) for mask in (events.kind == BEST_QUOTE, (events.kind == DEPTH) & (events.flags >= LAST)))
+    ids, times = events.id[ends], np.maximum.accumulate(events.exchange_ns[ends])
+    covering = np.searchsorted(ids, events.id[quotes])
+    after = np.where(covering > 0, times[covering - 1], np.iinfo(np.int64).min)
+    until = np.where(covering < ends.size, times[np.minimum(covering, ends.size - 1)], np.iinfo(np.int64).max)
+    guess, typical = events.exchange_ns[quotes], 0
+    if tape.instrument.venue == 'binance' and tape.instrument.kind == 'spot':
+        local = tape.clock.corrected(np.maximum.accumulate(events.local_ns))[quotes]
+        inside, typical = (covering > 0) & (covering < ends.size), max(1, tape.clock.base_latency_ns)
+        if inside.any(): typical = max(typical, int(np.median(np.concatenate([(local - after)[inside], (local - until)[inside]]))))
+        guess = local - typical
+    between = np.minimum(np.maximum(guess, after + 1), until - 1)
+    exchange = events.exchange_ns.copy()
+    exchange[quotes] = np.maximum.accumulate(np.where(until - 1 > after, between, until))
+    return exchange, typical
+
+# %% ../../nbs/market/05_tape.ipynb #c52g
+@njit(cache=True)
+def _drive(shown: BookArrays, bids: bool, tick: int, lots: int, touched: list[int]) -> None:
+    "A best quote drives the book; the levels that it changes are noted, a bid as 2 · tick + 1, an ask as 2 · tick"
+    if bids:
+        while shown.edge[BEST_BID] > tick:
+            touched.append(2 * shown.edge[BEST_BID] + 1)
+            set_bid(shown, shown.edge[BEST_BID], 0)
+        set_bid(shown, tick, lots)
+        touched.append(2 * tick + 1)
+    else:
+        while shown.edge[BEST_ASK] < tick:
+            touched.append(2 * shown.edge[BEST_ASK])
+            set_ask(shown, shown.edge[BEST_ASK], 0)
+        set_ask(shown, tick, lots)
+        touched.append(2 * tick)
+
+@njit(cache=True)
+def _put(book: BookArrays, bids: bool, tick: int, lots: int) -> None:
+    if bids: set_bid(book, tick, lots)
+    else: set_ask(book, tick, lots)
+
+@njit(cache=True)
+def _last_word(known: list[int], flags: np.ndarray, tick: np.ndarray) -> tuple[int, int]:
+    "(lowest bid, highest ask) of these quotes: at and beyond them, towards the other side, quotes have the last word"
+    low, high = NO_ASK, NO_BID
+    for row in known:
+        if flags[row] & BUY: low = min(low, tick[row])
+        else: high = max(high, tick[row])
+    return low, high
+
+@njit(cache=True)
+def _restore(
+    shown: BookArrays, told: BookArrays, touched: list[int], low: int, high: int, row: int, added: list[tuple[int, int, int]],
+) -> list[int]:
+    "After a diff, levels that quotes had changed hold again what the diffs say; answers those of which a newer quote speaks"
+    rest = [code for code in touched if (code // 2 >= low if code % 2 else code // 2 <= high)]
+    for code in touched:
+        tick, bids = code // 2, code % 2 == 1
+        if (tick >= low if bids else tick <= high) or tick >= told.bid.size: continue
+        want = told.bid[tick] if bids else told.ask[tick]
+        if (shown.bid[tick] if bids else shown.ask[tick]) == want: continue
+        _put(shown, bids, tick, want)
+        added.append((row, code, want))
+    return rest
+
+# %% ../../nbs/market/05_tape.ipynb #c52h
+@njit(cache=True)
+def _one_clock(
+    shown: BookArrays, told: BookArrays, order: np.ndarray, flags: np.ndarray, tick: np.ndarray, lots: np.ndarray, ids: np.ndarray,
+    keep: np.ndarray,
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
+    "Walk the rows as one clock orders them; answers levels to be said once more (row, level, lots) and quotes (row, row of the quote)"
+    added, repeated = [(0, 0, 0) for _ in range(0)], [(0, 0) for _ in range(0)]
+    known, latest, touched = [0 for _ in range(0)], [0 for _ in range(0)], [0 for _ in range(0)]
+    whole, begins, book_id, newest, low, high = False, True, -1, -1, NO_ASK, NO_BID
+    for row in order:
+        kind, bids = flags[row] & KIND_MASK, (flags[row] & BUY) != 0
+        keep[row] = True
+        if kind == BEST_QUOTE:
+            if ids[row] > newest: newest, latest = ids[row], [row for _ in range(0)]
+            latest.append(row)
+            keep[row] = whole and ids[row] >= book_id
+            if keep[row]:
+                known.append(row)
+                _drive(shown, bids, tick[row], lots[row], touched)
+        elif kind == CONTROL:
+            if tick[row] == STALE: whole = False
+            if tick[row] == RESUME and newest > book_id:
+                for quote in latest:
+                    known.append(quote)
+                    _drive(shown, (flags[quote] & BUY) != 0, tick[quote], lots[quote], touched)
+                    repeated.append((row, quote))
+        elif kind == CLEAR:
+            apply_row(shown, flags[row], 0, 0, False)
+            apply_row(told, flags[row], 0, 0, False)
+            whole, known, touched = True, [row for _ in range(0)], [row for _ in range(0)]
+        elif kind == DEPTH or kind == SNAPSHOT:
+            if begins:
+                known = [quote for quote in known if ids[quote] > ids[row]]
+                low, high = _last_word(known, flags, tick)
+            begins = flags[row] >= LAST
+            _put(told, bids, tick[row], lots[row])
+            whole = whole or kind == SNAPSHOT
+            keep[row] = tick[row] < low if bids else tick[row] > high
+            if keep[row]: _put(shown, bids, tick[row], lots[row])
+            if begins: book_id, touched = max(book_id, ids[row]), _restore(shown, told, touched, low, high, row, added)
+    return added, repeated
+
+# %% ../../nbs/market/05_tape.ipynb #c52j
+def _walk(events: Events, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "(which rows this clock is to see; levels to be said once more as rows of row, level, lots; quotes as rows of row, row of the quote)"
+    room = room_for(int(np.median(events.tick[(events.kind == BEST_QUOTE) & (events.lots > 0)])))
+    keep = np.zeros(len(events), bool)
+    added, repeated = _one_clock(empty_book(room), empty_book(room), order, events.flags, events.tick, events.lots, events.id, keep)
+    return keep, np.array(added, np.int64).reshape(-1, 3), np.array(repeated, np.int64).reshape(-1, 2)
+
+# %% ../../nbs/market/05_tape.ipynb #c52l
+def _said_again(events: Events, local: tuple[np.ndarray, ...], exchange: tuple[np.ndarray, ...]) -> tuple[Events, np.ndarray]:
+    "Rows that restore levels or repeat the newest quote at a resync; and their places: twice the row they belong before"
+    mine, theirs = (set(map(tuple, one[1].tolist())) for one in (local, exchange))
+    rows, places = list[tuple[int, int, int, int, int, int]](), list[int]()
+    for row, code, lots in sorted(mine | theirs):
+        only = (0 if (row, code, lots) in mine else EXCHANGE_ONLY) | (0 if (row, code, lots) in theirs else LOCAL_ONLY)
+        rows.append((DEPTH | (BUY if code % 2 else SELL) | only, int(events.exchange_ns[row]), int(events.local_ns[row]), code // 2, lots,
+                     int(events.id[row])))
+        places.append(2 * row)
+    for only, (_, _, repeated) in ((LOCAL_ONLY, local), (EXCHANGE_ONLY, exchange)):
+        for row, quote in repeated.tolist():
+            flags, happened, _, tick, lots, update = (int(column[quote]) for column in events.columns)
+            if only == EXCHANGE_ONLY: happened = int(events.exchange_ns[row])
+            rows.append((flags | only, happened, int(events.local_ns[row]), tick, lots, update))
+            places.append(2 * row - 1)
+    return from_rows(rows), np.array(places, np.int64)
+
+# %% ../../nbs/market/05_tape.ipynb #c52m
+def _mark_ends(flags: np.ndarray, message: np.ndarray, ended: np.ndarray) -> np.ndarray:
+    "LAST on the row that ends a message, on each clock; `ended` says of each row whether its message ends at all"
+    if not len(flags): return flags
+    starts, place = np.flatnonzero(np.diff(message, prepend=message[0] - 1)), np.arange(len(flags))
+    marked = flags & np.uint8(0xff - LAST)
+    for other in (LOCAL_ONLY, EXCHANGE_ONLY):
+        last = np.maximum.reduceat(np.where(flags & other, -1, place), starts)
+        last = last[last >= 0]
+        marked[last[ended[last]]] |= LAST
+    return marked
+
+def _fused_rows(events: Events, local: tuple[np.ndarray, ...], exchange: tuple[np.ndarray, ...]) -> Events:
+    "The rows of both walks in the order of arrival; within a message, what concerns one clock stands first"
+    again, places = _said_again(events, local, exchange)
+    only = np.where(local[0], 0, EXCHANGE_ONLY) | np.where(exchange[0], 0, LOCAL_ONLY)
+    number = 2 * np.cumsum(np.append(0, events.flags[:-1] >= LAST))  # of the message; a repeated quote is one of its own, before RESUME
+    ended = np.isin(number, number[events.flags >= LAST])
+    of_again = number[np.maximum(places + 1, 0) // 2] - places % 2 if len(again) else places
+    flagged = Events(events.flags | only.astype(np.uint8), *events.columns[1:])
+    keep = local[0] | exchange[0]
+    rows = concat([again, flagged[keep]])
+    message, ended = np.append(of_again, number[keep]), np.append(np.ones(len(again), bool), ended[keep])
+    order = np.lexsort(((rows.flags & (EXCHANGE_ONLY | LOCAL_ONLY)) == 0, message))
+    rows = rows[order]
+    return Events(_mark_ends(rows.flags, message[order], ended[order]), *rows.columns[1:])
+
+# %% ../../nbs/market/05_tape.ipynb #c52n
+def fuse(
+    tape: Tape,  # with the diffs and the best quotes of one book, such as `load` makes it
+) -> Tape:       # its rows are read with `use_best_quotes=True`, on either clock
+    "One book of two streams, ordered by update id on both clocks; ValueError where there is only one stream, or ids run backwards"
+    events, name = tape.events, ', '.join(tape.source) or 'this tape'
+    if tape.fused: raise ValueError(f'{name} is fused already: use it as it is')
+    if (events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)).any():
+        raise ValueError(f'{name} holds rows that concern one clock only, its streams were sorted out before: fuse the tape it was made of')
+    for kind in (DEPTH, BEST_QUOTE):
+        places = np.flatnonzero(events.kind == kind)
+        if not places.size: raise ValueError(f'{name} has no {KIND_NAMES[kind]} rows, there is nothing to fuse: use the tape as it is')
+        back = np.flatnonzero(np.diff(events.id[places]) < 0)
+        if back.size or events.id[places[0]] <= 0:
+            row = int(places[back[0] + 1] if back.size else places[0])
+            raise ValueError(f'{name}, row {row} ({KIND_NAMES[kind]}, local time {events.local_ns[row]}): update id {events.id[row]} '
+                             'does not follow that of the row of its kind before it; streams without rising update ids can\'t be fused')
+    exchange_ns, typical = quote_times(tape)
+    timed = Events(events.flags, exchange_ns, *events.columns[2:])
+    local, exchange = (_walk(timed, order) for order in (np.arange(len(events)), np.argsort(exchange_ns, kind='stable')))
+    rows = _fused_rows(timed, local, exchange)
+    only, quotes = rows.flags & (EXCHANGE_ONLY | LOCAL_ONLY), events.kind == BEST_QUOTE
+    counts = {'fused': True, 'typical latency of a best quote, ms': typical / 1e6,
+              'best quotes left out': int(np.sum(quotes & ~local[0] & ~exchange[0])) // 2,
+              'rows for the exchange only': int(np.sum(only == EXCHANGE_ONLY)), 'rows for us only': int(np.sum(only == LOCAL_ONLY)),
+              'levels restored': len(set(map(tuple, np.concatenate([local[1], exchange[1]]).tolist())))}
+    return replace(tape, events=rows, notes={**tape.notes, **counts})
 
 # %% ../../nbs/market/05_tape.ipynb #c54
 METADATA, FORMAT, ROW_GROUP = b'cryptoexp.tape', 1, 1_000_000
@@ -408,3 +619,225 @@ def load(
         with one.open('rb') as file:
             if file.read(4) == b'PAR1': return load_tape(one)
     return read_recording(path, instrument, progress, base_latency_ns)
+
+# %% ../../nbs/market/05_tape.ipynb #c61b
+EVENT_DTYPE = np.dtype([('ev', '<u8'), ('exch_ts', '<i8'), ('local_ts', '<i8'), ('px', '<f8'), ('qty', '<f8'),
+                        ('order_id', '<u8'), ('ival', '<i8'), ('fval', '<f8')], align=True)
+EXCHANGE_BIT, LOCAL_BIT, BUY_BIT, SELL_BIT = 1 << 31, 1 << 30, 1 << 29, 1 << 28
+
+def _as_floats(counts: np.ndarray, step: Decimal) -> np.ndarray:
+    "counts · step, each rounded once: the float that the decimal's text parses to"
+    numerator, denominator = step.as_integer_ratio()
+    if max(int(np.abs(counts).max(initial=0)) * numerator, denominator) < 1 << 53: return counts * numerator / denominator
+    return np.array([count * numerator / denominator for count in counts.tolist()], np.float64)
+
+def _refuse_rows(wrong: np.ndarray, times_ns: np.ndarray, what: Callable[[int], str]) -> None:
+    "ValueError for the first wrong row, with its time and how many others there are"
+    rows = np.flatnonzero(wrong)
+    if not rows.size: return
+    row = int(rows[0])
+    others = f' (and {rows.size - 1:,} rows more)' if rows.size > 1 else ''
+    raise ValueError(f'row {row}, local time {times_ns[row]}: {what(row)}{others}')
+
+# %% ../../nbs/market/05_tape.ipynb #c61e
+@njit(cache=True)
+def _both_orders(flags: np.ndarray, exchange_ns: np.ndarray, local_ns: np.ndarray, by_exchange: np.ndarray, by_local: np.ndarray,
+                 rows: np.ndarray, clocks: np.ndarray) -> int:
+    "Fill `rows` and `clocks` (1 ours, 2 the exchange's, 3 both) with the order of a file in which both times rise; answers its length"
+    count, there, here = 0, 0, 0
+    while there < by_exchange.size or here < by_local.size:
+        if there == by_exchange.size: rows[count], clocks[count] = by_local[here], 1
+        elif here == by_local.size: rows[count], clocks[count] = by_exchange[there], 2
+        else:
+            theirs, ours = by_exchange[there], by_local[here]
+            ahead = exchange_ns[theirs] - exchange_ns[ours]
+            if ahead == 0: ahead = local_ns[theirs] - local_ns[ours]
+            if theirs == ours: rows[count], clocks[count] = ours, 3
+            elif ahead < 0 or (ahead == 0 and not flags[ours] & LOCAL_ONLY): rows[count], clocks[count] = theirs, 2
+            else: rows[count], clocks[count] = ours, 1
+        there += clocks[count] >> 1
+        here += clocks[count] & 1
+        count += 1
+    return count
+
+# %% ../../nbs/market/05_tape.ipynb #c61f
+def to_hftbacktest(
+    market: Tape | Events,                # a tape that is not fused; or rows with corrected local times
+    instrument: Instrument | None = None,  # None: the tape's
+) -> np.ndarray:                          # EVENT_DTYPE: levels and trades; best quotes and controls are left out
+    "The rows as hftbacktest reads them, both times rising; ValueError that names the row for what it could not read"
+    if isinstance(market, Tape) and market.fused:
+        raise ValueError('no best quote drives a book in hftbacktest: write the tape that this fused one was made of')
+    if isinstance(market, Tape): instrument, events = instrument or market.instrument, market.timeline()
+    else: events = market
+    if instrument is None: raise ValueError('rows alone don\'t say what a tick is: pass the instrument')
+    events = events[np.isin(events.kind, (DEPTH, TRADE, CLEAR, SNAPSHOT))]
+    side, clear = events.flags & (BUY | SELL), events.kind == CLEAR
+    only = events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)
+    for wrong, what in (
+        ((side == 0) | ((side == BUY | SELL) & ~clear), 'it has no side, or two: name the bid, or the ask'),
+        (~clear & (events.tick <= 0), 'its price is not above zero: take it out'),
+        ((events.lots < 0) | ((events.kind == TRADE) & (events.lots == 0)), 'its quantity makes no sense: take it out'),
+        (only == EXCHANGE_ONLY | LOCAL_ONLY, 'it concerns neither clock: take it out'),
+        (np.diff(events.local_ns, prepend=events.local_ns[:1]) < 0, 'it reached us before the row before it: sort by local_ns (stable)'),
+    ): _refuse_rows(wrong, events.local_ns, lambda row, what=what: what)  # type: ignore[misc]
+    by_exchange, by_local = np.flatnonzero(only != LOCAL_ONLY), np.flatnonzero(only != EXCHANGE_ONLY)
+    by_exchange = by_exchange[np.argsort(events.exchange_ns[by_exchange], kind='stable')]
+    rows, clocks = np.empty(2 * len(events), np.int64), np.zeros(2 * len(events), np.uint64)
+    count = _both_orders(events.flags, events.exchange_ns, events.local_ns, by_exchange, by_local, rows, clocks)
+    return _file_rows(events[rows[:count]], clocks[:count], instrument)
+
+def _file_rows(events: Events, clocks: np.ndarray, instrument: Instrument) -> np.ndarray:
+    data, side, kind = np.zeros(len(events), EVENT_DTYPE), events.flags & (BUY | SELL), events.kind.astype(np.uint64)
+    sided = np.where(side == BUY, BUY_BIT, 0) + np.where(side == SELL, SELL_BIT, 0)
+    data['ev'] = kind | sided.astype(np.uint64) | clocks << np.uint64(30)
+    data['exch_ts'], data['local_ts'], data['order_id'] = events.exchange_ns, events.local_ns, events.id.astype(np.uint64)
+    data['px'], data['qty'] = _as_floats(events.tick, instrument.tick_size), _as_floats(events.lots, instrument.lot_size)
+    data['px'][(kind == CLEAR) & (side == SELL) & (events.tick == 0)] = np.nan
+    data['ival'] = events.flags >= LAST
+    return data
+
+# %% ../../nbs/market/05_tape.ipynb #c61j
+def _on_grid(values: np.ndarray, step: Decimal, what: str, times_ns: np.ndarray) -> np.ndarray:
+    "Floats as whole steps; ValueError for the first that lies between two"
+    numerator, denominator = step.as_integer_ratio()
+    steps = values * denominator / numerator
+    whole = np.rint(steps)
+    _refuse_rows(np.abs(steps - whole) > np.maximum(1e-6, 4 * np.spacing(np.abs(steps))), times_ns, lambda row: (
+        f'{what} {values[row]} is not on the grid of {step}: give the right instrument, or read one off the data (instrument_of)'))
+    return whole.astype(np.int64)
+
+def _checked(data: np.ndarray) -> None:
+    "ValueError that names the first row that is no level and no trade of a book, and what to do"
+    if not isinstance(data, np.ndarray) or data.dtype != EVENT_DTYPE or data.ndim != 1:
+        raise ValueError(f'not an array of hftbacktest events but {getattr(data, "dtype", type(data).__name__)}: expected is one row an '
+                         f'event with the fields {", ".join(EVENT_DTYPE.names or ())}')
+    ev, price, local = data['ev'], data['px'], data['local_ts']
+    kind, buy, sell = ev & 0xff, (ev & BUY_BIT) != 0, (ev & SELL_BIT) != 0
+    clear = kind == CLEAR
+    cleared = clear & (np.isnan(price) | np.isposinf(price) | ((price == 0) & ~sell))
+    for wrong, what in (
+        (~np.isin(kind, (DEPTH, TRADE, CLEAR, SNAPSHOT)), lambda row: f'event kind {kind[row]} is not depth (1), trade (2), clear (3) or '
+            'snapshot (4): books of orders and other streams are not read, take these rows out'),
+        ((ev & ~np.uint64(0xf00000ff)) != 0, lambda row: (
+            f'ev {ev[row]:#x} has bits that mean nothing known: is this another version\'s file?')),
+        ((ev >> 30) == 0, lambda row: 'it has neither the EXCH nor the LOCAL bit: hftbacktest\'s correct_event_order sets them'),
+        ((buy & sell) | ~(buy | sell | clear), lambda row: 'it is on no side, or on two: set the BUY or the SELL bit'),
+        (~cleared & ~(np.isfinite(price) & (price > 0)), lambda row: f'price {price[row]} is not above zero: take the row out'),
+        (~(np.isfinite(data['qty']) & (data['qty'] >= 0)) | ((kind == TRADE) & (data['qty'] == 0)), lambda row: (
+            f'quantity {data["qty"][row]} makes no sense: take the row out')),
+    ): _refuse_rows(wrong, local, what)
+    for bit, name in ((EXCHANGE_BIT, 'exch_ts'), (LOCAL_BIT, 'local_ts')):
+        seen = np.flatnonzero(ev & bit)
+        back = np.zeros(len(data), bool)
+        back[seen[1:]] = np.diff(data[name][seen]) < 0
+        _refuse_rows(back, local, lambda row, name=name: (  # type: ignore[misc]
+            f'{name} {data[name][row]} runs backwards: put the rows in order with hftbacktest\'s correct_event_order'))
+
+# %% ../../nbs/market/05_tape.ipynb #c61l
+def _partners(data: np.ndarray) -> np.ndarray:
+    "For each row its other half's place, −1: none"
+    clock, partner = data['ev'] >> 30, np.full(len(data), -1)
+    halves = [np.flatnonzero(clock == one) for one in (2, 1)]
+    both = data[np.concatenate(halves)]
+    if not all(map(len, halves)): return partner
+    columns = [both['ev'] & 0x3fffffff] + [both[name].view(np.uint64) for name in ('exch_ts', 'local_ts', 'px', 'qty', 'order_id', 'ival')]
+    order = np.lexsort(columns)
+    same = np.logical_and.reduce([column[order][1:] == column[order][:-1] for column in columns])
+    group = np.empty(len(both), np.int64)
+    group[order] = np.cumsum(np.append(0, ~same))
+    turns = list[np.ndarray]()
+    for part in np.split(group, [len(halves[0])]):
+        sort = np.argsort(part, kind='stable')
+        begins = np.flatnonzero(np.diff(part[sort], prepend=-1))
+        turn = np.empty(len(part), np.int64)
+        turn[sort] = np.arange(len(part)) - np.repeat(begins, np.diff(np.append(begins, len(part))))
+        turns.append(part * (len(both) + 1) + turn)
+    _, first, second = np.intersect1d(turns[0], turns[1], return_indices=True)
+    partner[halves[0][first]], partner[halves[1][second]] = halves[1][second], halves[0][first]
+    return partner
+
+def _joined(data: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "(which rows of the file, in the order of arrival; EXCHANGE_ONLY, LOCAL_ONLY or 0 for each; local times)"
+    clock, partner, local = data['ev'] >> 30, _partners(data), data['local_ts'].copy()
+    rows = np.flatnonzero((clock & 1 != 0) | (partner < 0))
+    rows = rows[np.argsort(local[rows], kind='stable')]
+    only = np.where(clock == 2, EXCHANGE_ONLY, np.where((clock == 1) & (partner < 0), LOCAL_ONLY, 0))
+    there = np.flatnonzero(clock & 2)
+    wanted = np.where((clock[there] == 2) & (partner[there] >= 0), partner[there], there)
+    seen = rows[only[rows] != LOCAL_ONLY]
+    turned = wanted != seen[np.argsort(data['exch_ts'][seen], kind='stable')]
+    tied = np.isin(data['exch_ts'], data['exch_ts'][there[turned]])
+    if not tied.any(): return rows, only[rows], local[rows]
+    apart, ours = there[tied[there]], rows[(clock[rows] & 1 != 0) | ~tied[rows]]
+    latest = pd.Series(data['local_ts']).groupby(data['exch_ts']).transform('max').to_numpy()
+    flags = np.concatenate([np.where(tied[ours], LOCAL_ONLY, only[ours]), np.full(len(apart), EXCHANGE_ONLY)])
+    places, times = np.concatenate([ours, apart]), np.concatenate([local[ours], latest[apart]])
+    order = np.argsort(times, kind='stable')
+    return places[order], flags[order], times[order]
+
+# %% ../../nbs/market/05_tape.ipynb #c61m
+def from_hftbacktest(
+    data: np.ndarray,        # EVENT_DTYPE
+    instrument: Instrument,  # whose grid the prices and quantities are on; `instrument_of` reads one off the data
+) -> Events:                 # in the order of arrival, halves joined where both orders allow it
+    "The rows of an hftbacktest file; ValueError that names row, time and remedy for what is no level and no trade"
+    _checked(data)
+    cleared = (data['ev'] & 0xff == CLEAR) & ~np.isfinite(data['px'])
+    tick = _on_grid(np.where(cleared, 0, data['px']), instrument.tick_size, 'price', data['local_ts'])
+    lots = _on_grid(data['qty'], instrument.lot_size, 'quantity', data['local_ts'])
+    rows, only, local_ns = _joined(data)
+    kept, known = data[rows], np.isin(data['ival'], (0, 1)).all() and data['ival'].any()
+    ev = kept['ev']
+    side = np.where(ev & BUY_BIT, BUY, 0) | np.where(ev & SELL_BIT, SELL, 0)
+    flags = (ev & 7).astype(np.int64) | np.where(side == 0, BUY | SELL, side) | only | np.where(known & (kept['ival'] == 1), LAST, 0)
+    events = Events(flags.astype(np.uint8), kept['exch_ts'].copy(), local_ns, tick[rows], lots[rows], kept['order_id'].astype(np.int64))
+    if known or not len(events): return events
+    trade = events.kind == TRADE
+    new = trade | np.append(False, trade[:-1])
+    for column in events.columns[1:3]: new |= np.diff(column, prepend=column[:1]) != 0
+    return Events(_mark_ends(events.flags, np.cumsum(new), np.ones(len(events), bool)), *events.columns[1:])
+
+def instrument_of(
+    data: np.ndarray,       # EVENT_DTYPE
+    symbol: str,            # BTC/USDT, BTC-USDT or BTCUSDT
+    kind: str = 'spot',     # or 'usdm'
+    venue: str = 'unknown',  # a file doesn't tell
+) -> Instrument:            # inferred=True
+    "The instrument whose grid the prices and quantities of a file show: the largest steps that divide them all"
+    _checked(data)
+    base, quote = split_pair(symbol) if set('/-') & set(symbol) else binance.split_symbol(symbol)
+    steps = []
+    for name in ('px', 'qty'):
+        values = np.unique(data[name][np.isfinite(data[name])])
+        decimals = next((count for count in range(13) if (np.rint(values * 10. ** count) / 10. ** count == values).all()), None)
+        if decimals is None: raise ValueError(f'{name} holds numbers of more than 12 decimals, which show no grid: pass an Instrument')
+        steps.append(common_step(np.rint(values * 10. ** decimals).astype(np.int64).tolist(), decimals))
+    return Instrument(venue, base + quote, base, quote, steps[0], steps[1], kind=kind, inferred=True)
+
+# %% ../../nbs/market/05_tape.ipynb #c61r
+def save_hftbacktest(
+    data: np.ndarray,  # EVENT_DTYPE
+    path: str | Path,  # by custom it ends in .npz
+) -> Path:
+    "Write rows as an npz file that hftbacktest reads, as a whole or not at all"
+    _checked(data)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, data=data)
+    return replace_bytes(Path(path), buffer.getvalue())
+
+def load_hftbacktest(path: str | Path) -> np.ndarray:
+    "Read the rows of an npz file of hftbacktest; ValueError for a file that is damaged or holds something else"
+    place = Path(path)
+    if not place.is_file(): raise FileNotFoundError(f'{place} is not there' if not place.exists() else f'{place} is a folder')
+    with place.open('rb') as file: begin = file.read(64)
+    if not begin.startswith(b'PK\x03\x04'): raise ValueError(f'{place} is not an npz file: it looks like {looks_like(begin)}')
+    try:
+        with np.load(place, allow_pickle=False) as arrays:
+            if 'data' not in arrays.files:
+                raise ValueError(f'{place} has no array named data but {", ".join(arrays.files) or "none"}: it is no file of hftbacktest')
+            data = arrays['data']
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f'{place} is damaged: {error}. Make it again') from error
+    if data.dtype != EVENT_DTYPE: raise ValueError(f'{place} holds {data.dtype}, not events of hftbacktest')
+    return data

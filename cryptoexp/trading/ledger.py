@@ -98,7 +98,7 @@ def session_of(
         instrument=engine.instrument, config=engine.config, source=source, preset=preset, synthetic=synthetic, digest=digest,
         start_ns=intake.first_ns, end_ns=intake.latest_ns, fills=engine.fills, orders=engine.orders, samples=samples,
         start_bid_tick=bid, start_ask_tick=ask, counters=counters | {'rows': intake.rows, 'late_rows': intake.late_rows},
-        refusals=dict(zip(REFUSALS, engine.desk.refusals.tolist())), bound=dict(zip(BOUND, engine.desk.bound.tolist())),
+        refusals=dict(zip(REFUSALS, engine.desk.refusals[0].tolist())), bound=dict(zip(BOUND, engine.desk.bound[0].tolist())),
         notes=list(notes), minute_lots=dict(minute_lots or {}))
 
 # %% ../../nbs/trading/04_ledger.ipynb #c14

@@ -4,14 +4,19 @@
 
 # %% auto #0
 __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE', 'REDUCE', 'FLATTEN', 'MANUAL', 'PURPOSE',
-           'BY_QUEUE', 'BY_THROUGH', 'BY_CROSS', 'BY_TAKING', 'FILL_REASON', 'ENDED_BY', 'BY_ITSELF', 'WOULD_TAKE',
-           'UNFILLED', 'ORDER_FIELDS', 'ORDER', 'REQUEST', 'RESPONSE', 'FILL', 'SAMPLE', 'STATE', 'MOST_ORDERS', 'RING',
-           'MOST_OUTPUT', 'SPARE', 'NEVER', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Desk', 'Rows', 'new_desk',
-           'transition', 'compile_engine', 'Intake', 'fill_table', 'order_table', 'first_price', 'Output', 'Engine',
-           'run_desk', 'enter_order', 'quotable_lots']
+           'BY_QUEUE', 'BY_THROUGH', 'BY_CROSS', 'BY_TAKING', 'FILL_REASON', 'BY_ITSELF', 'WOULD_TAKE', 'UNFILLED',
+           'REJECTED', 'ENDED_BY', 'NEW', 'CANCEL', 'REPLACE', 'ORDER_FIELDS', 'ORDER', 'REQUEST', 'NEWS', 'FILL',
+           'SAMPLE', 'TAKEN', 'CLOCK', 'SIDE', 'ACCOUNT', 'STATE', 'NEVER', 'MOST_OUTPUT', 'SPARE', 'HEARD_MOST',
+           'BEST', 'WORST', 'AT_EXCHANGE', 'AT_HOME', 'TIME', 'BID_TICK', 'ASK_TICK', 'BID_LOTS', 'ASK_LOTS', 'BOUGHT',
+           'SOLD', 'CODE', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'OVERRUNS', 'Desk', 'Rows',
+           'transition', 'compile_engine', 'rows_of', 'blank', 'new_desk', 'apply_level', 'run_desk', 'Intake',
+           'check_rows', 'plain_table', 'fill_table', 'order_table', 'first_price', 'Output', 'Engine', 'open_desk',
+           'sum_up', 'enter_order', 'quotable', 'quotable_lots']
 
-# %% ../../nbs/trading/03_matching.ipynb #c03
+# %% ../../nbs/trading/03_matching.ipynb #c02
 import functools
+import mmap
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,640 +26,1474 @@ import pandas as pd
 from numba import njit, types
 
 from ..config import MarketMakingConfig
-from cryptoexp.market.book import (
-    BEST_ASK, BEST_BID, HIGH_ASK, LOW_BID, NO_ASK, NO_BID, BookArrays, apply_row, empty_book, room_for,
-)
+from ..market.book import NO_ASK, NO_BID, room_for
 from cryptoexp.market.events import (
-    BEST_QUOTE, BUY, CONTROL, DEPTH, KILL, KIND_MASK, LAST, RESUME, SNAPSHOT, STALE, STOP, TRADE, Events, concat, from_rows,
+    BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, EXCHANGE_ONLY, KILL, KIND_MASK, LAST, LOCAL_ONLY, RESUME, SELL, SIGNAL, SNAPSHOT, STALE, STOP,
+    TRADE, Events, concat, from_rows,
 )
 from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from cryptoexp.trading.limits import (
-    NO_COINS, NO_ROOM, REFUSALS, RULES, TOO_MANY, TOO_SMALL, enough, equity_e8, fee_e8, make_rules, most_lots, notional_e8,
-    reserve_e8, room_to_buy, room_to_sell, standard_lots, too_risky,
+    NO_COINS, NO_ROOM, OUT_OF_RANGE, REFUSALS, RULES, TOO_MANY, TOO_SMALL, enough, fee_e8, make_rules, mid_worth_e8, most_lots, reserve_e8,
+    room_to_buy, room_to_sell, standard_lots, too_risky, worth_e8,
 )
-from .quoting import BID, BOUND, LOTS, SCRATCH, SIGNATURE, TICK, VIEW, Quoter, compile_quoter, model_of
+from cryptoexp.trading.quoting import (
+    ASK, BID, BOUND, FILL_OR_KILL, FORCE, GOOD_TILL_CANCELLED, HEARD, IMMEDIATE, LOTS, MARKET_ORDER, OWN, POST_ONLY, SCRATCH,
+    SIGNALS,
+    SIGNATURE, TICK, Quoter, View, compile_quoter, model_of, new_view,
+)
+from .venue import QUEUE_BEHIND, Venue, entry_latency, queue_after, response_latency
 
-# %% ../../nbs/trading/03_matching.ipynb #c06
+# %% ../../nbs/trading/03_matching.ipynb #c03
 SENT, RESTING, FILLED, CANCELLED, EXPIRED = range(5)
 STATUS = ('sent', 'resting', 'filled', 'cancelled', 'expired')
 QUOTE, REDUCE, FLATTEN, MANUAL = range(4)
 PURPOSE = ('quote', 'reduce', 'flatten', 'manual')
 BY_QUEUE, BY_THROUGH, BY_CROSS, BY_TAKING = range(4)
 FILL_REASON = ('queue', 'through', 'cross', 'take')
-ENDED_BY = ('', 'would take', 'nothing left within its limit')
-BY_ITSELF, WOULD_TAKE, UNFILLED = range(3)
+BY_ITSELF, WOULD_TAKE, UNFILLED, REJECTED = range(4)
+ENDED_BY = ('', 'would take', 'nothing left within its limit', 'rejected by the venue')
+NEW, CANCEL, REPLACE = range(3)
 
 ORDER_FIELDS = (
-    'order_id', 'side', 'tick', 'lots', 'remaining', 'front', 'status', 'purpose', 'post_only', 'immediate', 'ended_by', 'served',
-    'known_remaining', 'cancel_sent', 'place', 'kept', 'placed_ns', 'arrived_ns', 'ended_ns', 'queue_ahead_lots')
-ORDER = np.dtype([(name, 'i8') for name in ORDER_FIELDS])
-REQUEST = np.dtype([(name, 'i8') for name in ('due_ns', 'order_id', 'cancel')])
-RESPONSE = np.dtype([(name, 'i8') for name in ('due_ns', 'order_id', 'side', 'tick', 'lots', 'fee_e8', 'ends')])
+    'order_id', 'config', 'asset', 'side', 'tick', 'lots', 'remaining', 'status', 'purpose', 'force', 'ended_by',
+    'known_remaining', 'known_tick', 'cancel_sent', 'retry_ns', 'kept', 'next', 'before', 'place', 'placed_ns', 'arrived_ns',
+    'confirmed_ns', 'ended_ns',
+    'queue_ahead_lots')
+ORDER = np.dtype([(name, 'i8') for name in ORDER_FIELDS] + [('front', 'f8'), ('traded', 'f8')])
+REQUEST = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'order_id', 'action', 'tick', 'lots')])
+NEWS = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'tick', 'lots', 'fee_e8', 'ends')])
 FILL = np.dtype([(name, 'i8') for name in (
-    'time_ns', 'order_id', 'side', 'tick', 'lots', 'maker', 'fee_e8', 'bid_tick', 'ask_tick', 'reason')])
+    'time_ns', 'config', 'asset', 'order_id', 'side', 'tick', 'lots', 'maker', 'fee_e8', 'bid_tick', 'ask_tick', 'reason')])
 SAMPLE = np.dtype([(name, 'i8') for name in (
-    'time_ns', 'bid_tick', 'ask_tick', 'quote_bid_tick', 'quote_ask_tick', 'position_lots', 'cash_e8')])
+    'time_ns', 'config', 'asset', 'bid_tick', 'ask_tick', 'quote_bid_tick', 'quote_ask_tick', 'position_lots', 'cash_e8')])
+TAKEN = np.dtype([(name, 'i8') for name in ('side', 'tick', 'lots')])
 
-# %% ../../nbs/trading/03_matching.ipynb #c08
-STATE = np.dtype([(name, 'i8') for name in (
-    'time_ns', 'next_decision_ns', 'deciding', 'answer', 'stale', 'stopped', 'halted', 'use_best_quotes', 'external_quoter',
-    'exchange_row', 'local_row', 'order_count', 'next_order_id', 'serial', 'arrivals', 'taken_levels', 'local_changed',
-    'snapshot_bid', 'snapshot_ask',
-    'request_head', 'request_tail', 'response_head', 'response_tail', 'fill_count', 'finished_count', 'sample_count',
-    'cash_e8', 'position_lots', 'known_cash_e8', 'known_position_lots', 'start_e8', 'peak_e8',
-    'exchange_bid', 'exchange_ask', 'local_bid', 'local_ask', 'own_bid', 'own_bid_low', 'own_ask', 'own_ask_high',
-    'bought_lots', 'sold_lots', 'filled_buy_lots', 'filled_sell_lots', 'market_lots', 'own_lots',
-    'orders_sent', 'cancels_sent', 'late_cancels')] + [('max_drawdown', 'f8'), ('max_exposure', 'f8')])
+# %% ../../nbs/trading/03_matching.ipynb #c04
+CLOCK = np.dtype([(name, 'i8') for name in (
+    'time_ns', 'configs', 'assets', 'exchange_row', 'local_row', 'deciding', 'answer', 'asked', 'external_quoter', 'use_best_quotes',
+    'whole',
+    'cautious', 'marking', 'recording', 'parity_end', 'depth', 'own_orders', 'next_request_ns', 'next_news_ns', 'next_decision_ns',
+    'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'arrivals', 'overrun', 'band_low', 'band_high',
+    'funding_at', 'at_config', 'end_ns', 'beyond')])
+SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
+    'base', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
+    'local_ask',
+    'bought_lots', 'sold_lots', 'market_lots', 'own_bid', 'own_bid_low', 'own_ask', 'own_ask_high', 'own_count', 'taken_levels')])
+ACCOUNT = np.dtype([(name, 'i8') for name in (   # one configuration in one market
+    'position_lots', 'known_position_lots', 'seen_bought', 'seen_sold', 'filled_buy_lots', 'filled_sell_lots', 'own_lots', 'fills',
+    'first_bid', 'first_ask', 'last_bid', 'last_ask')])
+STATE = np.dtype([(name, 'i8') for name in (     # one configuration
+    'next_decision_ns', 'next_request_ns', 'next_news_ns', 'request_head', 'request_tail', 'news_head', 'news_tail', 'last_sent_ns',
+    'last_heard_ns', 'order_count', 'next_order_id', 'taken_count', 'heard_count', 'stopped', 'halted', 'cash_e8', 'known_cash_e8',
+    'start_e8',
+    'peak_e8', 'orders_sent', 'cancels_sent', 'late_cancels', 'expired', 'waited', 'decisions', 'position_lots', 'known_position_lots',
+    'own_lots', 'market_lots', 'maker_e8', 'taker_e8', 'fees_e8', 'funding_e8', 'fills', 'last_equity_e8')] + [('max_drawdown', 'f8'),
+    ('max_exposure', 'f8')])
 
+# %% ../../nbs/trading/03_matching.ipynb #c05
 class Desk(NamedTuple):
     "All arrays of one engine"
-    state: np.ndarray      # STATE, shape (1,)
-    rules: np.ndarray      # limits.RULES, shape (1,)
-    exchange: BookArrays   # the book at the exchange
-    local: BookArrays      # the book as it has reached us
-    taken_bid: np.ndarray  # int64, shape (capacity,): lots that we took from each level since it last changed
-    taken_ask: np.ndarray
-    orders: np.ndarray     # ORDER; the first order_count are alive for us
-    requests: np.ndarray   # REQUEST, a ring
-    responses: np.ndarray  # RESPONSE, a ring
-    fills: np.ndarray      # FILL, output
-    finished: np.ndarray   # ORDER, output
-    samples: np.ndarray    # SAMPLE, output
-    market: np.ndarray     # quoting.VIEW, shape (1,): what the model is shown
-    parameters: np.ndarray  # float64
-    scratch: np.ndarray    # float64
-    wishes: np.ndarray     # int64, shape (2, levels, 2)
-    matched: np.ndarray    # int64, shape (levels,): working memory
-    refusals: np.ndarray   # int64, one count a reason
-    bound: np.ndarray      # int64, one count a constraint
+    clock: Any      # CLOCK, shape (1,)
+    sides: Any      # SIDE, shape (assets,)
+    rules: Any      # limits.RULES, shape (configs * assets,)
+    state: Any      # STATE, shape (configs,)
+    accounts: Any   # ACCOUNT, shape (configs * assets,)
+    exchange: np.ndarray   # int64, shape (2, ticks): lots at each tick of the exchange's books, bids and asks
+    local: np.ndarray      # int64, shape (2, ticks): the same as it has reached us
+    edges: np.ndarray      # int64, shape (assets, 2, 2, 2): [asset, exchange or local, side, best or worst] tick
+    heads: np.ndarray      # int32, shape (2, ticks): first of our orders that rests at a tick, slot + 1; 0: none
+    marks: np.ndarray      # int16, shape (2, ticks): in how many configurations something is taken from a level
+    taken: Any      # TAKEN, shape (configs, levels): what we took from each level since it last changed
+    orders: Any     # ORDER, shape (configs * slots,)
+    alive: np.ndarray      # int64, shape (configs, slots): the first order_count are slots of orders alive for us, the rest are free
+    requests: Any   # REQUEST, shape (configs, ring)
+    news: Any       # NEWS, shape (configs, ring)
+    fills: Any      # FILL, output
+    finished: Any   # ORDER, output
+    samples: Any    # SAMPLE, output
+    seen: View             # what the model is shown
+    own: Any        # OWN, working memory
+    heard: Any      # HEARD, shape (configs, HEARD_MOST): fills since the model was last asked
+    parameters: np.ndarray  # float64, shape (configs, parameters)
+    scratch: np.ndarray    # float64, shape (configs, SCRATCH)
+    wishes: np.ndarray     # int64, shape (assets, 2, levels, 3)
+    matched: np.ndarray    # int64, shape (levels,), working memory
+    budget: np.ndarray     # int64, shape (configs, 2): serial of a print, and how much of it is left for us
+    refusals: np.ndarray   # int64, shape (configs, reasons)
+    bound: np.ndarray      # int64, shape (configs, constraints)
+    latency: np.ndarray    # int64, shape (n, 3): samples of order latency
+    cursor: np.ndarray     # int64, shape (configs, 2)
+    funding: np.ndarray    # int64, shape (m, 2): time, rate in 1e-8
+    path: np.ndarray       # int64, shape (n, 8): what a prepared tape told us, message by message; empty: our book is kept from the rows
 
 class Rows(NamedTuple):
     "Event rows as compiled code reads them, sorted by `time_ns` (exchange or local)"
-    time_ns: np.ndarray
-    flags: np.ndarray
-    tick: np.ndarray
-    lots: np.ndarray
+    time_ns: np.ndarray    # int64
+    flags: np.ndarray      # uint8
+    tick: np.ndarray       # int32: of the books' arrays, so several instruments stand side by side
+    lots: np.ndarray       # int64
+
+# %% ../../nbs/trading/03_matching.ipynb #c06
+NEVER, MOST_OUTPUT, SPARE, HEARD_MOST = 1 << 62, 1 << 16, 1 << 13, 64
+BEST, WORST = 0, 1
+AT_EXCHANGE, AT_HOME = 0, 1
+TIME, BID_TICK, ASK_TICK, BID_LOTS, ASK_LOTS, BOUGHT, SOLD, CODE = range(8)   # columns of a path
+
+rare: Any = njit(cache=True, no_cpython_wrapper=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
+inner: Any = njit(cache=True, no_cpython_wrapper=True, _nrt=False, error_model='numpy', forceinline=True)  # type: ignore[call-overload]
+
+@inner
+def _bid_level(bids: np.ndarray, asks: np.ndarray, tick: int, lots: int, best: int, worst: int, best_ask: int, worst_ask: int,
+               rescan: bool) -> tuple[int, int, int]:
+    "The bid at `tick` now holds `lots` in total, 0 deletes it; answers best bid, worst bid, best ask"
+    bids[tick] = lots
+    if lots > 0:
+        if tick > best:
+            best = tick
+            if rescan and tick >= best_ask: best_ask = _next_ask(asks, tick, worst_ask)
+        if tick < worst: worst = tick
+    elif tick == best:
+        best = _next_bid(bids, tick, worst)
+        if best == NO_BID: worst = NO_ASK
+    return best, worst, best_ask
+
+@inner
+def _ask_level(bids: np.ndarray, asks: np.ndarray, tick: int, lots: int, best: int, worst: int, best_bid: int, worst_bid: int,
+               rescan: bool) -> tuple[int, int, int]:
+    "The same for an ask; answers best ask, worst ask, best bid"
+    asks[tick] = lots
+    if lots > 0:
+        if tick < best:
+            best = tick
+            if rescan and tick <= best_bid: best_bid = _next_bid(bids, tick, worst_bid)
+        if tick > worst: worst = tick
+    elif tick == best:
+        best = _next_ask(asks, tick, worst)
+        if best == NO_ASK: worst = NO_BID
+    return best, worst, best_bid
+
+@inner
+def _next_bid(bids: np.ndarray, tick: int, last: int) -> int:
+    tick -= 1
+    while tick >= last and bids[tick] == 0: tick -= 1
+    return tick if tick >= last else NO_BID
+
+# %% ../../nbs/trading/03_matching.ipynb #c07
+@inner
+def _next_ask(asks: np.ndarray, tick: int, last: int) -> int:
+    tick += 1
+    while tick <= last and asks[tick] == 0: tick += 1
+    return tick if tick <= last else NO_ASK
+
+@rare
+def _set_level(levels: np.ndarray, edges: np.ndarray, asset: int, book: int, bids: bool, tick: int, lots: int, rescan: bool) -> None:
+    "A level of one of the books holds another total"
+    edge = edges[asset, book]
+    bid, low, ask, high = edge[0, BEST], edge[0, WORST], edge[1, BEST], edge[1, WORST]
+    if bids: bid, low, ask = _bid_level(levels[0], levels[1], tick, lots, bid, low, ask, high, rescan)
+    else: ask, high, bid = _ask_level(levels[0], levels[1], tick, lots, ask, high, bid, low, rescan)
+    edge[0, BEST], edge[0, WORST], edge[1, BEST], edge[1, WORST] = bid, low, ask, high
+
+# %% ../../nbs/trading/03_matching.ipynb #c08
+@rare
+def _clear_levels(levels: np.ndarray, edges: np.ndarray, asset: int, book: int, bids: bool, last: int, whole_side: bool) -> None:
+    "Delete one side, or its levels from the best up to and including `last`"
+    if bids:
+        tick = edges[asset, book, 0, BEST]
+        while tick != NO_BID and (whole_side or tick >= last):
+            _set_level(levels, edges, asset, book, True, tick, 0, False)
+            tick = edges[asset, book, 0, BEST]
+    else:
+        tick = edges[asset, book, 1, BEST]
+        while tick != NO_ASK and (whole_side or tick <= last):
+            _set_level(levels, edges, asset, book, False, tick, 0, False)
+            tick = edges[asset, book, 1, BEST]
+
+@rare
+def _apply(levels: np.ndarray, edges: np.ndarray, asset: int, book: int, kind: int, flags: int, tick: int, lots: int, base: int,
+           rescan: bool) -> None:
+    "What a row that changes a book does to it"
+    if kind == DEPTH or kind == SNAPSHOT: _set_level(levels, edges, asset, book, (flags & BUY) != 0, tick, lots, rescan)
+    elif kind == CLEAR:
+        if flags & BUY: _clear_levels(levels, edges, asset, book, True, tick, tick == base)
+        if flags & SELL: _clear_levels(levels, edges, asset, book, False, tick, tick == base)
+    elif kind == BEST_QUOTE:
+        if flags & BUY:
+            while edges[asset, book, 0, BEST] > tick: _set_level(levels, edges, asset, book, True, edges[asset, book, 0, BEST], 0, False)
+        else:
+            while edges[asset, book, 1, BEST] < tick: _set_level(levels, edges, asset, book, False, edges[asset, book, 1, BEST], 0, False)
+        _set_level(levels, edges, asset, book, (flags & BUY) != 0, tick, lots, False)
+
+@inner
+def _asset_of(sides: np.ndarray, tick: int) -> int:
+    asset = 0
+    while asset + 1 < sides.size and tick >= sides[asset + 1].bottom: asset += 1
+    return asset
 
 # %% ../../nbs/trading/03_matching.ipynb #c09
-MOST_ORDERS, RING, MOST_OUTPUT, SPARE = 512, 1 << 14, 1 << 16, 1 << 13
-NEVER = 1 << 62
+@inner
+def _rest(desk: Desk, slot: int) -> None:
+    "Hang an order at the end of the queue of ours at its level"
+    order = desk.orders[slot]
+    index, side = (0 if order.side > 0 else 1), desk.sides[order.asset]
+    first = desk.heads[index, order.tick]
+    order.next = order.before = 0
+    if first == 0: desk.heads[index, order.tick] = slot + 1
+    else:
+        last = first
+        while desk.orders[last - 1].next != 0: last = desk.orders[last - 1].next
+        desk.orders[last - 1].next, order.before = slot + 1, last
+    side.own_count += 1
+    if order.side > 0: side.own_bid, side.own_bid_low = max(side.own_bid, order.tick), min(side.own_bid_low, order.tick)
+    else: side.own_ask, side.own_ask_high = min(side.own_ask, order.tick), max(side.own_ask_high, order.tick)
 
-def new_desk(rules: np.ndarray, capacity: int, levels: int, parameters: np.ndarray, cash: int, position_lots: int) -> Desk:
-    "An empty desk with its starting money (1e-8 quote) and coins (lots)"
-    def table(dtype: np.dtype, size: int) -> np.ndarray: return np.zeros(size, dtype).view(np.recarray)
-    state = table(STATE, 1)
-    for name, value in dict(cash_e8=cash, known_cash_e8=cash, position_lots=position_lots, known_position_lots=position_lots, stale=1,
-                            next_order_id=1, start_e8=-1, exchange_bid=NO_BID, exchange_ask=NO_ASK, local_bid=NO_BID, local_ask=NO_ASK,
-                            own_bid=NO_BID, own_bid_low=NO_ASK, own_ask=NO_ASK, own_ask_high=NO_BID).items(): state[0][name] = value
-    return Desk(state, rules, empty_book(capacity), empty_book(capacity), np.zeros(capacity, np.int64), np.zeros(capacity, np.int64),
-                table(ORDER, MOST_ORDERS), table(REQUEST, RING), table(RESPONSE, RING), table(FILL, MOST_OUTPUT), table(ORDER, MOST_OUTPUT),
-                table(SAMPLE, MOST_OUTPUT), table(VIEW, 1), parameters, np.zeros(SCRATCH), np.zeros((2, levels, 2), np.int64),
-                np.zeros(levels, np.int64), np.zeros(len(REFUSALS), np.int64), np.zeros(len(BOUND), np.int64))
+@inner
+def _leave(desk: Desk, slot: int) -> None:
+    "Take an order out of its level"
+    order = desk.orders[slot]
+    side = desk.sides[order.asset]
+    if order.before != 0: desk.orders[order.before - 1].next = order.next
+    else: desk.heads[0 if order.side > 0 else 1, order.tick] = order.next
+    if order.next != 0: desk.orders[order.next - 1].before = order.before
+    side.own_count -= 1
+    if side.own_count == 0: side.own_bid, side.own_bid_low, side.own_ask, side.own_ask_high = NO_BID, NO_ASK, NO_ASK, NO_BID
+
+@rare
+def _tighten(desk: Desk, asset: int, bids: bool) -> None:
+    "Bring the edge of our orders in to the best that still rests"
+    side = desk.sides[asset]
+    if bids:
+        while side.own_bid >= side.own_bid_low and desk.heads[0, side.own_bid] == 0: side.own_bid -= 1
+        if side.own_bid < side.own_bid_low: side.own_bid, side.own_bid_low = NO_BID, NO_ASK
+    else:
+        while side.own_ask <= side.own_ask_high and desk.heads[1, side.own_ask] == 0: side.own_ask += 1
+        if side.own_ask > side.own_ask_high: side.own_ask, side.own_ask_high = NO_ASK, NO_BID
+
+# %% ../../nbs/trading/03_matching.ipynb #c10
+@inner
+def _heard_at(desk: Desk, config: int, time_ns: int) -> int:
+    "When news of something that happens at the exchange now reaches us: never before earlier news"
+    state, rule = desk.state[config], desk.rules[config * desk.clock[0].assets]
+    if rule.latency_rows == 0: due = time_ns + rule.response_ns
+    else:
+        table = desk.latency[rule.latency_first:rule.latency_first + rule.latency_rows]
+        due = time_ns + response_latency(table, time_ns, desk.cursor[config])
+    state.last_heard_ns = max(due, state.last_heard_ns)
+    return state.last_heard_ns
+
+@rare
+def _learn(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
+    "We hear of a fill: our account changes"
+    order = desk.orders[slot]
+    at = order.config * desk.clock[0].assets + order.asset
+    state, account, rule = desk.state[order.config], desk.accounts[at], desk.rules[at]
+    state.known_cash_e8 -= order.side * worth_e8(tick - desk.sides[order.asset].base, lots, rule) + fee
+    account.known_position_lots += order.side * lots
+    order.known_remaining -= lots
+    if order.side > 0: account.filled_buy_lots += lots
+    else: account.filled_sell_lots += lots
+    if state.heard_count < HEARD_MOST:
+        row = desk.heard[order.config, state.heard_count]
+        row.asset, row.side, row.order_id, row.lots = order.asset, order.side, order.order_id, lots
+        row.tick = tick - desk.sides[order.asset].base
+        state.heard_count += 1
+    desk.clock[0].band_low, desk.clock[0].band_high = 1, 0
 
 # %% ../../nbs/trading/03_matching.ipynb #c11
-inner: Any = njit(cache=True, no_cpython_wrapper=True)  # type: ignore[call-overload]
-
 @inner
-def _find(desk: Desk, order_id: int) -> int:
-    for slot in range(desk.state[0].order_count):
-        if desk.orders[slot].order_id == order_id: return slot
-    return -1
-
-@inner
-def _own_edges(desk: Desk) -> None:
-    state = desk.state[0]
-    state.own_bid, state.own_bid_low, state.own_ask, state.own_ask_high = NO_BID, NO_ASK, NO_ASK, NO_BID
-    for slot in range(state.order_count):
-        order = desk.orders[slot]
-        if order.status == RESTING:
-            if order.side > 0: state.own_bid, state.own_bid_low = max(state.own_bid, order.tick), min(state.own_bid_low, order.tick)
-            else: state.own_ask, state.own_ask_high = min(state.own_ask, order.tick), max(state.own_ask_high, order.tick)
-
-@inner
-def _learn(desk: Desk, slot: int, side: int, tick: int, lots: int, fee: int) -> None:
-    "We hear of a fill: our account changes"
-    state, rule = desk.state[0], desk.rules[0]
-    state.known_cash_e8 -= side * notional_e8(tick, lots, rule.multiplier, rule.divisor) + fee
-    state.known_position_lots += side * lots
-    desk.orders[slot].known_remaining -= lots
-    if side > 0: state.filled_buy_lots += lots
-    else: state.filled_sell_lots += lots
-
-@inner
-def _respond(desk: Desk, slot: int, time_ns: int, lots: int, tick: int, fee: int) -> None:
-    "Queue the news of an order for us: it arrives after the response latency, never before earlier news"
-    state, order = desk.state[0], desk.orders[slot]
+def _tell(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, fee: int) -> None:
+    "Send us the news of a fill, or of an end"
+    order = desk.orders[slot]
+    config = order.config
+    state, due = desk.state[config], _heard_at(desk, config, time_ns)
     if order.purpose == MANUAL and lots > 0:
-        _learn(desk, slot, order.side, tick, lots, fee)
+        _learn(desk, slot, tick, lots, fee)
         lots = 0
-    due = time_ns + desk.rules[0].response_ns
-    if state.response_tail > state.response_head: due = max(due, desk.responses[(state.response_tail - 1) % RING].due_ns)
-    news = desk.responses[state.response_tail % RING]
-    news.due_ns, news.order_id, news.side, news.tick, news.lots, news.fee_e8 = due, order.order_id, order.side, tick, lots, fee
-    news.ends = order.status >= FILLED
-    state.response_tail += 1
+        if order.status < FILLED: return
+    if state.news_tail - state.news_head >= desk.news.shape[1]:
+        desk.clock[0].overrun = 1
+        return
+    news = desk.news[config, state.news_tail & (desk.news.shape[1] - 1)]
+    news.due_ns, news.slot, news.tick, news.lots, news.fee_e8, news.ends = due, slot, tick, lots, fee, order.status >= FILLED
+    if state.news_tail == state.news_head: state.next_news_ns = due
+    state.news_tail += 1
+    desk.clock[0].next_news_ns = min(desk.clock[0].next_news_ns, due)
+
+# %% ../../nbs/trading/03_matching.ipynb #c12
+@rare
+def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool, reason: int) -> None:
+    clock, order = desk.clock[0], desk.orders[slot]
+    at = order.config * clock.assets + order.asset
+    side, state, account, rule = desk.sides[order.asset], desk.state[order.config], desk.accounts[at], desk.rules[at]
+    worth = worth_e8(tick - side.base, lots, rule)
+    fee = fee_e8(abs(worth), rule.maker_fee_e8 if maker else rule.taker_fee_e8)
+    state.cash_e8 -= order.side * worth + fee
+    state.fees_e8 += fee
+    state.fills += 1
+    if maker: state.maker_e8 += abs(worth)
+    else: state.taker_e8 += abs(worth)
+    account.position_lots += order.side * lots
+    account.own_lots += lots
+    account.fills += 1
+    order.remaining -= lots
+    if order.remaining == 0: order.status, order.ended_ns = FILLED, time_ns
+    if clock.fill_count >= MOST_OUTPUT: clock.overrun = 4
+    elif clock.recording != 0:
+        row = desk.fills[clock.fill_count]
+        row.time_ns, row.config, row.asset, row.order_id, row.side = time_ns, order.config, order.asset, order.order_id, order.side
+        row.tick, row.lots, row.maker, row.fee_e8, row.reason = tick - side.base, lots, maker, fee, reason
+        row.bid_tick = side.exchange_bid - side.base if side.exchange_bid != NO_BID else NO_BID
+        row.ask_tick = side.exchange_ask - side.base if side.exchange_ask != NO_ASK else NO_ASK
+        clock.fill_count += 1
+    _tell(desk, slot, time_ns, tick, lots, fee)
 
 # %% ../../nbs/trading/03_matching.ipynb #c13
 @inner
-def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool, reason: int) -> None:
-    state, order, rule = desk.state[0], desk.orders[slot], desk.rules[0]
-    notional = notional_e8(tick, lots, rule.multiplier, rule.divisor)
-    fee = fee_e8(notional, rule.maker_fee_e8 if maker else rule.taker_fee_e8)
-    state.cash_e8 -= order.side * notional + fee
-    state.position_lots += order.side * lots
-    state.own_lots += lots
-    order.remaining -= lots
-    if order.remaining == 0: order.status, order.ended_ns = FILLED, time_ns
-    row = desk.fills[state.fill_count]
-    row.time_ns, row.order_id, row.side, row.tick, row.lots, row.maker = time_ns, order.order_id, order.side, tick, lots, maker
-    row.fee_e8, row.bid_tick, row.ask_tick, row.reason = fee, state.exchange_bid, state.exchange_ask, reason
-    state.fill_count += 1
-    _respond(desk, slot, time_ns, lots, tick, fee)
+def _on_print(desk: Desk, asset: int, time_ns: int, bids: bool, tick: int, lots: int) -> None:
+    "A print that reaches our orders of one side (bids: whether they are bids)"
+    clock, side, index, step = desk.clock[0], desk.sides[asset], (0 if bids else 1), (-1 if bids else 1)
+    clock.serial += 1
+    _tighten(desk, asset, bids)
+    level = side.own_bid if bids else side.own_ask
+    last = max(tick, side.own_bid_low) if bids else min(tick, side.own_ask_high)
+    while (last - level) * step >= 0:
+        slot = desk.heads[index, level] - 1
+        while slot >= 0:
+            following = desk.orders[slot].next - 1
+            if clock.whole != 0: _print_whole(desk, slot, time_ns, tick, lots)
+            else: _print_parts(desk, slot, time_ns, tick, lots)
+            if desk.orders[slot].status == FILLED: _leave(desk, slot)
+            slot = following
+        level += step
+
+@inner
+def _print_parts(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> None:
+    "Our order gets what the print leaves it: after its queue, and after our orders before it"
+    order, budget, serial = desk.orders[slot], desk.budget, desk.clock[0].serial
+    config = order.config
+    if budget[config, 0] != serial: budget[config, 0], budget[config, 1] = serial, lots
+    left, through = budget[config, 1], order.tick != tick
+    if not through: order.traded += lots
+    if left <= 0: return
+    available = left if through else int(np.floor(left - order.front))
+    order.front = 0.0 if through else max(0.0, order.front - left)
+    size = min(order.remaining, available)
+    if size > 0:
+        _fill(desk, slot, time_ns, order.tick, size, True, BY_THROUGH if through else BY_QUEUE)
+        budget[config, 1] = left - size
+
+# %% ../../nbs/trading/03_matching.ipynb #c14
+@inner
+def _print_whole(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> None:
+    "hftbacktest's rule: the whole order, as soon as the print goes through it or beyond its queue"
+    order = desk.orders[slot]
+    rule = desk.rules[order.config * desk.clock[0].assets + order.asset]
+    if order.tick != tick: _fill(desk, slot, time_ns, order.tick, order.remaining, True, BY_THROUGH)
+    else:
+        quantity = lots * rule.lot_up / rule.lot_down
+        order.front -= quantity
+        order.traded += quantity
+        if np.floor(-order.front / rule.lot_size + 0.5) > 0: _fill(desk, slot, time_ns, order.tick, order.remaining, True, BY_QUEUE)
 
 # %% ../../nbs/trading/03_matching.ipynb #c15
 @inner
-def _next_in_line(desk: Desk, side: int, tick: int, serial: int) -> int:
-    "Slot of our best resting order of one side that a print (or a level) at `tick` reaches and that has not been served; −1: none"
-    best = -1
-    for slot in range(desk.state[0].order_count):
+def _queue_moves(desk: Desk, index: int, tick: int, before: int, lots: int) -> None:
+    "The total at a level where orders of ours rest changes"
+    slot = desk.heads[index, tick] - 1
+    while slot >= 0:
         order = desk.orders[slot]
-        if order.status != RESTING or order.side != side or order.served == serial or (order.tick - tick) * side < 0: continue
-        if best < 0: best = slot
+        rule = desk.rules[order.config * desk.clock[0].assets + order.asset]
+        if desk.clock[0].whole != 0:
+            up, down = rule.lot_up, rule.lot_down
+            order.front = queue_after(rule.queue, rule.exponent, order.front, order.traded, before * up / down, lots * up / down)
+        elif rule.queue == QUEUE_BEHIND: order.front = min(order.front, float(lots))
         else:
-            other = desk.orders[best]
-            ahead = (order.tick - other.tick) * side
-            if ahead > 0 or (ahead == 0 and order.place < other.place): best = slot
-    return best
+            size = rule.lot_size
+            order.front = max(0.0, queue_after(rule.queue, rule.exponent, order.front * size, order.traded * size, before * size,
+                lots * size) / size)
+        order.traded = 0.0
+        slot = order.next - 1
 
-@inner
-def _match_print(desk: Desk, time_ns: int, aggressor_buys: bool, tick: int, lots: int) -> None:
-    state = desk.state[0]
-    side = -1 if aggressor_buys else 1
-    state.serial += 1
-    budget = lots
-    while budget > 0:
-        slot = _next_in_line(desk, side, tick, state.serial)
-        if slot < 0: break
-        order = desk.orders[slot]
-        order.served = state.serial
-        through = order.tick != tick
-        available = budget if through else budget - order.front
-        order.front = 0 if through else max(0, order.front - budget)
-        size = min(order.remaining, available)
-        if size > 0:
-            _fill(desk, slot, time_ns, order.tick, size, True, BY_THROUGH if through else BY_QUEUE)
-            budget -= size
-    _own_edges(desk)
+@rare
+def _taken_from(desk: Desk, config: int, index: int, tick: int) -> int:
+    "Lots that a configuration took from a level since that level last changed"
+    if desk.marks[index, tick] == 0: return 0
+    for at in range(desk.state[config].taken_count):
+        row = desk.taken[config, at]
+        if row.tick == tick and row.side == index: return row.lots
+    return 0
+
+@rare
+def _take_from(desk: Desk, config: int, index: int, tick: int, lots: int) -> None:
+    state = desk.state[config]
+    for at in range(state.taken_count):
+        row = desk.taken[config, at]
+        if row.tick == tick and row.side == index:
+            row.lots += lots
+            return
+    if state.taken_count == desk.taken.shape[1]:
+        desk.clock[0].overrun = 2
+        return
+    row = desk.taken[config, state.taken_count]
+    row.side, row.tick, row.lots = index, tick, lots
+    state.taken_count += 1
+    desk.sides[0].taken_levels += 1
+    desk.marks[index, tick] += 1
+
+# %% ../../nbs/trading/03_matching.ipynb #c16
+@rare
+def _untake(desk: Desk, index: int, tick: int) -> None:
+    "A level holds another total than before: what we took from it is forgotten"
+    desk.marks[index, tick] = 0
+    for config in range(desk.clock[0].configs):
+        state = desk.state[config]
+        for at in range(state.taken_count):
+            if desk.taken[config, at].tick == tick and desk.taken[config, at].side == index:
+                state.taken_count -= 1
+                desk.sides[0].taken_levels -= 1
+                desk.taken[config, at] = desk.taken[config, state.taken_count]
+                break
 
 # %% ../../nbs/trading/03_matching.ipynb #c17
-@inner
-def _queue_shrinks(desk: Desk, side: int, tick: int, lots: int) -> None:
-    for slot in range(desk.state[0].order_count):
-        order = desk.orders[slot]
-        if order.status == RESTING and order.side == side and order.tick == tick: order.front = min(order.front, lots)
+@rare
+def _on_offer(desk: Desk, asset: int, time_ns: int, bids: bool, tick: int, lots: int) -> None:
+    "A level of `lots` now stands at `tick` on the side opposite to our orders (bids: ours are bids), at or through them"
+    clock, side, index, step = desk.clock[0], desk.sides[asset], (0 if bids else 1), (-1 if bids else 1)
+    _tighten(desk, asset, bids)
+    level = side.own_bid if bids else side.own_ask
+    last = max(tick, side.own_bid_low) if bids else min(tick, side.own_ask_high)
+    while (last - level) * step >= 0:
+        slot = desk.heads[index, level] - 1
+        while slot >= 0:
+            order = desk.orders[slot]
+            following = order.next - 1
+            if clock.whole != 0: size = order.remaining
+            else:
+                size = min(order.remaining, lots - _taken_from(desk, order.config, 1 - index, tick))
+                if size > 0: _take_from(desk, order.config, 1 - index, tick, size)
+            if size > 0: _fill(desk, slot, time_ns, order.tick, size, True, BY_CROSS)
+            if order.status == FILLED: _leave(desk, slot)
+            slot = following
+        level += step
 
+@rare
+def _nobody_there(desk: Desk, asset: int, bids: bool, beyond: int) -> None:
+    "Levels better than `beyond` were not named in a whole picture: what they hold now is all that can stand before us"
+    side, index, step = desk.sides[asset], (0 if bids else 1), (-1 if bids else 1)
+    if side.own_count == 0: return
+    level = side.own_bid if bids else side.own_ask
+    last = max(beyond + 1, side.own_bid_low) if bids else min(beyond - 1, side.own_ask_high)
+    while (last - level) * step >= 0:
+        slot = desk.heads[index, level] - 1
+        while slot >= 0:
+            order = desk.orders[slot]
+            rule = desk.rules[order.config * desk.clock[0].assets + asset]
+            order.front = min(order.front, desk.exchange[index, level] * rule.lot_up / rule.lot_down)
+            slot = order.next - 1
+        level += step
+
+# %% ../../nbs/trading/03_matching.ipynb #c18
 @inner
-def _match_level(desk: Desk, time_ns: int, side: int, tick: int, lots: int) -> None:
-    "A level of `lots` now stands at `tick` on the side opposite to our orders of `side`"
-    state = desk.state[0]
-    taken = desk.taken_ask if side > 0 else desk.taken_bid
-    state.serial += 1
-    while taken[tick] < lots:
-        slot = _next_in_line(desk, side, tick, state.serial)
-        if slot < 0: break
-        order = desk.orders[slot]
-        order.served = state.serial
-        size = min(order.remaining, lots - taken[tick])
-        if taken[tick] == 0: state.taken_levels += 1
-        taken[tick] += size
-        _fill(desk, slot, time_ns, order.tick, size, True, BY_CROSS)
-    _own_edges(desk)
+def _on_exchange_row(desk: Desk, asset: int, time_ns: int, flags: int, tick: int, lots: int) -> None:
+    "A row that may concern our orders"
+    clock, side, kind = desk.clock[0], desk.sides[asset], flags & KIND_MASK
+    if kind == TRADE:
+        if flags & BUY: _on_print(desk, asset, time_ns, False, tick, lots)
+        else: _on_print(desk, asset, time_ns, True, tick, lots)
+    elif kind == CLEAR: _apply(desk.exchange, desk.edges, asset, AT_EXCHANGE, kind, flags, tick, lots, side.base, False)
+    else:
+        bids = (flags & BUY) != 0
+        index = 0 if bids else 1
+        before, best = desk.exchange[index, tick], desk.edges[asset, AT_EXCHANGE, index, BEST]
+        if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)
+        _apply(desk.exchange, desk.edges, asset, AT_EXCHANGE, kind, flags, tick, lots, side.base, clock.whole != 0)
+        if desk.heads[index, tick] != 0: _queue_moves(desk, index, tick, before, lots)
+        if kind == BEST_QUOTE: _nobody_there(desk, asset, bids, tick)
+        if kind == SNAPSHOT and bids: side.snapshot_bid = 1
+        elif kind == SNAPSHOT: side.snapshot_ask = 1
+        if lots > 0 and side.own_count > 0:
+            improved = clock.whole == 0 or (tick > best if bids else tick < best)
+            reaches = (tick >= side.own_ask) if bids else (tick <= side.own_bid)
+            if improved and reaches: _on_offer(desk, asset, time_ns, not bids, tick, lots)
+    if flags & LAST and kind != TRADE: _end_message(desk, asset)
 
 # %% ../../nbs/trading/03_matching.ipynb #c19
 @inner
-def _on_exchange_row(desk: Desk, time_ns: int, flags: int, tick: int, lots: int) -> None:
-    "A row that may concern our orders"
-    state, kind, book = desk.state[0], flags & KIND_MASK, desk.exchange
+def _exchange_row(desk: Desk, rows: Rows, row: int) -> None:
+    "Any row, in any of several markets"
+    flags, tick, lots = rows.flags[row], int(rows.tick[row]), rows.lots[row]
+    kind = flags & KIND_MASK
+    asset = _asset_of(desk.sides, tick)
+    side = desk.sides[asset]
+    if kind == SIGNAL or (kind == BEST_QUOTE and not desk.clock[0].use_best_quotes): return
     if kind == TRADE:
-        state.market_lots += lots
-        if (tick >= state.own_ask) if flags & BUY else (tick <= state.own_bid):
-            _match_print(desk, time_ns, (flags & BUY) != 0, tick, lots)
-    else:
-        bids = (flags & BUY) != 0
-        levels = kind == DEPTH or kind == SNAPSHOT or (kind == BEST_QUOTE and state.use_best_quotes != 0)
-        if levels: _untake(state, book, desk.taken_bid if bids else desk.taken_ask, bids, tick, lots)
-        apply_row(book, flags, tick, lots, state.use_best_quotes != 0)
-        if levels and 0 <= tick < book.bid.size:
-            _queue_shrinks(desk, 1 if bids else -1, tick, lots)
-            if kind == BEST_QUOTE: _nobody_there(desk, 1 if bids else -1, tick)
-            if kind == SNAPSHOT and bids: state.snapshot_bid = 1
-            elif kind == SNAPSHOT: state.snapshot_ask = 1
-            if lots > 0 and ((tick >= state.own_ask) if bids else (tick <= state.own_bid)):
-                _match_level(desk, time_ns, -1 if bids else 1, tick, lots)
-    if flags & LAST and kind != TRADE:
-        if state.snapshot_bid: _nobody_there(desk, 1, -1)
-        if state.snapshot_ask: _nobody_there(desk, -1, NO_ASK)
-        state.snapshot_bid = state.snapshot_ask = 0
-        state.exchange_bid, state.exchange_ask = book.edge[BEST_BID], book.edge[BEST_ASK]
+        side.market_lots += lots
+        if (tick < side.own_ask) if flags & BUY else (tick > side.own_bid): return
+    elif kind == CONTROL:
+        _end_message(desk, asset)
+        return
+    elif kind != CLEAR and (tick < side.bottom or tick >= side.top):
+        desk.clock[0].beyond += 1
+        if flags & LAST: _end_message(desk, asset)
+        return
+    _on_exchange_row(desk, asset, rows.time_ns[row], flags, tick, lots)
 
-@inner
-def _untake(state: Any, book: BookArrays, taken: np.ndarray, bids: bool, tick: int, lots: int) -> None:
-    "A level is about to hold another total than before: what we took from it is forgotten"
-    if state.taken_levels == 0 or tick < 0 or tick >= taken.size or taken[tick] == 0: return
-    if (book.bid[tick] if bids else book.ask[tick]) != lots:
-        taken[tick], state.taken_levels = 0, state.taken_levels - 1
+@rare
+def _end_message(desk: Desk, asset: int) -> None:
+    "After the last row of a message its touch is that of the exchange"
+    side = desk.sides[asset]
+    if desk.clock[0].whole == 0:
+        if side.snapshot_bid: _nobody_there(desk, asset, True, -1)
+        if side.snapshot_ask: _nobody_there(desk, asset, False, NO_ASK)
+    side.snapshot_bid = side.snapshot_ask = 0
+    side.exchange_bid, side.exchange_ask = desk.edges[asset, AT_EXCHANGE, 0, BEST], desk.edges[asset, AT_EXCHANGE, 1, BEST]
 
+# %% ../../nbs/trading/03_matching.ipynb #c20
 @inner
-def _nobody_there(desk: Desk, side: int, beyond: int) -> None:
-    "Levels better than `beyond` were not named in a whole picture: what they hold now is all that can stand before us"
-    levels = desk.exchange.bid if side > 0 else desk.exchange.ask
-    for slot in range(desk.state[0].order_count):
-        order = desk.orders[slot]
-        if order.status == RESTING and order.side == side and (order.tick - beyond) * side > 0 and order.tick < levels.size:
-            order.front = min(order.front, levels[order.tick])
+def _exchange_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
+    "Take what happens at the exchange up to `limit_ns`; False where the outputs are full before that"
+    clock, size = desk.clock[0], rows.time_ns.size
+    row, single = clock.exchange_row, clock.assets == 1
+    while True:
+        if single: row = _plain_rows(desk, rows, row, limit_ns)
+        while row < size and rows.flags[row] & LOCAL_ONLY: row += 1
+        if row == size or rows.time_ns[row] > limit_ns: break
+        _exchange_row(desk, rows, row)
+        row += 1
+        if clock.fill_count > MOST_OUTPUT - SPARE or clock.overrun:
+            clock.exchange_row = row
+            return False
+    clock.exchange_row = row
+    return True
 
 # %% ../../nbs/trading/03_matching.ipynb #c21
 @inner
-def _exchange_run(
-    state: Any, book: BookArrays, taken_bid: np.ndarray, taken_ask: np.ndarray, rows: Rows, row: int, limit_ns: int,
-) -> int:
-    "Take rows up to `limit_ns` until one may concern our orders; answers the first row not taken"
-    own_bid, own_bid_low, own_ask, own_ask_high = state.own_bid, state.own_bid_low, state.own_ask, state.own_ask_high
-    best_quotes, size = state.use_best_quotes != 0, rows.time_ns.size
-    while row < size and rows.time_ns[row] <= limit_ns:
-        flags, tick, lots = rows.flags[row], rows.tick[row], rows.lots[row]
-        kind, bids = flags & KIND_MASK, (flags & BUY) != 0
+def _plain_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
+    "Rows of a single market up to one that may concern our orders; answers that row"
+    times, flag, ticks, amounts, size = rows.time_ns, rows.flags, rows.tick, rows.lots, rows.time_ns.size
+    side, edges, bids, asks, heads = desk.sides[0], desk.edges[0, AT_EXCHANGE], desk.exchange[0], desk.exchange[1], desk.heads
+    bid, low, ask, high = edges[0, BEST], edges[0, WORST], edges[1, BEST], edges[1, WORST]
+    own_bid, own_low, own_ask, own_high = side.own_bid, side.own_bid_low, side.own_ask, side.own_ask_high
+    bottom, top = side.bottom, side.top
+    rescan, seen_bid, seen_ask, traded = desk.clock[0].whole != 0, side.exchange_bid, side.exchange_ask, 0
+    if side.taken_levels != 0 or side.snapshot_bid != 0 or side.snapshot_ask != 0: size = 0   # every row matters
+    while row < size:
+        flags = flag[row]
+        if flags & LOCAL_ONLY:
+            row += 1
+            continue
+        if times[row] > limit_ns: break
+        kind, tick, lots = flags & KIND_MASK, int(ticks[row]), amounts[row]
         if kind == TRADE:
-            if (tick >= own_ask) if bids else (tick <= own_bid): break
-            state.market_lots += lots
-        else:
-            if flags & LAST and (state.snapshot_bid or state.snapshot_ask): break
-            if kind != CONTROL:
-                ours = own_bid_low <= tick <= own_bid if bids else own_ask <= tick <= own_ask_high
-                if ours or ((tick >= own_ask) if bids else (tick <= own_bid)): break
-                if kind == SNAPSHOT or (kind == BEST_QUOTE and ((tick < own_bid) if bids else (tick > own_ask))): break
-                if kind == DEPTH or best_quotes: _untake(state, book, taken_bid if bids else taken_ask, bids, tick, lots)
-                apply_row(book, flags, tick, lots, best_quotes)
-            if flags & LAST: state.exchange_bid, state.exchange_ask = book.edge[BEST_BID], book.edge[BEST_ASK]
+            if (tick >= own_ask) if flags & BUY else (tick <= own_bid): break
+            traded += lots
+        elif kind == DEPTH and bottom <= tick < top:
+            if flags & BUY:
+                if tick >= own_ask or (own_low <= tick <= own_bid and heads[0, tick] != 0): break
+                bid, low, ask = _bid_level(bids, asks, tick, lots, bid, low, ask, high, rescan)
+            else:
+                if tick <= own_bid or (own_ask <= tick <= own_high and heads[1, tick] != 0): break
+                ask, high, bid = _ask_level(bids, asks, tick, lots, ask, high, bid, low, rescan)
+            if flags & LAST: seen_bid, seen_ask = bid, ask
+        else: break
         row += 1
+    edges[0, BEST], edges[0, WORST], edges[1, BEST], edges[1, WORST] = bid, low, ask, high
+    side.exchange_bid, side.exchange_ask = seen_bid, seen_ask
+    side.market_lots += traded
     return row
+
+# %% ../../nbs/trading/03_matching.ipynb #c22
+@rare
+def _take(desk: Desk, slot: int, time_ns: int) -> None:
+    "Walk the other side's displayed levels up to the order's limit"
+    order, clock = desk.orders[slot], desk.clock[0]
+    buys = order.side > 0
+    index = 1 if buys else 0
+    tick, worst = desk.edges[order.asset, AT_EXCHANGE, index, BEST], desk.edges[order.asset, AT_EXCHANGE, index, WORST]
+    if clock.whole != 0:
+        if tick != NO_BID and tick != NO_ASK: _fill(desk, slot, time_ns, tick, order.remaining, False, BY_TAKING)
+        return
+    last = worst if order.force == MARKET_ORDER else min(order.tick, worst) if buys else max(order.tick, worst)
+    while order.remaining > 0 and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
+        if desk.exchange[index, tick] > 0:
+            size = min(order.remaining, desk.exchange[index, tick] - _taken_from(desk, order.config, index, tick))
+            if size > 0:
+                _take_from(desk, order.config, index, tick, size)
+                _fill(desk, slot, time_ns, tick, size, False, BY_TAKING)
+        tick += order.side
+
+@rare
+def _could_take(desk: Desk, slot: int) -> int:
+    "Lots that an order could take at once, up to its limit"
+    order = desk.orders[slot]
+    index = 1 if order.side > 0 else 0
+    tick, worst = desk.edges[order.asset, AT_EXCHANGE, index, BEST], desk.edges[order.asset, AT_EXCHANGE, index, WORST]
+    last = min(order.tick, worst) if order.side > 0 else max(order.tick, worst)
+    lots = 0
+    while lots < order.remaining and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
+        if desk.exchange[index, tick] > 0: lots += desk.exchange[index, tick] - _taken_from(desk, order.config, index, tick)
+        tick += order.side
+    return lots
 
 # %% ../../nbs/trading/03_matching.ipynb #c23
 @inner
-def _take(desk: Desk, slot: int, time_ns: int) -> None:
-    "Walk the other side's displayed levels up to the order's limit"
-    state, order = desk.state[0], desk.orders[slot]
-    buys = order.side > 0
-    levels, taken = (desk.exchange.ask, desk.taken_ask) if buys else (desk.exchange.bid, desk.taken_bid)
-    tick = desk.exchange.edge[BEST_ASK] if buys else desk.exchange.edge[BEST_BID]
-    last = min(order.tick, desk.exchange.edge[HIGH_ASK]) if buys else max(order.tick, desk.exchange.edge[LOW_BID])
-    walked = 0
-    while order.remaining > 0 and (last - tick) * order.side >= 0 and walked < SPARE // 2:
-        available = levels[tick] - taken[tick]
-        if available > 0:
-            size = min(order.remaining, available)
-            if taken[tick] == 0: state.taken_levels += 1
-            taken[tick] += size
-            walked += 1
-            _fill(desk, slot, time_ns, tick, size, False, BY_TAKING)
-        tick += order.side
-
-@inner
 def _arrive(desk: Desk, slot: int, time_ns: int) -> None:
     "An order reaches the exchange"
-    state, order, edge = desk.state[0], desk.orders[slot], desk.exchange.edge
+    clock, order = desk.clock[0], desk.orders[slot]
+    rule = desk.rules[order.config * clock.assets + order.asset]
+    bid, ask = desk.edges[order.asset, AT_EXCHANGE, 0, BEST], desk.edges[order.asset, AT_EXCHANGE, 1, BEST]
     order.arrived_ns = time_ns
-    crosses = order.tick >= edge[BEST_ASK] if order.side > 0 else order.tick <= edge[BEST_BID]
-    if crosses and order.post_only: order.status, order.ended_by = EXPIRED, WOULD_TAKE
-    elif crosses: _take(desk, slot, time_ns)
+    crosses = order.force == MARKET_ORDER or (order.tick >= ask if order.side > 0 else order.tick <= bid)
+    if crosses and order.force == POST_ONLY: order.status, order.ended_by = EXPIRED, WOULD_TAKE
+    elif crosses and not (clock.whole == 0 and order.force == FILL_OR_KILL and _could_take(desk, slot) < order.remaining):
+        _take(desk, slot, time_ns)
     if order.status == FILLED: return
     if order.status == SENT:
-        if order.immediate: order.status, order.ended_by = EXPIRED, UNFILLED
+        if order.force >= IMMEDIATE: order.status, order.ended_by = EXPIRED, UNFILLED
         else:
-            state.arrivals += 1
-            order.status, order.place = RESTING, state.arrivals
-            own_side = desk.exchange.bid if order.side > 0 else desk.exchange.ask
-            order.front = own_side[order.tick] if order.tick < own_side.size else 0
-            order.queue_ahead_lots = order.front
-    if order.status == EXPIRED: order.ended_ns = time_ns
-    _respond(desk, slot, time_ns, 0, 0, 0)
-    _own_edges(desk)
+            clock.arrivals += 1
+            order.status, order.place, order.traded = RESTING, clock.arrivals, 0.0
+            index = 0 if order.side > 0 else 1
+            order.queue_ahead_lots = desk.exchange[index, order.tick]
+            order.front = order.queue_ahead_lots * rule.lot_up / rule.lot_down
+            _rest(desk, slot)
+    if order.status == EXPIRED:
+        order.ended_ns = time_ns
+        desk.state[order.config].expired += 1
+        _tell(desk, slot, time_ns, 0, 0, 0)
+    else: order.confirmed_ns = _heard_at(desk, order.config, time_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #c24
 @inner
-def _on_request(desk: Desk) -> None:
-    state = desk.state[0]
-    request = desk.requests[state.request_head % RING]
+def _on_request(desk: Desk, config: int) -> None:
+    "The earliest request of a configuration reaches the exchange"
+    state = desk.state[config]
+    ring = desk.requests.shape[1]
+    request = desk.requests[config, state.request_head & (ring - 1)]
     state.request_head += 1
-    slot = _find(desk, request.order_id)
-    if not request.cancel: _arrive(desk, slot, request.due_ns)
-    elif slot >= 0 and desk.orders[slot].status == RESTING:
-        desk.orders[slot].status, desk.orders[slot].ended_ns = CANCELLED, request.due_ns
-        _respond(desk, slot, request.due_ns, 0, 0, 0)
-        _own_edges(desk)
-    else: state.late_cancels += 1
+    following = desk.requests[config, state.request_head & (ring - 1)].due_ns
+    state.next_request_ns = following if state.request_head < state.request_tail else NEVER
+    order = desk.orders[request.slot]
+    if request.action == NEW: _arrive(desk, request.slot, request.due_ns)
+    elif order.order_id != request.order_id or order.status != RESTING:
+        state.late_cancels += 1
+        refused = _heard_at(desk, config, request.due_ns)
+        if order.order_id == request.order_id and request.action == REPLACE: order.confirmed_ns = refused
+    elif request.action == CANCEL:
+        _leave(desk, request.slot)
+        order.status, order.ended_ns = CANCELLED, request.due_ns
+        _tell(desk, request.slot, request.due_ns, 0, 0, 0)
+    else: _replaced(desk, request.slot, request.due_ns, request.tick, request.lots)
+
+@rare
+def _replaced(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> None:
+    "An order gets another price or quantity; only a smaller quantity at the same price keeps the place in the queue"
+    order = desk.orders[slot]
+    if tick == order.tick and lots <= order.remaining:
+        order.lots -= order.remaining - lots
+        order.known_remaining -= order.remaining - lots
+        order.remaining = lots
+        order.confirmed_ns = _heard_at(desk, order.config, time_ns)
+    else:
+        _leave(desk, slot)
+        order.lots += lots - order.remaining
+        order.known_remaining += lots - order.remaining
+        order.remaining, order.tick, order.status = lots, tick, SENT
+        _arrive(desk, slot, time_ns)
+
+# %% ../../nbs/trading/03_matching.ipynb #c25
+@rare
+def _finish(desk: Desk, config: int, slot: int) -> None:
+    "We know that an order has ended: it leaves the desk for the log"
+    state, clock = desk.state[config], desk.clock[0]
+    if clock.finished_count >= MOST_OUTPUT: clock.overrun = 4
+    elif clock.recording != 0:
+        desk.finished[clock.finished_count] = desk.orders[slot]
+        desk.finished[clock.finished_count].tick -= desk.sides[desk.orders[slot].asset].base
+        clock.finished_count += 1
+    for at in range(state.order_count):
+        if desk.alive[config, at] == slot:
+            state.order_count -= 1
+            desk.alive[config, at], desk.alive[config, state.order_count] = desk.alive[config, state.order_count], slot
+            return
 
 @inner
-def _on_response(desk: Desk) -> None:
-    "We learn what became of an order; where that was its end, it leaves the desk for the log"
-    state = desk.state[0]
-    news = desk.responses[state.response_head % RING]
-    state.response_head += 1
-    slot = _find(desk, news.order_id)
-    if news.lots > 0: _learn(desk, slot, news.side, news.tick, news.lots, news.fee_e8)
-    if news.ends:
-        desk.finished[state.finished_count] = desk.orders[slot]
-        state.finished_count += 1
-        state.order_count -= 1
-        desk.orders[slot] = desk.orders[state.order_count]
-    if _is_fresh(state) and _mark(state, desk.rules): _cancel_all(desk)
+def _on_news(desk: Desk, config: int) -> None:
+    "We learn what became of an order"
+    state, ring = desk.state[config], desk.news.shape[1]
+    news = desk.news[config, state.news_head & (ring - 1)]
+    state.news_head += 1
+    state.next_news_ns = desk.news[config, state.news_head & (ring - 1)].due_ns if state.news_head < state.news_tail else NEVER
+    if news.lots > 0: _learn(desk, news.slot, news.tick, news.lots, news.fee_e8)
+    if news.ends: _finish(desk, config, news.slot)
+    if news.lots > 0: _weigh(desk, config)
 
 # %% ../../nbs/trading/03_matching.ipynb #c26
 @inner
-def _request(desk: Desk, order_id: int, cancel: bool) -> None:
-    state = desk.state[0]
-    due = state.time_ns + desk.rules[0].entry_ns
-    if state.request_tail > state.request_head: due = max(due, desk.requests[(state.request_tail - 1) % RING].due_ns)
-    request = desk.requests[state.request_tail % RING]
-    request.due_ns, request.order_id, request.cancel = due, order_id, cancel
+def _request(desk: Desk, config: int, slot: int, action: int, tick: int, lots: int, time_ns: int) -> None:
+    clock, state, rule = desk.clock[0], desk.state[config], desk.rules[config * desk.clock[0].assets]
+    order, entry = desk.orders[slot], rule.entry_ns
+    if rule.latency_rows != 0:
+        entry = entry_latency(desk.latency[rule.latency_first:rule.latency_first + rule.latency_rows], time_ns, desk.cursor[config])
+        if entry < 0:
+            _turned_away(desk, config, slot, action, time_ns - entry)
+            return
+    ring = desk.requests.shape[1]
+    if state.request_tail - state.request_head >= ring:
+        clock.overrun = 3
+        return
+    state.last_sent_ns = max(state.last_sent_ns, time_ns + entry)
+    request = desk.requests[config, state.request_tail & (ring - 1)]
+    request.due_ns, request.slot, request.order_id, request.action = state.last_sent_ns, slot, order.order_id, action
+    request.tick, request.lots = tick, lots
+    if state.request_tail == state.request_head: state.next_request_ns = request.due_ns
     state.request_tail += 1
+    clock.next_request_ns = min(clock.next_request_ns, request.due_ns)
 
+@rare
+def _turned_away(desk: Desk, config: int, slot: int, action: int, heard_ns: int) -> None:
+    "The venue rejects a request before it reaches the matching engine; we hear of it at `heard_ns`"
+    state, order = desk.state[config], desk.orders[slot]
+    state.last_heard_ns = max(state.last_heard_ns, heard_ns)
+    if action == NEW:
+        order.status, order.ended_by, order.ended_ns = EXPIRED, REJECTED, heard_ns
+        ring = desk.news.shape[1]
+        if state.news_tail - state.news_head >= ring:
+            desk.clock[0].overrun = 1
+            return
+        news = desk.news[config, state.news_tail & (ring - 1)]
+        news.due_ns, news.slot, news.tick, news.lots, news.fee_e8, news.ends = state.last_heard_ns, slot, 0, 0, 0, 1
+        if state.news_tail == state.news_head: state.next_news_ns = news.due_ns
+        state.news_tail += 1
+        desk.clock[0].next_news_ns = min(desk.clock[0].next_news_ns, news.due_ns)
+    else: order.retry_ns = order.confirmed_ns = state.last_heard_ns
+
+# %% ../../nbs/trading/03_matching.ipynb #c27
 @inner
-def _new_order(desk: Desk, side: int, tick: int, lots: int, purpose: int, post_only: bool, immediate: bool) -> int:
-    "A fresh order in the next slot; answers the slot"
-    state = desk.state[0]
-    slot = state.order_count
+def _new_order(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> int:
+    "A fresh order in a free slot; answers the slot"
+    state = desk.state[config]
+    slot = desk.alive[config, state.order_count]
     order = desk.orders[slot]
-    order.order_id, order.side, order.tick = state.next_order_id, side, tick
+    order.order_id, order.config, order.asset, order.side = state.next_order_id, config, asset, side
+    order.tick = order.known_tick = tick
     order.lots = order.remaining = order.known_remaining = lots
-    order.purpose, order.post_only, order.immediate, order.placed_ns = purpose, post_only, immediate, state.time_ns
-    order.status = SENT
-    order.front = order.ended_by = order.served = order.place = order.kept = order.cancel_sent = 0
+    order.purpose, order.force, order.placed_ns, order.confirmed_ns, order.status = purpose, force, time_ns, NEVER, SENT
+    order.ended_by = order.place = order.kept = order.cancel_sent = order.retry_ns = 0
     order.arrived_ns = order.ended_ns = order.queue_ahead_lots = 0
+    order.front = order.traded = 0.0
     state.order_count += 1
     state.next_order_id += 1
     state.orders_sent += 1
     return slot
 
 @inner
-def _send(desk: Desk, side: int, tick: int, lots: int, purpose: int, post_only: bool) -> None:
-    slot = _new_order(desk, side, tick, lots, purpose, post_only, not post_only)
-    _request(desk, desk.orders[slot].order_id, False)
-
-@inner
-def _cancel(desk: Desk, slot: int) -> None:
+def _cancel(desk: Desk, config: int, slot: int, time_ns: int) -> None:
     order = desk.orders[slot]
     if order.cancel_sent: return
     order.cancel_sent = 1
-    desk.state[0].cancels_sent += 1
-    _request(desk, order.order_id, True)
+    desk.state[config].cancels_sent += 1
+    _request(desk, config, slot, CANCEL, 0, 0, time_ns)
 
-@inner
-def _cancel_all(desk: Desk) -> None:
-    for slot in range(desk.state[0].order_count): _cancel(desk, slot)
+@rare
+def _retry(desk: Desk, config: int, time_ns: int) -> None:
+    "Cancels that the venue turned away may be sent again once we know; where nothing is to rest, they are"
+    state = desk.state[config]
+    for at in range(state.order_count):
+        slot = desk.alive[config, at]
+        order = desk.orders[slot]
+        if order.retry_ns == 0 or order.retry_ns > time_ns: continue
+        order.cancel_sent = order.retry_ns = 0
+        if state.stopped or state.halted or desk.sides[order.asset].stale: _cancel(desk, config, slot, time_ns)
+
+@rare
+def _cancel_all(desk: Desk, config: int, time_ns: int) -> None:
+    for at in range(desk.state[config].order_count): _cancel(desk, config, desk.alive[config, at], time_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #c28
-@njit(cache=True)
-def _working(desk: Desk, side: int) -> tuple[int, int]:
+@rare
+def _working(desk: Desk, config: int, asset: int, side: int) -> tuple[int, int]:
     "Lots of one side that may still fill, as far as we know, and the cash they hold back (1e-8 quote)"
     lots = reserved = 0
-    for slot in range(desk.state[0].order_count):
-        order = desk.orders[slot]
-        if order.side != side: continue
+    rules = desk.rules[config * desk.clock[0].assets + asset:config * desk.clock[0].assets + asset + 1]
+    for at in range(desk.state[config].order_count):
+        order = desk.orders[desk.alive[config, at]]
+        if order.side != side or order.asset != asset: continue
         lots += order.known_remaining
-        if side > 0: reserved += reserve_e8(order.tick, order.known_remaining, desk.rules)
+        if side > 0 and rules[0].margin == 0:
+            reserved += reserve_e8(order.known_tick - desk.sides[asset].base, order.known_remaining, rules)
     return lots, reserved
 
-@njit(cache=True)
-def _allowed(desk: Desk, side: int, tick: int, lots: int) -> int:
+@rare
+def _reserved_elsewhere(desk: Desk, config: int, asset: int) -> int:
+    "Cash held back by bids in the other markets, 1e-8 quote"
+    total = 0
+    for other in range(desk.clock[0].assets):
+        if other != asset: total += _working(desk, config, other, 1)[1]
+    return total
+
+@rare
+def _most(desk: Desk, config: int, asset: int) -> int:
+    "The largest position that the exposure cap allows in one market, lots"
+    side, at = desk.sides[asset], config * desk.clock[0].assets + asset
+    return most_lots(_equity(desk, config), side.local_bid - side.base, side.local_ask - side.base, desk.rules[at:at + 1])
+
+@inner
+def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int) -> int:
     "How many of the wished lots the limits let pass; 0 with the reason counted"
-    state = desk.state[0]
-    if state.order_count >= MOST_ORDERS:
-        desk.refusals[TOO_MANY] += 1
+    state, at = desk.state[config], config * desk.clock[0].assets + asset
+    rules = desk.rules[at:at + 1]
+    if state.order_count >= desk.alive.shape[1]:
+        desk.refusals[config, TOO_MANY] += 1
         return 0
-    working, reserved = _working(desk, side)
-    if side > 0:
-        equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask,
-                           desk.rules[0].multiplier, desk.rules[0].divisor)
-        most = most_lots(equity, state.local_bid, state.local_ask, desk.rules)
-        room, none = room_to_buy(most, state.known_position_lots, working, state.known_cash_e8 - reserved, tick, desk.rules), NO_ROOM
-    else: room, none = room_to_sell(state.known_position_lots, working), NO_COINS
-    passed = min(lots, room, desk.rules[0].max_lots)
-    if passed > 0 and enough(tick, passed, desk.rules): return passed
-    desk.refusals[none if passed < lots else TOO_SMALL] += 1
+    side_of = desk.sides[asset]
+    if tick < rules[0].min_tick or tick > rules[0].max_tick or not side_of.bottom <= tick + side_of.base < side_of.top:
+        desk.refusals[config, OUT_OF_RANGE] += 1
+        return 0
+    if rules[0].unlimited != 0: return min(lots, rules[0].max_lots)
+    return _within_limits(desk, config, asset, side, tick, lots)
+
+# %% ../../nbs/trading/03_matching.ipynb #c29
+@rare
+def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int) -> int:
+    "The same for an order that the limits are to be asked about"
+    state, at = desk.state[config], config * desk.clock[0].assets + asset
+    rules, account = desk.rules[at:at + 1], desk.accounts[at]
+    working, reserved = _working(desk, config, asset, side)
+    if rules[0].margin: room, none = max(0, _most(desk, config, asset) - side * account.known_position_lots - working), NO_ROOM
+    elif side > 0:
+        free = state.known_cash_e8 - reserved - _reserved_elsewhere(desk, config, asset)
+        room, none = room_to_buy(_most(desk, config, asset), account.known_position_lots, working, free, tick, rules), NO_ROOM
+    else: room, none = room_to_sell(account.known_position_lots, working), NO_COINS
+    passed = min(lots, room, rules[0].max_lots)
+    if passed > 0 and enough(tick, passed, rules): return passed
+    desk.refusals[config, none if passed < lots else TOO_SMALL] += 1
     return 0
 
 # %% ../../nbs/trading/03_matching.ipynb #c30
 @inner
-def _apply_wishes(desk: Desk) -> None:
-    state = desk.state[0]
-    equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask,
-                       desk.rules[0].multiplier, desk.rules[0].divisor)
-    if state.known_position_lots >= most_lots(equity, state.local_bid, state.local_ask, desk.rules): desk.wishes[BID, :, LOTS] = 0
-    for index in range(2):
-        side = 1 if index == BID else -1
-        _match_wishes(desk, side, desk.wishes[index])
-        for slot in range(state.order_count):
-            order = desk.orders[slot]
-            if order.side == side and order.purpose == QUOTE and not order.kept: _cancel(desk, slot)
-        for level in range(desk.matched.size):
-            tick, lots = desk.wishes[index, level, TICK], desk.wishes[index, level, LOTS]
-            if desk.matched[level] or lots <= 0: continue
-            passed = _allowed(desk, side, tick, lots)
-            if passed > 0: _send(desk, side, tick, passed, QUOTE, True)
+def _send(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> None:
+    slot = _new_order(desk, config, asset, side, tick, lots, purpose, force, time_ns)
+    _request(desk, config, slot, NEW, tick, lots, time_ns)
 
 @inner
-def _match_wishes(desk: Desk, side: int, wishes: np.ndarray) -> None:
-    "Decide which resting quotes stay: pairs of order and wish, the nearest first; an unchanged quote is nearest of all"
-    state = desk.state[0]
-    slack = int(desk.rules[0].tolerance * 0.5 * (state.local_bid + state.local_ask))
+def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
+    "From wishes to the fewest actions, in one market"
+    state, at = desk.state[config], config * desk.clock[0].assets + asset
+    rule, base, position = desk.rules[at], desk.sides[asset].base, desk.accounts[at].known_position_lots
+    if rule.unlimited == 0:
+        most = _most(desk, config, asset)
+        if position >= most: desk.wishes[asset, BID, :, LOTS] = 0
+        if rule.margin and -position >= most: desk.wishes[asset, ASK, :, LOTS] = 0
+    for index in range(2):
+        side = 1 if index == BID else -1
+        _match_wishes(desk, config, asset, index, rule.tolerance)
+        for at in range(state.order_count):
+            slot = desk.alive[config, at]
+            order = desk.orders[slot]
+            if order.kept or order.side != side or order.asset != asset or order.purpose != QUOTE or order.cancel_sent: continue
+            if rule.await_confirmation and order.confirmed_ns > time_ns: state.waited += 1
+            elif rule.replace == 0: _cancel(desk, config, slot, time_ns)
+        if rule.replace: _replace_orders(desk, config, asset, index, time_ns)
+        for level in range(desk.matched.size):
+            lots = desk.wishes[asset, index, level, LOTS]
+            if desk.matched[level] or lots <= 0: continue
+            tick = desk.wishes[asset, index, level, TICK]
+            passed = _allowed(desk, config, asset, side, tick, lots)
+            if passed > 0: _send(desk, config, asset, side, tick + base, passed, QUOTE, desk.wishes[asset, index, level, FORCE], time_ns)
+
+# %% ../../nbs/trading/03_matching.ipynb #c31
+@inner
+def _match_wishes(desk: Desk, config: int, asset: int, index: int, tolerance: float) -> None:
+    "Decide which of our quotes stay: pairs of order and wish, the nearest first; an unchanged quote is nearest of all"
+    state, side, base = desk.state[config], (1 if index == BID else -1), desk.sides[asset].base
+    slack = int(tolerance * 0.5 * (desk.sides[asset].local_bid + desk.sides[asset].local_ask - 2 * base)) if tolerance > 0.0 else 0
     desk.matched[:] = 0
-    for slot in range(state.order_count): desk.orders[slot].kept = 0
+    for at in range(state.order_count): desk.orders[desk.alive[config, at]].kept = 0
     while True:
         nearest, best_slot, best_level = slack + 1, -1, -1
-        for slot in range(state.order_count):
+        for at in range(state.order_count):
+            slot = desk.alive[config, at]
             order = desk.orders[slot]
-            if order.side != side or order.purpose != QUOTE or order.cancel_sent or order.kept: continue
-            for level in range(wishes.shape[0]):
-                outside = (wishes[level, TICK] - order.tick) * side
-                if desk.matched[level] or wishes[level, LOTS] <= 0 or outside < 0 or outside > slack: continue
+            if order.side != side or order.asset != asset or order.purpose != QUOTE or order.cancel_sent or order.kept: continue
+            for level in range(desk.matched.size):
+                outside = (desk.wishes[asset, index, level, TICK] + base - order.known_tick) * side
+                if desk.matched[level] or desk.wishes[asset, index, level, LOTS] <= 0 or outside < 0 or outside > slack: continue
                 if outside < nearest or (outside == nearest and order.order_id < desk.orders[best_slot].order_id):
                     nearest, best_slot, best_level = outside, slot, level
         if best_slot < 0: return
         desk.orders[best_slot].kept, desk.matched[best_level] = 1, 1
 
 # %% ../../nbs/trading/03_matching.ipynb #c32
-@njit(cache=True)
-def _is_fresh(state: Any) -> bool:
-    return not state.stale and state.local_bid != NO_BID and state.local_ask != NO_ASK and state.local_bid < state.local_ask
+@rare
+def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: int) -> None:
+    "Orders that no wish keeps become wishes that no order covers, oldest first; those left over are cancelled"
+    state, side, base = desk.state[config], (1 if index == BID else -1), desk.sides[asset].base
+    while True:
+        oldest = -1
+        for place in range(state.order_count):
+            slot = desk.alive[config, place]
+            order = desk.orders[slot]
+            if order.kept or order.side != side or order.asset != asset or order.purpose != QUOTE or order.cancel_sent: continue
+            if order.confirmed_ns > time_ns: continue
+            if oldest < 0 or order.order_id < desk.orders[oldest].order_id: oldest = slot
+        if oldest < 0: return
+        order, level = desk.orders[oldest], 0
+        while level < desk.matched.size and (desk.matched[level] or desk.wishes[asset, index, level, LOTS] <= 0): level += 1
+        order.kept = 1
+        if level == desk.matched.size: _cancel(desk, config, oldest, time_ns)
+        else:
+            desk.matched[level] = 1
+            tick, held = desk.wishes[asset, index, level, TICK], order.known_remaining
+            order.known_remaining = 0
+            lots = _allowed(desk, config, asset, side, tick, desk.wishes[asset, index, level, LOTS])
+            order.known_remaining = held
+            if lots <= 0: _cancel(desk, config, oldest, time_ns)
+            else:
+                order.known_tick, order.confirmed_ns = tick + base, NEVER
+                _request(desk, config, oldest, REPLACE, tick + base, lots, time_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #c33
 @inner
-def _mark(state: Any, rules: np.ndarray) -> bool:
-    "Equity, its peak, drawdown and exposure at our mid; True where a stop is hit for the first time"
-    rule = rules[0]
-    equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask, rule.multiplier, rule.divisor)
+def _usable(side: Any) -> bool:
+    "Whether a book may be quoted on: whole, two-sided, uncrossed"
+    return not side.stale and side.local_bid != NO_BID and side.local_ask != NO_ASK and side.local_bid < side.local_ask
+
+@inner
+def _all_usable(desk: Desk) -> bool:
+    for asset in range(desk.clock[0].assets):
+        if not _usable(desk.sides[asset]): return False
+    return True
+
+@inner
+def _equity(desk: Desk, config: int) -> int:
+    "Cash and positions at our mids, 1e-8 quote; needs two-sided books"
+    total = desk.state[config].known_cash_e8
+    for asset in range(desk.clock[0].assets):
+        at, side = config * desk.clock[0].assets + asset, desk.sides[asset]
+        held = desk.accounts[at].known_position_lots
+        if held != 0: total += mid_worth_e8(side.local_bid - side.base, side.local_ask - side.base, held, desk.rules[at])
+    return total
+
+@rare
+def _weigh(desk: Desk, config: int) -> bool:
+    "Equity, its peak, drawdown and exposure at our mid; where a stop is hit for the first time all is cancelled, and the answer is True"
+    state, clock = desk.state[config], desk.clock[0]
+    if not _all_usable(desk): return False
+    rules = desk.rules[config * clock.assets:config * clock.assets + 1]
+    equity = _equity(desk, config)
+    state.last_equity_e8 = equity
     if state.start_e8 < 0: state.start_e8 = state.peak_e8 = equity
     state.peak_e8 = max(state.peak_e8, equity)
-    state.max_drawdown = max(state.max_drawdown, 1.0 - equity / state.peak_e8)
-    if equity > 0: state.max_exposure = max(state.max_exposure, (equity - state.known_cash_e8) / equity)
-    if state.halted or not too_risky(equity, state.peak_e8, state.start_e8, rules): return False
+    if state.peak_e8 > 0: state.max_drawdown = max(state.max_drawdown, 1.0 - equity / state.peak_e8)
+    if equity > 0: state.max_exposure = max(state.max_exposure, abs(equity - state.known_cash_e8) / equity)
+    if state.halted or rules[0].unlimited or not too_risky(equity, state.peak_e8, state.start_e8, rules): return False
     state.halted = 1
+    _cancel_all(desk, config, clock.time_ns)
     return True
 
 # %% ../../nbs/trading/03_matching.ipynb #c34
-@inner
-def _local_run(state: Any, rules: np.ndarray, book: BookArrays, rows: Rows, row: int, limit_ns: int) -> tuple[int, bool]:
-    "Rows that reach us up to `limit_ns`, until one calls for action; answers the next row, and whether everything has to be cancelled"
-    best_quotes, size = state.use_best_quotes != 0, rows.time_ns.size
-    while row < size and rows.time_ns[row] <= limit_ns:
-        flags, tick, lots = rows.flags[row], rows.tick[row], rows.lots[row]
-        kind, cancel = flags & KIND_MASK, False
-        row += 1
-        if kind == TRADE:
-            if flags & BUY: state.bought_lots += lots
-            else: state.sold_lots += lots
-        elif kind == CONTROL: cancel = _obey(state, tick)
-        else:
-            apply_row(book, flags, tick, lots, best_quotes)
-            state.local_changed = 1
-        if flags & LAST and (state.local_changed or kind == CONTROL):
-            state.local_changed = 0
-            state.local_bid, state.local_ask = book.edge[BEST_BID], book.edge[BEST_ASK]
-            if _is_fresh(state) and _mark(state, rules): cancel = True
-        if cancel:
-            state.time_ns = max(state.time_ns, rows.time_ns[row - 1])
-            return row, True
-    return row, False
+@rare
+def _weigh_all(desk: Desk, middle: int) -> None:
+    "Weigh every account, unless prices as high and as low have been seen since a position or a peak last changed"
+    clock = desk.clock[0]
+    if clock.assets == 1 and clock.band_low <= middle <= clock.band_high: return
+    peaks, later = 0, 0
+    for config in range(clock.configs):
+        peaks += desk.state[config].peak_e8
+        _weigh(desk, config)
+        later += desk.state[config].peak_e8
+    if clock.band_low > clock.band_high or later != peaks: clock.band_low = clock.band_high = middle
+    else: clock.band_low, clock.band_high = min(clock.band_low, middle), max(clock.band_high, middle)
 
-@inner
-def _obey(state: Any, code: int) -> bool:
-    "Do what a control row says; True where all orders are to be cancelled"
-    if code == STALE: state.stale = 1
-    elif code == RESUME: state.stale = 0
-    elif code == STOP: state.stopped = 1
-    elif code == KILL: state.halted = 1
-    return code == STALE or code == STOP or code == KILL
+# %% ../../nbs/trading/03_matching.ipynb #c35
+@rare
+def _obey(desk: Desk, asset: int, code: int) -> None:
+    "Do what a control row says"
+    clock, side = desk.clock[0], desk.sides[asset]
+    if code == STALE: side.stale = 1
+    elif code == RESUME: side.stale = 0
+    if code != STALE and code != STOP and code != KILL: return
+    for config in range(clock.configs):
+        if code == STOP: desk.state[config].stopped = 1
+        elif code == KILL: desk.state[config].halted = 1
+        _cancel_all(desk, config, clock.time_ns)
+
+@rare
+def _local_row(desk: Desk, rows: Rows, row: int) -> None:
+    "Any row that reaches us, of any of several markets"
+    clock, flags, tick, lots = desk.clock[0], rows.flags[row], int(rows.tick[row]), rows.lots[row]
+    kind = flags & KIND_MASK
+    if kind == BEST_QUOTE and not clock.use_best_quotes: return
+    asset = _asset_of(desk.sides, tick)
+    side = desk.sides[asset]
+    if kind == TRADE:
+        if flags & BUY: side.bought_lots += lots
+        else: side.sold_lots += lots
+    elif kind == CONTROL:
+        clock.time_ns = rows.time_ns[row]
+        _obey(desk, asset, tick - side.base)
+        side.local_changed = 1
+    elif kind == SIGNAL:
+        if 0 <= tick - side.base < SIGNALS: desk.seen.signals[tick - side.base] = lots / MONEY_SCALE
+    elif kind == CLEAR or side.bottom <= tick < side.top:
+        _apply(desk.local, desk.edges, asset, AT_HOME, kind, flags, tick, lots, side.base, clock.whole != 0)
+        side.local_changed = 1
+    if flags & LAST and side.local_changed:
+        side.local_changed = 0
+        side.local_bid, side.local_ask = desk.edges[asset, AT_HOME, 0, BEST], desk.edges[asset, AT_HOME, 1, BEST]
+        if clock.marking and _usable(side):
+            clock.time_ns = rows.time_ns[row]
+            _weigh_all(desk, side.local_bid + side.local_ask)
 
 # %% ../../nbs/trading/03_matching.ipynb #c36
 @inner
-def _band_tick(desk: Desk) -> int:
-    "The lowest price at which coins may be sold in a hurry"
-    return int(0.5 * (desk.state[0].local_bid + desk.state[0].local_ask) * (1.0 - desk.rules[0].flatten_band)) + 1
+def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
+    "Take the rows that reach us up to `limit_ns`"
+    clock, size = desk.clock[0], rows.time_ns.size
+    row, single = clock.local_row, clock.assets == 1
+    while True:
+        if single: row = _plain_local_rows(desk, rows, row, limit_ns)
+        while row < size and rows.flags[row] & EXCHANGE_ONLY: row += 1
+        if row == size or rows.time_ns[row] > limit_ns: break
+        _local_row(desk, rows, row)
+        row += 1
+    clock.local_row = row
 
 @inner
-def _sell_now(desk: Desk, lots: int, purpose: int) -> None:
-    "Immediate-or-cancel sale within the band, if no other order is alive"
-    tick = _band_tick(desk)
-    if desk.state[0].order_count == 0 and enough(tick, lots, desk.rules):
-        _send(desk, -1, tick, min(lots, desk.rules[0].max_lots), purpose, False)
+def _path_run(desk: Desk, limit_ns: int) -> None:
+    "The same from the path of a prepared tape, where only our touch is of interest"
+    clock, side, path, size = desk.clock[0], desk.sides[0], desk.path, desk.path.shape[0]
+    at, begun = clock.local_row, clock.local_row
+    while at < size and path[at, TIME] <= limit_ns:
+        if path[at, CODE] >= 0 or clock.marking:
+            side.local_bid, side.local_ask, clock.time_ns = path[at, BID_TICK], path[at, ASK_TICK], path[at, TIME]
+            if path[at, CODE] >= 0: _obey(desk, 0, path[at, CODE])
+            if clock.marking and _usable(side): _weigh_all(desk, side.local_bid + side.local_ask)
+        at += 1
+    if at == begun: return
+    side.local_bid, side.local_ask = path[at - 1, BID_TICK], path[at - 1, ASK_TICK]
+    side.bought_lots, side.sold_lots, clock.local_row = path[at - 1, BOUGHT], path[at - 1, SOLD], at
 
+# %% ../../nbs/trading/03_matching.ipynb #c37
+@rare
+def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
+    "Rows of a single market up to one that is more than a level or a print; answers that row"
+    times, flag, ticks, amounts, size = rows.time_ns, rows.flags, rows.tick, rows.lots, rows.time_ns.size
+    clock, side, edges, bids, asks = desk.clock[0], desk.sides[0], desk.edges[0, AT_HOME], desk.local[0], desk.local[1]
+    bid, low, ask, high = edges[0, BEST], edges[0, WORST], edges[1, BEST], edges[1, WORST]
+    seen_bid, seen_ask, changed, bottom, top = side.local_bid, side.local_ask, side.local_changed, side.bottom, side.top
+    rescan, watching, bought, sold = clock.whole != 0, clock.marking != 0 and side.stale == 0, 0, 0
+    lowest, highest = clock.band_low, clock.band_high
+    while row < size:
+        flags = flag[row]
+        if flags & EXCHANGE_ONLY:
+            row += 1
+            continue
+        if times[row] > limit_ns: break
+        kind, tick, lots = flags & KIND_MASK, int(ticks[row]), amounts[row]
+        if kind == DEPTH and bottom <= tick < top:
+            if flags & BUY: bid, low, ask = _bid_level(bids, asks, tick, lots, bid, low, ask, high, rescan)
+            else: ask, high, bid = _ask_level(bids, asks, tick, lots, ask, high, bid, low, rescan)
+            changed = 1
+        elif kind == TRADE:
+            if flags & BUY: bought += lots
+            else: sold += lots
+        else: break
+        row += 1
+        if flags & LAST and changed:
+            changed, seen_bid, seen_ask = 0, bid, ask
+            if watching and not lowest <= bid + ask <= highest and bid != NO_BID and ask != NO_ASK and bid < ask:
+                clock.time_ns = times[row - 1]
+                side.local_bid, side.local_ask = bid, ask
+                _weigh_all(desk, bid + ask)
+                lowest, highest = clock.band_low, clock.band_high
+    edges[0, BEST], edges[0, WORST], edges[1, BEST], edges[1, WORST] = bid, low, ask, high
+    side.local_bid, side.local_ask, side.local_changed = seen_bid, seen_ask, changed
+    side.bought_lots += bought
+    side.sold_lots += sold
+    return row
+
+# %% ../../nbs/trading/03_matching.ipynb #c38
+@rare
+def _band_tick(desk: Desk, asset: int, side: int, band: float) -> int:
+    "The price up to which an order in a hurry may reach (side: that of the order)"
+    middle = 0.5 * (desk.sides[asset].local_bid + desk.sides[asset].local_ask - 2 * desk.sides[asset].base)
+    return int(middle * (1.0 - band)) + 1 if side < 0 else int(middle * (1.0 + band))
+
+@rare
+def _trade_now(desk: Desk, config: int, asset: int, lots: int, purpose: int, time_ns: int) -> None:
+    "Immediate-or-cancel order within the band that sells (lots > 0) or buys back (lots < 0), if no other order is alive"
+    at = config * desk.clock[0].assets + asset
+    rules, side = desk.rules[at:at + 1], (-1 if lots > 0 else 1)
+    tick = _band_tick(desk, asset, side, rules[0].flatten_band)
+    if desk.state[config].order_count == 0 and enough(tick, abs(lots), rules):
+        _send(desk, config, asset, side, tick + desk.sides[asset].base, min(abs(lots), rules[0].max_lots), purpose, IMMEDIATE, time_ns)
+
+@rare
+def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
+    "Flatten a halted session, or reduce by taking, where that was opted into; True where the model is not to be asked"
+    clock, state = desk.clock[0], desk.state[config]
+    for asset in range(clock.assets):
+        at = config * clock.assets + asset
+        rules, position = desk.rules[at:at + 1], desk.accounts[at].known_position_lots
+        rule = rules[0]
+        if not _usable(desk.sides[asset]): continue
+        if state.halted:
+            if rule.flatten_on_halt: _trade_now(desk, config, asset, position, FLATTEN, time_ns)
+        elif rule.reduce_by_taking and state.last_equity_e8 > 0:
+            side = desk.sides[asset]
+            share = mid_worth_e8(side.local_bid - side.base, side.local_ask - side.base, position, rule) / state.last_equity_e8
+            if abs(share) > rule.max_exposure:
+                excess = int(position * (1.0 - rule.target_share / share))
+                if enough(_band_tick(desk, asset, -1 if excess > 0 else 1, rule.flatten_band), abs(excess), rules):
+                    _cancel_all(desk, config, time_ns)
+                    _trade_now(desk, config, asset, excess, REDUCE, time_ns)
+                    return True
+    return state.halted != 0
+
+# %% ../../nbs/trading/03_matching.ipynb #c39
 @inner
-def _look(desk: Desk) -> bool:
+def _look(desk: Desk, config: int, time_ns: int) -> bool:
     "Fill in the view; False where the model is not to be asked"
-    state, rule, view = desk.state[0], desk.rules[0], desk.market[0]
-    if state.stopped or not _is_fresh(state): return False
-    equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask, rule.multiplier, rule.divisor)
-    share = (equity - state.known_cash_e8) / equity if equity > 0 else 0.0
-    if state.halted:
-        if rule.flatten_on_halt: _sell_now(desk, state.known_position_lots, FLATTEN)
-        return False
-    if rule.reduce_by_taking and share > rule.max_exposure:
-        excess = int(state.known_position_lots * (1.0 - rule.target_share / share))
-        if enough(_band_tick(desk), excess, desk.rules):
-            _cancel_all(desk)
-            _sell_now(desk, excess, REDUCE)
-            return False
-    view.time_ns, view.bid_tick, view.ask_tick = state.time_ns, state.local_bid, state.local_ask
-    view.bid_lots, view.ask_lots = desk.local.bid[state.local_bid], desk.local.ask[state.local_ask]
-    view.position_lots, view.equity, view.share = state.known_position_lots, equity / MONEY_SCALE, share
-    view.order_lots = standard_lots(equity, state.local_bid, state.local_ask, desk.rules)
-    view.bought_lots, view.sold_lots = state.bought_lots, state.sold_lots
-    view.filled_buy_lots, view.filled_sell_lots = state.filled_buy_lots, state.filled_sell_lots
+    clock, state = desk.clock[0], desk.state[config]
+    usable = False
+    for asset in range(clock.assets): usable = usable or _usable(desk.sides[asset])
+    if state.stopped or not usable: return False
+    if _all_usable(desk): state.last_equity_e8 = _equity(desk, config)
+    if not clock.marking and not desk.rules[config * clock.assets].unlimited: _weigh(desk, config)
+    if state.halted or desk.rules[config * clock.assets].reduce_by_taking:
+        if _in_a_hurry(desk, config, time_ns): return False
+    for asset in range(clock.assets):
+        at = config * clock.assets + asset
+        view, side, rules, account = desk.seen.market[asset], desk.sides[asset], desk.rules[at:at + 1], desk.accounts[at]
+        bid, ask, view.usable, view.time_ns = side.local_bid, side.local_ask, _usable(side), time_ns
+        view.bid_tick = bid - side.base if bid != NO_BID else NO_BID
+        view.ask_tick = ask - side.base if ask != NO_ASK else NO_ASK
+        if desk.path.shape[0]:
+            last = clock.local_row - 1
+            view.bid_lots, view.ask_lots = desk.path[last, BID_LOTS], desk.path[last, ASK_LOTS]
+        else:
+            view.bid_lots = desk.local[0, bid] if bid != NO_BID else 0
+            view.ask_lots = desk.local[1, ask] if ask != NO_ASK else 0
+        view.position_lots, view.equity = account.known_position_lots, state.last_equity_e8 / MONEY_SCALE
+        view.share = 0.0
+        view.order_lots = 0
+        if view.usable and rules[0].unlimited == 0:
+            worth = mid_worth_e8(view.bid_tick, view.ask_tick, view.position_lots, rules[0])
+            if state.last_equity_e8 > 0: view.share = worth / state.last_equity_e8
+            view.order_lots = standard_lots(state.last_equity_e8, view.bid_tick, view.ask_tick, rules)
+        view.bought_lots, view.sold_lots = side.bought_lots - account.seen_bought, side.sold_lots - account.seen_sold
+        view.filled_buy_lots, view.filled_sell_lots = account.filled_buy_lots, account.filled_sell_lots
+    if clock.depth: _show_depth(desk)
+    if clock.own_orders: _show_orders(desk, config, time_ns)
     desk.wishes[:] = 0
     return True
 
-@inner
-def _conclude(desk: Desk, code: int) -> None:
-    "The model has answered: its wishes become orders"
-    state = desk.state[0]
-    state.deciding = 0
-    state.bought_lots = state.sold_lots = state.filled_buy_lots = state.filled_sell_lots = 0
-    if 0 <= code < desk.bound.size: desk.bound[code] += 1
-    _apply_wishes(desk)
-
-# %% ../../nbs/trading/03_matching.ipynb #c38
-@inner
-def _sample(desk: Desk) -> None:
-    state = desk.state[0]
-    state.next_decision_ns += desk.rules[0].interval_ns
-    if state.exchange_bid == NO_BID or state.exchange_ask == NO_ASK: return
-    row = desk.samples[state.sample_count]
-    row.time_ns, row.bid_tick, row.ask_tick = state.time_ns, state.exchange_bid, state.exchange_ask
-    row.position_lots, row.cash_e8, row.quote_bid_tick, row.quote_ask_tick = state.position_lots, state.cash_e8, -1, -1
-    for slot in range(state.order_count):
-        order = desk.orders[slot]
-        if order.purpose != QUOTE or order.cancel_sent: continue
-        if order.side > 0: row.quote_bid_tick = max(row.quote_bid_tick, order.tick)
-        else: row.quote_ask_tick = order.tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, order.tick)
-    state.sample_count += 1
-
 # %% ../../nbs/trading/03_matching.ipynb #c40
-DRY, FULL, QUESTION, OVERRUN = range(4)
+@rare
+def _show_depth(desk: Desk) -> None:
+    "The best levels of our books"
+    desk.seen.depth[:] = 0
+    for asset in range(desk.clock[0].assets):
+        for index in range(2):
+            tick, step = desk.edges[asset, AT_HOME, index, BEST], (-1 if index == 0 else 1)
+            worst, level = desk.edges[asset, AT_HOME, index, WORST], 0
+            while tick != NO_BID and tick != NO_ASK and (worst - tick) * step >= 0 and level < desk.clock[0].depth:
+                if desk.local[index, tick] > 0:
+                    desk.seen.depth[asset, index, level, TICK] = tick - desk.sides[asset].base
+                    desk.seen.depth[asset, index, level, LOTS] = desk.local[index, tick]
+                    level += 1
+                tick += step
 
-def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
-    state = desk.state[0]
-    while True:
-        if max(state.fill_count, state.finished_count, state.sample_count) > MOST_OUTPUT - SPARE: return FULL
-        if state.response_tail - state.response_head > RING - SPARE: return OVERRUN
-        local_due = local_rows.time_ns[state.local_row] if state.local_row < local_rows.time_ns.size else NEVER
-        response_due = desk.responses[state.response_head % RING].due_ns if state.response_head < state.response_tail else NEVER
-        exchange_due = exchange_rows.time_ns[state.exchange_row] if state.exchange_row < exchange_rows.time_ns.size else NEVER
-        request_due = desk.requests[state.request_head % RING].due_ns if state.request_head < state.request_tail else NEVER
-        ours, next_ns = min(request_due, state.next_decision_ns), min(until_ns, state.next_decision_ns)
-        due = min(local_due, response_due, exchange_due, ours)
-        if due > until_ns:
-            state.time_ns = max(state.time_ns, until_ns)
-            return DRY
-        state.time_ns = max(state.time_ns, due)
-        if local_due == due:
-            state.local_row, cancel = _local_run(state, desk.rules, desk.local, local_rows, state.local_row,
-                                                 min(response_due, exchange_due, request_due, next_ns))
-            if cancel: _cancel_all(desk)
-        elif response_due == due: _on_response(desk)
-        elif exchange_due == due:
-            row = _exchange_run(state, desk.exchange, desk.taken_bid, desk.taken_ask, exchange_rows, state.exchange_row,
-                                min(local_due - 1, response_due - 1, request_due, next_ns))
-            if row == state.exchange_row:
-                _on_exchange_row(desk, due, exchange_rows.flags[row], exchange_rows.tick[row], exchange_rows.lots[row])
-                row += 1
-            state.exchange_row = row
-        elif request_due == due: _on_request(desk)
-        else:
-            if not state.deciding and _look(desk):
-                state.deciding = 1
-                if state.external_quoter: return QUESTION
-                _conclude(desk, quoter(desk.market, desk.parameters, desk.scratch, desk.wishes))
-            elif state.deciding: _conclude(desk, state.answer)
-            _sample(desk)
+@rare
+def _show_orders(desk: Desk, config: int, time_ns: int) -> None:
+    for at in range(desk.state[config].order_count):
+        row, order = desk.own[at], desk.orders[desk.alive[config, at]]
+        row.asset, row.side, row.order_id, row.lots = order.asset, order.side, order.order_id, order.known_remaining
+        row.tick, row.placed_ns, row.cancelling = order.known_tick - desk.sides[order.asset].base, order.placed_ns, order.cancel_sent
+        row.confirmed = order.confirmed_ns <= time_ns
+
+# %% ../../nbs/trading/03_matching.ipynb #c41
+@inner
+def _conclude(desk: Desk, config: int, code: int, time_ns: int) -> None:
+    "The model has answered: its wishes become orders"
+    clock, state = desk.clock[0], desk.state[config]
+    state.heard_count = 0
+    state.decisions += 1
+    if 0 <= code < desk.bound.shape[1]: desk.bound[config, code] += 1
+    for asset in range(clock.assets):
+        account, side = desk.accounts[config * clock.assets + asset], desk.sides[asset]
+        account.seen_bought, account.seen_sold = side.bought_lots, side.sold_lots
+        account.filled_buy_lots = account.filled_sell_lots = 0
+        if _usable(side): _apply_wishes(desk, config, asset, time_ns)
+
+@inner
+def _note_touch(desk: Desk, config: int) -> None:
+    "Remember the touch of the exchange at a decision: the first and the last value an account"
+    for asset in range(desk.clock[0].assets):
+        side, account = desk.sides[asset], desk.accounts[config * desk.clock[0].assets + asset]
+        if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: continue
+        account.last_bid, account.last_ask = side.exchange_bid - side.base, side.exchange_ask - side.base
+        if account.first_ask == 0: account.first_bid, account.first_ask = account.last_bid, account.last_ask
+
+@rare
+def _sample(desk: Desk, config: int, time_ns: int) -> None:
+    "Leave the touch of the exchange, our best quotes, position and cash for the figures"
+    clock, state = desk.clock[0], desk.state[config]
+    for asset in range(clock.assets):
+        side = desk.sides[asset]
+        if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: continue
+        row = desk.samples[clock.sample_count]
+        row.time_ns, row.config, row.asset, row.bid_tick, row.ask_tick = (
+            time_ns, config, asset, side.exchange_bid - side.base, side.exchange_ask - side.base)
+        row.position_lots, row.cash_e8 = desk.accounts[config * clock.assets + asset].position_lots, state.cash_e8
+        row.quote_bid_tick = row.quote_ask_tick = -1
+        for at in range(state.order_count):
+            order = desk.orders[desk.alive[config, at]]
+            if order.purpose != QUOTE or order.cancel_sent or order.asset != asset: continue
+            tick = order.known_tick - side.base
+            if order.side > 0: row.quote_bid_tick = max(row.quote_bid_tick, tick)
+            else: row.quote_ask_tick = tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, tick)
+        clock.sample_count += 1
 
 # %% ../../nbs/trading/03_matching.ipynb #c42
+DRY, FULL, QUESTION, OVERRUN = range(4)
+
+@rare
+def _settle_fundings(desk: Desk, time_ns: int) -> None:
+    "Longs pay positive rates on the value of their position at the mid of the exchange, shorts receive them"
+    clock = desk.clock[0]
+    while clock.funding_at < desk.funding.shape[0] and desk.funding[clock.funding_at, 0] <= time_ns:
+        rate = desk.funding[clock.funding_at, 1]
+        for config in range(clock.configs):
+            for asset in range(clock.assets):
+                at, side, state = config * clock.assets + asset, desk.sides[asset], desk.state[config]
+                position = desk.accounts[at].position_lots
+                if position == 0 or not desk.rules[at].margin or side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: continue
+                value = abs(mid_worth_e8(side.exchange_bid - side.base, side.exchange_ask - side.base, position, desk.rules[at]))
+                paid = fee_e8(value, rate) * (1 if position > 0 else -1)
+                state.cash_e8 -= paid
+                state.known_cash_e8 -= paid
+                state.funding_e8 += paid
+        clock.funding_at += 1
+        clock.band_low, clock.band_high = 1, 0
+
+@inner
+def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -> int:
+    "How far both clocks may go before anything of ours can happen"
+    clock = desk.clock[0]
+    horizon = min(until_ns, clock.next_decision_ns, clock.next_request_ns)
+    if clock.funding_at < desk.funding.shape[0]: horizon = min(horizon, desk.funding[clock.funding_at, 0])
+    if not clock.cautious or horizon <= clock.time_ns + clock.least_entry_ns: return horizon
+    due = clock.next_news_ns
+    if clock.exchange_row < exchange_rows.time_ns.size: due = min(due, exchange_rows.time_ns[clock.exchange_row])
+    if desk.path.shape[0]:
+        if clock.local_row < desk.path.shape[0]: due = min(due, desk.path[clock.local_row, TIME])
+    elif clock.local_row < local_rows.time_ns.size: due = min(due, local_rows.time_ns[clock.local_row])
+    return min(horizon, max(due, clock.time_ns + clock.least_entry_ns))
+
+# %% ../../nbs/trading/03_matching.ipynb #c43
+@inner
+def _hear(desk: Desk, local_rows: Rows, until_ns: int) -> None:
+    "What reaches us up to a moment: rows and news, in order; at the same nanosecond rows first"
+    clock = desk.clock[0]
+    while True:
+        if desk.path.shape[0]: _path_run(desk, min(until_ns, clock.next_news_ns))
+        else: _local_run(desk, local_rows, min(until_ns, clock.next_news_ns))
+        if clock.next_news_ns > until_ns: return
+        due = clock.time_ns = clock.next_news_ns
+        clock.next_news_ns = NEVER
+        for config in range(clock.configs):
+            state = desk.state[config]
+            while state.next_news_ns <= due: _on_news(desk, config)
+            clock.next_news_ns = min(clock.next_news_ns, state.next_news_ns)
+
+@inner
+def _serve_requests(desk: Desk, until_ns: int) -> None:
+    "Requests that reach the exchange up to a moment"
+    clock = desk.clock[0]
+    clock.next_request_ns = NEVER
+    for config in range(clock.configs):
+        state = desk.state[config]
+        while state.next_request_ns <= until_ns: _on_request(desk, config)
+        clock.next_request_ns = min(clock.next_request_ns, state.next_request_ns)
+
+# %% ../../nbs/trading/03_matching.ipynb #c44
+@inner
+def _view_of(desk: Desk, config: int) -> View:
+    "The view as the model of one configuration gets it"
+    count = desk.state[config].order_count if desk.clock[0].own_orders else 0
+    heard = desk.state[config].heard_count if desk.clock[0].own_orders else 0
+    return View(desk.seen.market, desk.seen.depth, desk.own[:count], desk.heard[config, :heard], desk.seen.signals)
+
+@inner
+def _turn(desk: Desk, config: int, quoter: Quoter) -> bool:
+    "One decision of one configuration; True where the model has to be asked in Python"
+    clock, state, rule = desk.clock[0], desk.state[config], desk.rules[config * desk.clock[0].assets]
+    time_ns = clock.time_ns
+    if clock.parity_end and max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns:   # nothing is to come any more
+        state.next_decision_ns = NEVER
+        return False
+    if rule.latency_rows and not clock.asked: _retry(desk, config, time_ns)
+    if clock.asked or _look(desk, config, time_ns):
+        if clock.external_quoter and not clock.asked:
+            clock.asked = 1
+            return True
+        if clock.asked: code = clock.answer
+        else: code = quoter(_view_of(desk, config), desk.parameters[config], desk.scratch[config], desk.wishes)
+        clock.asked = 0
+        _conclude(desk, config, code, time_ns)
+    _note_touch(desk, config)
+    if clock.recording: _sample(desk, config, time_ns)
+    state.next_decision_ns += rule.interval_ns
+    return False
+
+# %% ../../nbs/trading/03_matching.ipynb #c45
+def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
+    clock = desk.clock[0]
+    while True:
+        if not clock.deciding:
+            if max(clock.fill_count, clock.finished_count, clock.sample_count) > MOST_OUTPUT - SPARE: return FULL
+            horizon = _horizon(desk, exchange_rows, local_rows, until_ns)
+            if not _exchange_run(desk, exchange_rows, horizon): return OVERRUN if clock.overrun else FULL
+            if clock.next_request_ns <= horizon: _serve_requests(desk, horizon)
+            if clock.funding_at < desk.funding.shape[0]: _settle_fundings(desk, horizon)
+            _hear(desk, local_rows, horizon)
+            clock.time_ns = max(clock.time_ns, horizon)
+            if clock.overrun: return OVERRUN
+            if clock.next_decision_ns > horizon:
+                if horizon >= until_ns and clock.next_request_ns > until_ns: return DRY
+                continue
+            clock.deciding, clock.at_config = 1, 0
+        while clock.at_config < clock.configs:
+            if desk.state[clock.at_config].next_decision_ns <= clock.time_ns and _turn(desk, clock.at_config, quoter): return QUESTION
+            clock.at_config += 1
+        clock.deciding, clock.next_decision_ns = 0, NEVER
+        for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
+
+# %% ../../nbs/trading/03_matching.ipynb #c46
 @functools.cache
-def transition(desk_type: Any, rows_type: Any) -> Any:
-    "The compiled transition function for desks and rows of these types"
-    return njit(types.int64(desk_type, rows_type, rows_type, types.int64, types.FunctionType(SIGNATURE)), cache=True, nogil=True)(_advance)
+def transition() -> Any:
+    "The compiled transition function; the types of desks and rows are always the same"
+    smallest = new_desk(np.zeros(1, RULES).view(np.recarray), [(0, 1)], 1, np.zeros((1, 1)), slots=1, ring=1, taken=1)
+    desk = numba.typeof(smallest)  # type: ignore[no-untyped-call]
+    rows = numba.typeof(rows_of(np.zeros(0, np.int64), from_rows([])))  # type: ignore[no-untyped-call]
+    signature = types.int64(desk, rows, rows, types.int64, types.FunctionType(SIGNATURE))
+    compiled: Any = njit(signature, cache=True, nogil=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
+    return compiled(_advance)
 
 def compile_engine() -> None:
     "Compile the transition function, or load it from the cache, before the first row arrives"
-    nothing = np.zeros(0, np.int64)
-    desk = new_desk(np.zeros(1, RULES).view(np.recarray), 1024, 1, np.zeros(1), 0, 0)
-    rows = Rows(nothing, np.zeros(0, np.uint8), nothing, nothing)
-    transition(numba.typeof(desk), numba.typeof(rows))  # type: ignore[no-untyped-call]
+    transition()
 
-def _silent(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
+def _silent(view: View, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
     return 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c44
+def rows_of(times_ns: np.ndarray, events: Events, base: int = 0) -> Rows:
+    "The columns that an engine reads, with ticks moved to where the instrument's books begin"
+    return Rows(np.ascontiguousarray(times_ns), np.ascontiguousarray(events.flags), (events.tick + base).astype(np.int32),
+                np.ascontiguousarray(events.lots))
+
+# %% ../../nbs/trading/03_matching.ipynb #c47
+def blank(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    "Zeros in pages that cost nothing before they are touched: NumPy asks for huge ones, and a book touches few places of many"
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape) if size > 1 << 16 else np.zeros(shape, dtype)
+
+def _set_out(clock: Any, sides: Any, state: Any, rules: Any, capacity: Sequence[tuple[int, int]], latency: np.ndarray | None) -> None:
+    "Nothing has happened yet, and nothing is due"
+    clock.band_low, clock.recording, clock.cautious, clock.marking = 1, 1, 1, 1
+    clock.next_request_ns = clock.next_news_ns = clock.next_decision_ns = NEVER
+    clock.least_entry_ns = rules.entry_ns.min()
+    if latency is not None:
+        accepted = latency[latency[:, 1] > 0]
+        clock.least_entry_ns = min(int((accepted[:, 1] - accepted[:, 0]).min()), int(clock.least_entry_ns[0]))
+    lows, tops = np.array(capacity, np.int64).T
+    sides.bottom, sides.top = np.cumsum(tops - lows) - (tops - lows), np.cumsum(tops - lows)
+    sides.base = sides.bottom - lows
+    sides.stale, sides.own_bid, sides.own_bid_low, sides.own_ask, sides.own_ask_high = 1, NO_BID, NO_ASK, NO_ASK, NO_BID
+    for name in ('exchange', 'local'): sides[f'{name}_bid'], sides[f'{name}_ask'] = NO_BID, NO_ASK
+    state.next_order_id, state.start_e8, state.next_request_ns, state.next_news_ns = 1, -1, NEVER, NEVER
+
+# %% ../../nbs/trading/03_matching.ipynb #c48
+def new_desk(
+    rules: Any,                               # RULES, shape (configs * assets,)
+    capacity: Sequence[tuple[int, int]],      # the lowest tick of each instrument's books, and the first beyond them
+    levels: int,                              # levels a side that the model may wish for
+    parameters: np.ndarray,                   # float64, shape (configs, parameters)
+    cash_e8: np.ndarray | int = 0,            # of each configuration
+    position_lots: np.ndarray | int = 0,      # shape (configs, assets)
+    latency: np.ndarray | None = None, funding: np.ndarray | None = None, path: np.ndarray | None = None,   # see Desk
+    slots: int = 512, ring: int = 1 << 14, taken: int = 4096,   # room of each configuration: orders, messages, levels taken from
+    depth: int = 0, own_orders: bool = False,  # what the model is to be shown besides the market
+) -> Desk:
+    "An empty desk with its starting money (1e-8 quote) and coins (lots)"
+    configs, assets, ticks = len(parameters), len(capacity), sum(top - low for low, top in capacity)
+    if ring & (ring - 1): raise ValueError(f'a ring holds a power of two of messages, not {ring}')
+    if ticks >= 1 << 31: raise ValueError(f'{ticks:,} ticks of prices do not fit: leave an instrument out, or take a coarser tick')
+    records = {name: blank(shape, dtype).view(np.recarray) for name, dtype, shape in (
+        ('clock', CLOCK, (1,)), ('sides', SIDE, (assets,)), ('state', STATE, (configs,)), ('accounts', ACCOUNT, (configs * assets,)),
+        ('taken', TAKEN, (configs, taken)), ('orders', ORDER, (configs * slots,)), ('requests', REQUEST, (configs, ring)),
+        ('news', NEWS, (configs, ring)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
+        ('samples', SAMPLE, (MOST_OUTPUT,)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)))}
+    clock, state, accounts = (records[name] for name in ('clock', 'state', 'accounts'))
+    clock.configs, clock.assets, clock.depth, clock.own_orders = configs, assets, depth, own_orders
+    _set_out(clock, records['sides'], state, rules, capacity, latency)
+    state.cash_e8 = state.known_cash_e8 = cash_e8
+    accounts.position_lots = accounts.known_position_lots = np.broadcast_to(position_lots, (configs, assets)).ravel()
+    numbers = {name: blank(shape, dtype) for name, dtype, shape in (
+        ('exchange', 'i8', (2, ticks)), ('local', 'i8', (2, ticks)), ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks)),
+        ('scratch', 'f8', (configs, SCRATCH)), ('wishes', 'i8', (assets, 2, levels, 3)), ('matched', 'i8', (levels,)),
+        ('budget', 'i8', (configs, 2)), ('refusals', 'i8', (configs, len(REFUSALS))), ('bound', 'i8', (configs, len(BOUND))),
+        ('cursor', 'i8', (configs, 2)))}
+    return Desk(**records, **numbers, rules=rules, seen=new_view(assets, depth), **_given(parameters, latency, funding, path),
+                edges=np.broadcast_to(np.array([[NO_BID, NO_ASK], [NO_ASK, NO_BID]]), (assets, 2, 2, 2)).copy(),
+                alive=np.arange(configs * slots).reshape(configs, slots))
+
+def _given(
+    parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None, path: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    "What the caller brought, or nothing of the same shape"
+    return dict(parameters=np.ascontiguousarray(parameters, float), latency=np.zeros((1, 3), np.int64) if latency is None else latency,
+                funding=np.zeros((0, 2), np.int64) if funding is None else funding,
+                path=np.zeros((0, 8), np.int64) if path is None else path)
+
+# %% ../../nbs/trading/03_matching.ipynb #c49
+@njit(cache=True, _nrt=False)  # type: ignore[call-overload]
+def apply_level(levels: np.ndarray, edges: np.ndarray, kind: int, flags: int, tick: int, lots: int, base: int, rescan: bool) -> None:
+    "What a row does to the only book of `levels` and `edges` (shape (1, 1, 2, 2)), by the engine's rules"
+    _apply(levels, edges, 0, 0, kind, flags, tick, lots, base, rescan)
+
+def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
+             parts: dict[str, list[np.ndarray]]) -> None:
+    "Drive the transition function until nothing is due; outputs are moved into `parts`"
+    clock = desk.clock[0]
+    clock.exchange_row = clock.local_row = 0
+    step = transition()
+    compiled = quoter or compile_quoter(_silent)
+    while (outcome := step(desk, exchange_rows, local_rows, until_ns, compiled)) in (FULL, QUESTION):
+        if outcome == QUESTION:
+            config = int(clock.at_config)
+            count, heard = (int(desk.state[config][name]) * int(clock.own_orders) for name in ('order_count', 'heard_count'))
+            view = desk.seen._replace(orders=desk.own[:count], fills=desk.heard[config, :heard])
+            clock.answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes)
+        else: _collect(desk, parts)
+    _collect(desk, parts)
+    if outcome == OVERRUN: raise RuntimeError(OVERRUNS[int(clock.overrun)])
+
+OVERRUNS = {1: 'more news of orders is on its way to us than there is room for: shorten response_latency_ms, or give a larger ring',
+            2: 'orders took from more levels than there is room for: take less deep',
+            4: 'more fills in one step than the output has room for',
+            3: 'more requests are on their way to the exchange than there is room for: shorten entry_latency_ms, or give a larger ring'}
+
+def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
+    for name, count in (('fills', 'fill_count'), ('finished', 'finished_count'), ('samples', 'sample_count')):
+        size = int(desk.clock[0][count])
+        if size: parts[name].append(np.array(getattr(desk, name)[:size]))
+        desk.clock[0][count] = 0
+
+# %% ../../nbs/trading/03_matching.ipynb #c50
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
     def __init__(self, hold_ns: int, use_best_quotes: bool = True):
@@ -669,11 +1508,13 @@ class Intake:
         order = np.flatnonzero(np.diff(events.local_ns, prepend=self.latest_ns) < 0)
         if order.size:
             raise ValueError(f'row {self.rows + order[0]}: local time {events.local_ns[order[0]]} lies before that of the row before it')
-        early = np.flatnonzero((events.exchange_ns >= events.local_ns) & (events.kind != CONTROL))
+        both = (events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)) == 0
+        early = np.flatnonzero((events.exchange_ns >= events.local_ns) & (events.kind != CONTROL) & both)
         if early.size:
             ahead = int(events.exchange_ns[early[0]] - events.local_ns[early[0]])
             raise ValueError(f'row {self.rows + early[0]}: it reached us {ahead / 1e6:.3f} ms before it happened; '
                              'fit the clock of the tape first')
+        check_rows(events, self.rows)
         if not self.rows: self.first_ns = int(events.local_ns[0])
         self.late_rows += int((events.local_ns - events.exchange_ns > self.hold_ns).sum())
         self.rows, self.latest_ns = self.rows + len(events), int(events.local_ns[-1])
@@ -689,28 +1530,47 @@ class Intake:
         parts = []
         for name, times in (('_happened', self._happened.exchange_ns), ('waiting', self.waiting.local_ns)):
             pending, cut = getattr(self, name), int(np.searchsorted(times, until_ns, 'right'))
-            parts.append(Rows(*(np.ascontiguousarray(column[:cut]) for column in (times, pending.flags, pending.tick, pending.lots))))
+            parts.append(rows_of(times[:cut], pending[:cut]))
             setattr(self, name, pending[cut:])
         return parts[0], parts[1]
 
-# %% ../../nbs/trading/03_matching.ipynb #c47
-def _table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
+# %% ../../nbs/trading/03_matching.ipynb #c51
+def check_rows(events: Events, first: int = 0) -> None:
+    "ValueError for rows that no engine can read; `first` is the number of the first one, for the message"
+    kind = events.kind
+    priced, control = np.isin(kind, (DEPTH, TRADE, SNAPSHOT, BEST_QUOTE)), kind == CONTROL
+    sided = (events.flags & (BUY | SELL)) != 0
+    doubled = (events.flags & (BUY | SELL)) == (BUY | SELL)
+    flaws = ((kind == 0, 'has no kind'), (priced & (~sided | doubled), 'must name one side, BUY or SELL'),
+             (priced & (events.lots < 0), 'has a negative quantity'), ((kind == TRADE) & (events.lots == 0), 'is a trade of nothing'),
+             (priced & (events.tick < 0), 'has a negative price'), (control & ((events.tick < 0) | (events.tick > KILL)),
+                 'is a control row of unknown code'),
+             ((events.tick >= 1 << 31) & ~control, 'has a price of 2**31 ticks or more: take a coarser tick'))
+    for flawed, text in flaws:
+        if flawed.any():
+            row = int(np.argmax(flawed))
+            raise ValueError(f'row {first + row} (local time {int(events.local_ns[row])} ns, flags {int(events.flags[row]):#04x}, tick '
+                             f'{int(events.tick[row])}, lots {int(events.lots[row])}) {text}; see market/events for what a row may be')
+
+# %% ../../nbs/trading/03_matching.ipynb #c52
+def plain_table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
+    "Records written piece by piece as one table, codes as they are"
     return pd.DataFrame(np.concatenate([np.zeros(0, dtype), *parts]))
 
 def fill_table(parts: list[np.ndarray]) -> pd.DataFrame:
-    "One row a fill: time_ns, order_id, side (+1 buy, −1 sell), tick, lots, maker, fee_e8, bid_tick, ask_tick, reason"
-    table = _table(parts, FILL)
+    "One row a fill: time_ns, config, asset, order_id, side (+1 buy, -1 sell), tick, lots, maker, fee_e8, bid_tick, ask_tick, reason"
+    table = plain_table(parts, FILL)
     return table.assign(maker=table.maker.astype(bool), reason=np.array(FILL_REASON)[table.reason.to_numpy()])
 
 def order_table(parts: list[np.ndarray]) -> pd.DataFrame:
-    "One row an order by id: side, tick, lots, filled_lots, status, purpose, reason, placed_ns, arrived_ns, ended_ns, queue_ahead_lots"
-    table = _table(parts, ORDER).sort_values('order_id', ignore_index=True)
+    "One row an order by configuration and id: side, tick, lots, filled_lots, status, purpose, reason, placed_ns, arrived_ns, ended_ns, …"
+    table = plain_table(parts, ORDER).sort_values(['config', 'order_id'], ignore_index=True)
     words = {name: np.array(names)[table[name].to_numpy()] for name, names in (('status', STATUS), ('purpose', PURPOSE), ('ended_by',
         ENDED_BY))}
     return table.assign(filled_lots=table.lots - table.remaining, status=words['status'], purpose=words['purpose'],
         reason=words['ended_by'])[
-        ['order_id', 'side', 'tick', 'lots', 'filled_lots', 'status', 'purpose', 'reason', 'placed_ns', 'arrived_ns', 'ended_ns',
-            'queue_ahead_lots']]
+        ['config', 'asset', 'order_id', 'side', 'tick', 'lots', 'filled_lots', 'status', 'purpose', 'reason', 'placed_ns', 'arrived_ns',
+            'ended_ns', 'queue_ahead_lots']]
 
 def first_price(events: Events) -> int | None:
     "Median price, in ticks, of the first complete message that names one; None while there is none"
@@ -720,7 +1580,7 @@ def first_price(events: Events) -> int | None:
     ends = np.flatnonzero(events.flags[first:] >= LAST)
     return int(np.median(events.tick[first:first + ends[0] + 1][priced[first:first + ends[0] + 1]])) if ends.size else None
 
-# %% ../../nbs/trading/03_matching.ipynb #c48
+# %% ../../nbs/trading/03_matching.ipynb #c53
 class Output:
     "What an engine has written so far, as tables"
     def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
@@ -728,13 +1588,13 @@ class Output:
     @property
     def fill_count(self) -> int: return sum(map(len, self._parts['fills']))
     @property
-    def fills(self) -> pd.DataFrame: return fill_table(self._parts['fills'])
+    def fills(self) -> pd.DataFrame: return fill_table(self._parts['fills']).drop(columns=['config', 'asset'])
     @property
-    def orders(self) -> pd.DataFrame: return order_table(self._parts['finished'])
+    def orders(self) -> pd.DataFrame: return order_table(self._parts['finished']).drop(columns=['config', 'asset'])
     @property
-    def samples(self) -> pd.DataFrame: return _table(self._parts['samples'], SAMPLE)
+    def samples(self) -> pd.DataFrame: return plain_table(self._parts['samples'], SAMPLE).drop(columns=['config', 'asset'])
 
-# %% ../../nbs/trading/03_matching.ipynb #c50
+# %% ../../nbs/trading/03_matching.ipynb #c54
 class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
@@ -743,73 +1603,77 @@ class Engine(Output):
         levels: int = 1,                       # levels a side of a model of one's own
         parameters: np.ndarray | None = None,  # float64, the parameters of a model of one's own
         hold_ns: int = 250_000_000,            # how far behind the latest arrival the engine runs: the largest feed latency
-        use_best_quotes: bool = False,         # whether best quotes drive the book (for a feed without depth)
+        use_best_quotes: bool = False,         # whether best quotes drive the book (for a feed without depth, or a fused one)
         compiled: bool = True,                 # False: run the model in Python even if it could be compiled
+        venue: Venue | None = None,            # None: fees and latencies of the configuration, the cautious queue
+        depth: int = 0, own_orders: bool = False,  # what a model of one's own is to be shown besides the market
     ):
         super().__init__()
         model, own = model_of(config)
         self.instrument, self.config = instrument, replace(config, trading_pair=instrument.pair)  # a recording says itself what it is of
+        self.venue = venue or Venue.from_config(config)
         self.intake = Intake(hold_ns, use_best_quotes)
         given = np.zeros(1) if parameters is None else np.asarray(parameters, float)
         self._setting = (model.levels, own) if quoter is None else (levels, given)
         self._python = model.quoter if quoter is None else quoter
         self._quoter = compile_quoter(self._python) if compiled else None
-        self._use_best_quotes = use_best_quotes
+        self._shown = (depth, own_orders)
+        self._rules = make_rules(self.config, instrument, self.venue)
         self.desk: Desk | None = None
 
     def feed(self, events: Events) -> None:
         "Take in rows in the order of their corrected local time and go as far as they settle matters"
         self.intake.push(events)
-        if self.desk is None and (price := first_price(self.intake.waiting)) is not None: self._open(price)
+        if self.desk is None and (price := first_price(self.intake.waiting)) is not None: self.desk = open_desk(self, price)
         self._run(self.intake.latest_ns - self.intake.hold_ns - 1)
 
     def finish(self) -> None:
         "End of the session: cancel what rests, hear of it, and settle all that has been received"
         self.feed(from_rows([(CONTROL | LAST, self.intake.latest_ns, self.intake.latest_ns, STOP, 0, 0)]))
-        self._run(self.intake.latest_ns + round((self.config.entry_latency_ms + self.config.response_latency_ms) * 1e6))
-
-    def _open(self, price: int) -> None:
-        rules, (levels, parameters) = make_rules(self.config, self.instrument), self._setting
-        self.desk = new_desk(rules, room_for(price), levels, parameters, round(decimal(self.config.total_capital) * MONEY_SCALE),
-                             self.instrument.lots(self.config.initial_base))
-        state = self.desk.state[0]
-        state.next_decision_ns = self.intake.first_ns + rules[0].interval_ns
-        state.use_best_quotes, state.external_quoter = self._use_best_quotes, self._quoter is None
+        table = self.venue.latency.table
+        self._run(self.intake.latest_ns + int((table[:, 2] - table[:, 0]).max()))
 
     def _run(self, until_ns: int) -> None:
-        if self.desk is not None: run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
+        if self.desk is None: return
+        run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
+        sum_up(self.desk)
 
-# %% ../../nbs/trading/03_matching.ipynb #c51
-def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
-             parts: dict[str, list[np.ndarray]]) -> None:
-    "Drive the transition function until nothing is due; outputs are moved into `parts`"
+# %% ../../nbs/trading/03_matching.ipynb #c55
+def open_desk(engine: Engine, price: int) -> Desk:
+    "A desk for an engine that has just learned the price (ticks), with its first decision set"
+    (levels, parameters), venue, rules = engine._setting, engine.venue, engine._rules
+    desk = new_desk(rules, [(0, room_for(price))], levels, parameters[None], round(decimal(engine.config.total_capital) * MONEY_SCALE),
+                    engine.instrument.lots(engine.config.initial_base), venue.latency.table, venue.funding, depth=engine._shown[0],
+                    own_orders=engine._shown[1])
+    clock = desk.clock[0]
+    desk.state.next_decision_ns = clock.next_decision_ns = engine.intake.first_ns + rules[0].interval_ns
+    clock.use_best_quotes, clock.external_quoter = engine.intake.use_best_quotes, engine._quoter is None
+    clock.whole = venue.fills == 'whole'
+    return desk
+
+def sum_up(desk: Desk) -> None:
+    "Copy the numbers of the first account and market to the state, where reports look for them"
     state = desk.state[0]
-    state.exchange_row = state.local_row = 0
-    step = transition(numba.typeof(desk), numba.typeof(exchange_rows))  # type: ignore[no-untyped-call]
-    compiled = quoter or compile_quoter(_silent)
-    while (outcome := step(desk, exchange_rows, local_rows, until_ns, compiled)) in (FULL, QUESTION):
-        if outcome == QUESTION: state.answer = python(desk.market, desk.parameters, desk.scratch, desk.wishes)
-        else: _collect(desk, parts)
-    _collect(desk, parts)
-    if outcome == OVERRUN:
-        raise RuntimeError(f'more than {RING - SPARE} pieces of news are on their way to us: shorten response_latency_ms')
+    for name in ('position_lots', 'known_position_lots'): state[name] = int(desk.accounts[0][name])
+    state.own_lots, state.market_lots = int(desk.accounts[0].own_lots), int(desk.sides[0].market_lots)
 
-def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
-    for name, count in (('fills', 'fill_count'), ('finished', 'finished_count'), ('samples', 'sample_count')):
-        size = int(desk.state[0][count])
-        if size: parts[name].append(np.array(getattr(desk, name)[:size]))
-        desk.state[0][count] = 0
+# %% ../../nbs/trading/03_matching.ipynb #c56
+_enter_wrapper: Any = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 
-# %% ../../nbs/trading/03_matching.ipynb #c72
-@njit(cache=True)
+@_enter_wrapper
 def _enter(desk: Desk, side: int, tick: int, lots: int) -> int:
-    slot = _new_order(desk, side, tick, lots, MANUAL, False, False)
-    _arrive(desk, slot, desk.state[0].time_ns)
+    slot = _new_order(desk, 0, 0, side, tick, lots, MANUAL, GOOD_TILL_CANCELLED, desk.clock[0].time_ns)
+    _arrive(desk, slot, desk.clock[0].time_ns)
+    _weigh(desk, 0)
     return slot
+
+@_enter_wrapper
+def _may_enter(desk: Desk, side: int, tick: int, lots: int) -> int:
+    return _allowed(desk, 0, 0, side, tick, lots)
 
 def enter_order(
     engine: Engine,
-    side: int,   # +1 buys, −1 sells
+    side: int,   # +1 buys, -1 sells
     tick: int,   # limit price
     lots: int,
 ) -> tuple[dict[str, int], str]:  # the order as the exchange has it (fields of ORDER, and cost_e8, fee_e8), and why it was refused or ''
@@ -817,30 +1681,45 @@ def enter_order(
     nothing = dict.fromkeys((*ORDER_FIELDS, 'cost_e8', 'fee_e8'), 0)
     if engine.desk is None: return nothing, 'there is no market yet'
     if side not in (1, -1) or lots <= 0 or tick <= 0: return nothing, 'an order needs a side, a price and an amount'
-    desk, state = engine.desk, engine.desk.state[0]
+    desk, state, rule = engine.desk, engine.desk.state[0], engine.desk.rules[0]
     if state.stopped: return nothing, 'the session has ended'
     if state.halted: return nothing, 'the session is halted'
-    if not _is_fresh(desk.state[0]): return nothing, 'the book is stale'
-    before = desk.refusals.copy()
-    if _allowed(desk, side, tick, lots) < lots:
-        why = [name for name, more in zip(REFUSALS, desk.refusals - before) if more]
+    if not quotable(engine): return nothing, 'the book is stale'
+    before = desk.refusals[0].copy()
+    if _may_enter(desk, side, tick, lots) < lots:
+        why = [name for name, more in zip(REFUSALS, desk.refusals[0] - before) if more]
         return nothing, why[0] if why else REFUSALS[NO_ROOM if side > 0 else NO_COINS]
-    started = int(state.fill_count)
+    started = int(desk.clock[0].fill_count)
     slot = _enter(desk, side, tick, lots)
-    done = desk.fills[started:int(state.fill_count)]
+    sum_up(desk)
+    done = desk.fills[started:int(desk.clock[0].fill_count)]
     order = {name: int(desk.orders[slot][name]) for name in ORDER_FIELDS}
-    cost = sum(notional_e8(int(fill.tick), int(fill.lots), desk.rules[0].multiplier, desk.rules[0].divisor) for fill in done)
+    cost = sum(abs(worth_e8(int(fill.tick), int(fill.lots), rule)) for fill in done)
     return {**order, 'cost_e8': int(cost), 'fee_e8': int(done['fee_e8'].sum())}, ''
 
-# %% ../../nbs/trading/03_matching.ipynb #c76
+# %% ../../nbs/trading/03_matching.ipynb #c57
+def quotable(engine: Engine) -> bool:
+    "Whether our book is whole, two-sided and uncrossed at this moment"
+    if engine.desk is None: return False
+    side = engine.desk.sides[0]
+    return bool(not side.stale and side.local_bid != NO_BID and side.local_ask != NO_ASK and side.local_bid < side.local_ask)
+
+@_enter_wrapper
+def _room(desk: Desk) -> int:
+    side, rules, account, state = desk.sides[0], desk.rules[0:1], desk.accounts[0], desk.state[0]
+    equity = _equity(desk, 0)
+    lots = standard_lots(equity, side.local_bid, side.local_ask, rules)
+    bids, reserved = _working(desk, 0, 0, 1)
+    asks, _ = _working(desk, 0, 0, -1)
+    most = most_lots(equity, side.local_bid, side.local_ask, rules)
+    if rules[0].margin: buy, sell = max(0, most - account.known_position_lots - bids), max(0, most + account.known_position_lots - asks)
+    else:
+        buy = room_to_buy(most, account.known_position_lots, bids, state.known_cash_e8 - reserved, side.local_bid, rules)
+        sell = room_to_sell(account.known_position_lots, asks)
+    if enough(side.local_bid, min(lots, buy), rules) or enough(side.local_bid, min(lots, sell), rules): return lots
+    return 0
+
 def quotable_lots(engine: Engine) -> int:
     "Lots of a standard order at this moment; 0 where neither side may quote"
-    if engine.desk is None or engine.desk.state[0].stopped or engine.desk.state[0].halted or not _is_fresh(engine.desk.state[0]): return 0
-    desk, state, rule = engine.desk, engine.desk.state[0], engine.desk.rules[0]
-    equity = equity_e8(state.known_cash_e8, state.known_position_lots, state.local_bid, state.local_ask, rule.multiplier, rule.divisor)
-    lots = int(standard_lots(equity, state.local_bid, state.local_ask, desk.rules))
-    (bids, reserved), (asks, _) = _working(desk, 1), _working(desk, -1)
-    room = room_to_buy(most_lots(equity, state.local_bid, state.local_ask, desk.rules), state.known_position_lots, bids,
-                       state.known_cash_e8 - reserved, state.local_bid, desk.rules)
-    rooms = (min(lots, room), min(lots, room_to_sell(state.known_position_lots, asks)))
-    return lots if any(enough(state.local_bid, one, desk.rules) for one in rooms) else 0
+    if engine.desk is None or engine.desk.state[0].stopped or engine.desk.state[0].halted or not quotable(engine): return 0
+    return int(_room(engine.desk))

@@ -14,6 +14,7 @@ __all__ = ['QUEUES', 'QUEUE_ALIASES', 'QUEUE_BEHIND', 'QUEUE_POWER', 'QUEUE_POWE
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -66,7 +67,7 @@ def response_latency(
     here, there = table[row], table[row + 1]
     return max(0, _between(time_ns, here[1], here[2] - here[1], there[1], there[2] - there[1]))
 
-# %% ../../nbs/trading/02_venue.ipynb #c13
+# %% ../../nbs/trading/02_venue.ipynb #c14
 def latency_problems(
     table: np.ndarray,  # integers, shape (n, 3): request_ns, exchange_ns, response_ns
 ) -> list[Problem]:     # one a kind of flaw, with its first row; empty: the table may be used
@@ -92,7 +93,7 @@ def latency_problems(
     return [Problem('latency', f'row {rows[0]} {text}{f" (and {len(rows) - 1:,} more rows)" * (len(rows) > 1)}.')
             for flawed, text in flaws for rows in [np.flatnonzero(flawed)] if len(rows)]
 
-# %% ../../nbs/trading/02_venue.ipynb #c16
+# %% ../../nbs/trading/02_venue.ipynb #c17
 @dataclass(frozen=True, eq=False, repr=False)
 class Latency:
     "How long messages take: a table of round trips; `ConfigError` names its flaws by row"
@@ -137,7 +138,7 @@ class Latency:
     def __eq__(self, other: object) -> bool: return isinstance(other, Latency) and np.array_equal(self.table, other.table)
     def __repr__(self) -> str: return f'Latency({describe_latency(self)})'
 
-# %% ../../nbs/trading/02_venue.ipynb #c18
+# %% ../../nbs/trading/02_venue.ipynb #c19
 def draw_latency(
     seed: int,
     start_ns: int, end_ns: int,  # the table covers both
@@ -149,7 +150,7 @@ def draw_latency(
     "Round trips from a seeded lognormal distribution"
     checks = (('start_ns', start_ns, 0, 1 << 62), ('end_ns', end_ns, start_ns + 1, 1 << 62), ('median_ms', median_ms, 1e-6, 60_000),
               ('spread', spread, 0, 5), ('every_ms', every_ms, 0.001, 1e9), ('reject', reject, 0, 1))
-    problems = [Problem(name, f'{value!r} must be a number from {least:,} to {most:,}.') for name, value, least, most in checks
+    problems = [Problem(name, f'{value!r} must be a number from {least:,g} to {most:,g}.') for name, value, least, most in checks
                 if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not least <= value <= most]
     if text := RULES['seed'].problem(seed): problems.append(Problem('seed', text))
     if problems: raise ConfigError(problems)
@@ -164,7 +165,7 @@ def draw_latency(
     exchange = np.maximum.accumulate(request + entry)
     return np.column_stack([request, np.where(refused, 0, exchange), exchange + response])
 
-# %% ../../nbs/trading/02_venue.ipynb #c20
+# %% ../../nbs/trading/02_venue.ipynb #c21
 def latency_of_feed(
     exchange_ns: np.ndarray,  # int64, shape (n,): when rows happened
     local_ns: np.ndarray,     # int64, shape (n,), sorted: when they arrived
@@ -189,7 +190,7 @@ def latency_of_feed(
     exchange = np.maximum.accumulate(request + entry)
     return np.column_stack([request, exchange, exchange + response])
 
-# %% ../../nbs/trading/02_venue.ipynb #c21
+# %% ../../nbs/trading/02_venue.ipynb #c22
 @njit(cache=True)
 def latencies(table: np.ndarray, times_ns: np.ndarray, way: int) -> np.ndarray:  # int64 ns, shape of times_ns
     "The answers for many times: way 0 is to the venue, way 1 back"
@@ -201,16 +202,16 @@ def latencies(table: np.ndarray, times_ns: np.ndarray, way: int) -> np.ndarray: 
 
 def describe_latency(latency: Latency) -> str:
     "One line for people"
-    request, exchange, response = latency.table[latency.table[:, 1] > 0].T / 1e6
+    request, exchange, response = latency.table[latency.table[:, 1] > 0].T
     ways = []
     for name, delays in (('to the venue', exchange - request), ('back', response - exchange)):
-        middle, slow = np.quantile(delays, (.5, .99))
+        middle, slow = np.quantile(delays / 1e6, (.5, .99))
         ways.append(f'{middle:.6g} ms {name}' + f' (99 %: {slow:.4g})' * (len(latency.table) > 1))
     if len(latency.table) == 1: return f'{latency.origin}: {", ".join(ways)}'
     refused = len(latency.table) - len(request)
     return f'{latency.origin}: {len(latency.table):,} rows, {", ".join(ways)}, {refused:,} refused'
 
-# %% ../../nbs/trading/02_venue.ipynb #c31
+# %% ../../nbs/trading/02_venue.ipynb #c32
 QUEUES = ('behind', 'power', 'power2', 'power3', 'log', 'log2', 'ahead', 'l3')
 QUEUE_ALIASES = MappingProxyType({'risk_averse': 'behind'})
 QUEUE_BEHIND, QUEUE_POWER, QUEUE_POWER2, QUEUE_POWER3, QUEUE_LOG, QUEUE_LOG2, QUEUE_AHEAD, QUEUE_L3 = range(len(QUEUES))
@@ -232,7 +233,7 @@ def share_behind(model: int, exponent: float, front: float, back: float) -> floa
     if model == QUEUE_LOG2: return np.divide(np.log(1.0 + back), np.log(1.0 + (back + front)))
     raise ValueError('share_behind is for the models power, power2, power3, log and log2')
 
-# %% ../../nbs/trading/02_venue.ipynb #c33
+# %% ../../nbs/trading/02_venue.ipynb #c34
 @njit(cache=True)
 def queue_after(
     model: int,       # place in QUEUES, such as QUEUE_POWER
@@ -253,7 +254,7 @@ def queue_after(
     if abs(share) == math.inf: share = 1.0
     return _lesser(ahead - (1.0 - share) * cancelled + _lesser(back - share * cancelled, 0.0), now)
 
-# %% ../../nbs/trading/02_venue.ipynb #c36
+# %% ../../nbs/trading/02_venue.ipynb #c37
 @dataclass(frozen=True)
 class QueueModel:
     "What is assumed of cancels whose place in the queue is unknown"
@@ -285,7 +286,7 @@ class QueueModel:
 
     def __str__(self) -> str: return self.name if self.exponent is None else f'{self.name}({self.exponent:g})'
 
-# %% ../../nbs/trading/02_venue.ipynb #c42
+# %% ../../nbs/trading/02_venue.ipynb #c46
 KINDS, FILLS = ('spot', 'linear', 'inverse'), ('partial', 'whole')
 
 @dataclass(frozen=True, eq=False)
@@ -330,7 +331,7 @@ class Venue:
         same = [getattr(self, each.name) == getattr(other, each.name) for each in fields(self) if each.name != 'funding']
         return all(same) and np.array_equal(self.funding, other.funding)  # type: ignore[arg-type]
 
-# %% ../../nbs/trading/02_venue.ipynb #c43
+# %% ../../nbs/trading/02_venue.ipynb #c48
 def unknown_changes(changes: Mapping[str, Any]) -> list[Problem]:
     "The names that no field of a venue has"
     known = [each.name for each in fields(Venue)]
@@ -349,7 +350,7 @@ def venue_problems(venue: Venue) -> list[Problem]:
     for name, allowed in (('fills', FILLS), ('kind', (*KINDS, None))):
         if (value := getattr(venue, name)) not in allowed: problems.append(Problem(name, f'{value!r} is not one of {allowed}.'))
     if venue.contract_size is None:
-        if venue.kind == 'inverse': problems.append(Problem('contract_size', 'an inverse contract needs one, such as 100 (USD a contract).'))
+        if venue.kind == 'inverse': problems.append(Problem('contract_size', 'an inverse contract needs one, such as 100 USD.'))
     else:
         try: size = decimal(venue.contract_size)
         except ValueError as error: problems.append(Problem('contract_size', f'{error}; write what a contract is worth, such as 100.'))
@@ -359,6 +360,7 @@ def venue_problems(venue: Venue) -> list[Problem]:
             problems.append(Problem('contract_size', f'a {venue.kind} market has none: leave it out.'))
     return problems + funding_problems(venue)
 
+# %% ../../nbs/trading/02_venue.ipynb #c49
 def funding_problems(venue: Venue) -> list[Problem]:
     "Everything wrong with the funding table of a venue"
     if venue.funding is None: return []
@@ -373,7 +375,7 @@ def funding_problems(venue: Venue) -> list[Problem]:
     if venue.kind == 'spot': problems.append(Problem('funding', 'a spot market pays none; leave it out.'))
     return problems
 
-# %% ../../nbs/trading/02_venue.ipynb #c46
+# %% ../../nbs/trading/02_venue.ipynb #c52
 VIP_2022 = 'Binance announcement of 2022-05-31 (VIP program upgrade), spot table'
 NAUTILUS_2026 = 'nautilus_binance::common::fees (documentation of 2026), USD-M tiers'
 FEES: Mapping[str, tuple[float, float, dict[str, Any]]] = MappingProxyType({
@@ -404,7 +406,7 @@ def named_venue(
 
 VENUES: Mapping[str, Callable[..., Venue]] = MappingProxyType({name: partial(named_venue, name) for name in FEES})
 
-# %% ../../nbs/trading/02_venue.ipynb #c49
+# %% ../../nbs/trading/02_venue.ipynb #c55
 @njit(cache=True)
 def linear_value_e8(ticks: int, lots: int, multiplier: int, divisor: int) -> int:
     "Value of `lots` (negative: short) at `ticks`, in 1e-8 quote, rounded half away from zero; exact where divisor is 1"
@@ -432,6 +434,7 @@ def funding_e8(value: int, rate_e8: int) -> int:
     paid = (size // MONEY_SCALE) * rate + ((size % MONEY_SCALE) * rate + MONEY_SCALE // 2) // MONEY_SCALE
     return paid if (value < 0) == (rate_e8 < 0) else -paid
 
+# %% ../../nbs/trading/02_venue.ipynb #c57
 def money_numbers(
     venue: Venue,
     instrument: Instrument,
@@ -442,5 +445,5 @@ def money_numbers(
     if kind != 'inverse': return kind, instrument.money_multiplier, instrument.money_divisor
     if venue.contract_size is None:
         raise ConfigError([Problem('contract_size', f'{instrument.symbol} is an inverse contract: what is one worth, such as 100?')])
-    multiplier, divisor = (decimal(venue.contract_size) * instrument.lot_size * MONEY_SCALE / instrument.tick_size).as_integer_ratio()
-    return kind, multiplier, divisor
+    ratio = Fraction(decimal(venue.contract_size)) * Fraction(instrument.lot_size) * MONEY_SCALE / Fraction(instrument.tick_size)
+    return kind, ratio.numerator, ratio.denominator

@@ -77,14 +77,18 @@ def at_the_touch(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, 
     return 0
 
 
-def traced(log: str, trap: str = '', slow: float = 0.0) -> Callable[..., int]:
-    "A model that writes down each run it is asked in, and kills its process at 300 lots while the trap is there"
+def write_down(log: str, number: int) -> None:
+    with open(log, 'a') as file: file.write(f'{number}\n')
+
+
+def traced(log: str, trap: str = '', brake: str = '') -> Callable[..., int]:
+    "A model that writes down each run, takes a second for it while there is a brake, and kills its process at 300 lots while there is a trap"
     def model(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
         if not scratch[0]:
             scratch[0] = 1
             if trap and parameters[0] == 300 and os.path.exists(trap): os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(slow)
-            with open(log, 'a') as file: file.write(f'{int(parameters[0])}\n')
+            if brake and os.path.exists(brake): time.sleep(1.0)
+            write_down(log, int(parameters[0]))
         return at_the_touch(view, parameters, scratch, wishes)
     return model
 
@@ -233,17 +237,18 @@ def test_a_killed_worker_costs_only_its_cell(days: list[Tape], free: MarketMakin
 
 def test_a_killed_process_goes_on(days: list[Tape], free: MarketMakingConfig, tmp_path: Path) -> None:
     "The whole program is killed from outside, in the middle"
-    tape, log, cells = days[0].save(tmp_path/'day.parquet'), tmp_path/'log', tmp_path/'cells'
+    tape, log, cells, brake = days[0].save(tmp_path/'day.parquet'), tmp_path/'log', tmp_path/'cells', tmp_path/'brake'
     script = textwrap.dedent(f'''
         import sys
         sys.path[:0] = {[str(Path(__file__).parent), str(Path(room.__file__).parents[2])]!r}
         from test_sweep import NAMES, traced
         from cryptoexp.trading.sweep import sweep
-        table = sweep({str(tape)!r}, traced({str(log)!r}, slow=float(sys.argv[1])), {{'lots': [100, 200, 300, 400], 'shift': [0]}},
+        table = sweep({str(tape)!r}, traced({str(log)!r}, brake={str(brake)!r}), {{'lots': [100, 200, 300, 400], 'shift': [0]}},
                       preset='zero-fee-tier', names=NAMES, chunk=1, folder={str(cells)!r})
         table.to_json({str(tmp_path/'table.json')!r}, double_precision=15)''')
-    def start(slow: str) -> subprocess.Popen[bytes]: return subprocess.Popen([sys.executable, '-c', script, slow], stderr=subprocess.DEVNULL)
-    first = start('1.0')
+    def start() -> subprocess.Popen[bytes]: return subprocess.Popen([sys.executable, '-c', script], stderr=subprocess.DEVNULL)
+    brake.touch()
+    first = start()
     deadline = time.monotonic() + 300
     while len(list(cells.glob('*.json'))) < 2 and first.poll() is None and time.monotonic() < deadline: time.sleep(.05)
     first.kill()
@@ -251,7 +256,8 @@ def test_a_killed_process_goes_on(days: list[Tape], free: MarketMakingConfig, tm
     kept = len(list(cells.glob('*.json')))
     assert 2 <= kept < 4
     log.unlink()
-    assert start('0').wait() == 0
+    brake.unlink()
+    assert start().wait() == 0
     assert len(log.read_text().split()) == 4 - kept
     mine = sweep(tape, at_the_touch, {'lots': [100, 200, 300, 400], 'shift': [0]}, config=free, names=NAMES)
     assert list(json.loads((tmp_path/'table.json').read_text())['pnl'].values()) == pytest.approx(mine.pnl.tolist(), abs=1e-12)

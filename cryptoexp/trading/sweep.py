@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 import matplotlib as mpl
@@ -112,7 +112,7 @@ def grid_rows(
     "The rows of a grid in their order; of names with values every combination, the last name fastest"
     if grid is None: return [{}]
     if isinstance(grid, pd.DataFrame):
-        rows = [{name: item for name, item in row.items() if item == item} for row in grid.to_dict('records')]
+        rows: list[dict[str, Any]] = [{str(name): item for name, item in row.items() if item == item} for row in grid.to_dict('records')]
     elif isinstance(grid, Mapping): rows = [dict(zip(grid, row)) for row in itertools.product(*map(_values, grid.values()))]
     else: rows = [dict(row) for row in grid]
     if not rows: raise ValueError('the grid is empty: give each name at least one value')
@@ -392,7 +392,8 @@ def sweep(
     place = None if folder is None else Path(folder)
     if place is not None:
         with explained(place): place.mkdir(parents=True, exist_ok=True)
-    model, fine, done, work = '' if quoter is None else fingerprint(quoter), every_minutes is not None, dict[str, dict[str, Any]](), []
+    model, fine = '' if quoter is None else fingerprint(quoter), every_minutes is not None
+    done, work = dict[str, dict[str, Any]](), list[tuple[Source, dict[str, Setting]]]()
     keys = {source.name: [setting_key(source, one, model, levels, fine) for one in settings] for source in sources}
     for source in sources:
         if place is not None: done |= read_cells(place, source.digest)
@@ -445,14 +446,15 @@ def pieces_of(answer: Mapping[str, Any], every_minutes: int | None) -> list[dict
     volume = parts.maker_volume + parts.taker_volume
     parts['pnl_bps_of_volume'] = (parts.pnl / volume.where(volume > 0) * 1e4)
     parts['pnl_per_fill'] = parts.pnl / parts.fills.where(parts.fills > 0)
-    return [{'symbol': whole['symbol'], 'synthetic': whole['synthetic'], **part} for part in parts.to_dict('records')]
+    return [{'symbol': whole['symbol'], 'synthetic': whole['synthetic'], **{str(name): item for name, item in part.items()}}
+            for part in parts.to_dict('records')]
 
 # %% ../../nbs/trading/07_sweep.ipynb #c53
 def heatmap(
     table: pd.DataFrame,                   # of `sweep`
     x: str, y: str,                        # two columns of the grid
     value: str = 'pnl_bps_of_volume',      # a column of results
-    how: str = 'mean',                     # over tapes and the rest of the grid: mean, sum, min, max, median
+    how: Literal['mean', 'sum', 'min', 'max', 'median'] = 'mean',  # over tapes and the rest of the grid
 ) -> Figure:
     "A result over two names of the grid; cells without a result stay empty"
     if missing := [name for name in (x, y, value) if name not in table]:

@@ -82,7 +82,7 @@ def write_down(log: str, number: int) -> None:
 
 
 def traced(log: str, trap: str = '', brake: str = '') -> Callable[..., int]:
-    "A model that writes down each run, takes a second for it while there is a brake, and kills its process at 300 lots while there is a trap"
+    "A model that writes down each run, is slow while there is a brake, and kills its process at 300 lots while there is a trap"
     def model(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
         if not scratch[0]:
             scratch[0] = 1

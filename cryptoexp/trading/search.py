@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUOTIENTS', 'ADDED', 'Space', 'block_bootstrap', 'best_of_noise', 'chance_of', 'TooLittleEvidence', 'rank', 'score',
-           'scores', 'splits_of', 'choose', 'space_problems', 'Search', 'optimise', 'walk_forward']
+           'scores', 'splits_of', 'choose', 'walk_forward_table', 'space_problems', 'Search', 'optimise',
+           'walk_forward']
 
 # %% ../../nbs/trading/08_search.ipynb #c03
 import contextlib
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from loguru import logger
 
 from ..config import CHECKS, ConfigError, MarketMakingConfig, Problem, load_config
-from ..durable import explained
+from ..durable import explained, replace_bytes
 from ..market.tape import Tape
 from .quoting import Quoter
 from cryptoexp.trading.sweep import (
@@ -93,8 +95,9 @@ def best_of_noise(
     return np.fmax.reduce(far, axis=1)
 
 def chance_of(score: np.ndarray, best: np.ndarray, share: float = 1.0) -> np.ndarray:
-    "How likely the best of `share` times as many worthless ones scores at least this"
-    below = np.searchsorted(np.sort(best[~np.isnan(best)]), score, 'left') / (~np.isnan(best)).sum()
+    "How likely the best of `share` times as many worthless ones scores at least this; never less than so many draws can tell"
+    drawn = np.sort(best[~np.isnan(best)])
+    below = np.searchsorted(drawn, score, 'left') / (len(drawn) + 1)
     return 1.0 - below ** share
 
 # %% ../../nbs/trading/08_search.ipynb #c19
@@ -191,7 +194,7 @@ def _judged(found: _Evidence, fine: np.ndarray, tried: int, draws: int, seed: in
     ends = [block_bootstrap(sums[:, column], block, draws, seed, level, counts[:, column]) for column in range(sums.shape[1])]
     score = np.where(error > 0, centre / np.where(error > 0, error, 1.0), np.sign(centre) * np.inf)
     return pd.DataFrame(dict(
-        pnl_per_fill=centre, low=[low for low, _ in ends], high=[high for _, high in ends], noise_best=typical * error,
+        pnl_per_fill=centre, low=[low for low, _ in ends], high=[high for _, high in ends], noise_best=np.where(error > 0, typical, 0.0) * error,
         chance=chance_of(score, best, share)), index=np.flatnonzero(fine))
 
 # %% ../../nbs/trading/08_search.ipynb #c32
@@ -203,7 +206,7 @@ def score(
     objective: str = 'pnl_bps_of_volume',    # a column of results
 ) -> float:                                  # NaN where a run failed or nothing was traded
     "One number for a configuration over all its tapes"
-    if objective not in rows: raise KeyError(f'the table has no column {objective!r} to judge by')
+    if objective not in rows and objective not in QUOTIENTS: raise KeyError(f'the table has no column {objective!r} to judge by')
     if rows.error.notna().any() or not len(rows): return NO_NUMBER
     if objective in ADDED: return float(rows[objective].sum())
     if objective not in QUOTIENTS: return float(rows[objective].mean())
@@ -250,7 +253,27 @@ def _side_by_side(best: Mapping[str, Any] | None, train: pd.DataFrame, test: pd.
     return {**told, **best, 'in_sample': score(mine, objective), 'out_of_sample': score(theirs, objective),
             'train_fills': int(mine.fills.sum()), 'test_fills': int(theirs.fills.sum())}
 
-# %% ../../nbs/trading/08_search.ipynb #c38
+# %% ../../nbs/trading/08_search.ipynb #c36
+def walk_forward_table(
+    table: pd.DataFrame,                   # of `sweep`, every tape with a result
+    train_days: int, test_days: int,
+    objective: str = 'pnl_bps_of_volume',  # a column of results, see score
+    least_fills: int = 1,                  # that a configuration needs on the training days to be chosen
+    minimise: bool = False,
+) -> pd.DataFrame:  # a row a split: dates, what was chosen, in_sample, out_of_sample, median_out_of_sample of all, fills, tried
+    "Choose from the rows of the training days, score on the rows of the days after them"
+    starts = table.groupby('tape', sort=False).start.min()
+    if starts.isna().any():
+        raise ValueError(f'no result for {", ".join(starts.index[starts.isna()])}: look at the column `error`')
+    day, rows = starts.dt.floor('D'), []
+    for number, parts in enumerate(splits_of(sorted(day.unique()), train_days, test_days)):
+        train, test = (table[table.tape.isin(day.index[day.isin(part)])] for part in parts)
+        everything = scores(test, objective)
+        rows.append({'split': number, **_side_by_side(choose(train, objective, least_fills, minimise), train, test, objective),
+                     'median_out_of_sample': everything.score.median(), 'tried': len(everything)})
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/trading/08_search.ipynb #c42
 Space = Mapping[str, Sequence[Any]]
 
 def space_problems(space: Space) -> list[Problem]:
@@ -284,7 +307,7 @@ def _distributions(space: Space) -> dict[str, Any]:
         else: found[name] = FloatDistribution(float(told[0]), float(told[1]), log='log' in told[2:])
     return found
 
-# %% ../../nbs/trading/08_search.ipynb #c39
+# %% ../../nbs/trading/08_search.ipynb #c43
 @dataclass(frozen=True, eq=False)
 class Search:
     "What a search has found, and all that it tried"
@@ -312,8 +335,18 @@ def _optuna(folder: Path | None) -> Iterator[tuple[Any, Any]]:
     try:
         if folder is not None:
             with explained(folder): folder.mkdir(parents=True, exist_ok=True)
-        yield optuna, InMemoryStorage() if folder is None else JournalStorage(JournalFileBackend(str(folder/'search.journal')))
+        yield optuna, InMemoryStorage() if folder is None else JournalStorage(JournalFileBackend(str(_mended(folder))))
     finally: optuna.logging.set_verbosity(before)
+
+def _mended(folder: Path) -> Path:
+    "The journal of a folder, without the half line that a killed process may have left at its end (Optuna would stumble over it)"
+    path = folder.resolve()/'search.journal'
+    data = path.read_bytes() if path.exists() else b''
+    if data and not data.endswith(b'\n'):
+        whole = data[:data.rfind(b'\n') + 1]
+        logger.warning(f'{path.name} ends in the middle of a line: {len(data) - len(whole)} bytes of an unfinished entry are dropped')
+        replace_bytes(path, whole)
+    return path
 
 def _study_name(space: Space, objective: str, seed: int, sources: Sequence[Source], config: MarketMakingConfig, quoter: Quoter | None,
                 rest: Sequence[Any]) -> str:
@@ -323,7 +356,7 @@ def _study_name(space: Space, objective: str, seed: int, sources: Sequence[Sourc
             code_digest()]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
-# %% ../../nbs/trading/08_search.ipynb #c40
+# %% ../../nbs/trading/08_search.ipynb #c44
 def _answer(study: Any, batch: Mapping[int, dict[str, Any]], run: Any, check: Any, objective: str, least_fills: int) -> None:
     "Run a batch of proposals in one sweep, and tell the study; a proposal without a score is told as one to stay away from"
     from optuna.trial import TrialState
@@ -345,7 +378,7 @@ def _answer(study: Any, batch: Mapping[int, dict[str, Any]], run: Any, check: An
         if number in why: study.tell(number, state=TrialState.PRUNED)
         else: study.tell(number, value)
 
-# %% ../../nbs/trading/08_search.ipynb #c41
+# %% ../../nbs/trading/08_search.ipynb #c45
 def optimise(
     tapes: TapeLike | Sequence[TapeLike],
     quoter: Quoter | None = None,              # a model of one's own; None: what the configuration names
@@ -404,7 +437,7 @@ def _search(study: Any, objective: str, names: Sequence[str]) -> Search:
     best = study.best_trial
     return Search(objective, dict(best.params), float(best.value), table)
 
-# %% ../../nbs/trading/08_search.ipynb #c46
+# %% ../../nbs/trading/08_search.ipynb #c50
 def walk_forward(
     tapes: TapeLike | Sequence[TapeLike],
     quoter: Quoter | None = None,
@@ -416,27 +449,20 @@ def walk_forward(
     minimise: bool = False,
     trials: int = 50, seed: int = 0,       # of each search
     **options: Any,                        # config, preset, levels, names, jobs, folder, threads, chunk, progress: as in `sweep`
-) -> pd.DataFrame:  # a row a split: train_from, train_to, test_from, test_to, what was chosen, tried, in_sample, out_of_sample, fills
+) -> pd.DataFrame:  # a row a split, see walk_forward_table
     "Choose on training days, score on the days after them; ValueError where a tape has no result or the days are too few"
     if (grid is None) == (space is None): raise ValueError('give a grid to choose from, or a space to search, and not both')
     several = [tapes] if isinstance(tapes, Tape | str | Path) else list(tapes)
-    whole = sweep(several, quoter, grid, **options) if grid is not None else None
-    starts = _starts(several) if whole is None else whole.groupby('tape', sort=False).start.min()
-    if starts.isna().any():
-        raise ValueError(f'no result for {", ".join(starts.index[starts.isna()])}: look at the column `error` of a sweep')
-    day = starts.dt.floor('D')
-    rows = []
-    for number, (train, test) in enumerate(splits_of(sorted(day.unique()), train_days, test_days)):
-        seen, unseen = ([tape for tape, one in zip(several, day) if one in part] for part in (train, test))
-        if whole is not None:
-            inside, outside = (whole[whole.tape.isin(day.index[day.isin(part)])] for part in (train, test))
-            best, tried = choose(inside, objective, least_fills, minimise), whole.attrs['configurations']
-        else:
-            found = optimise(seen, quoter, space, objective, trials, seed=seed, minimise=minimise, least_fills=least_fills, **options)
-            best, tried = found.best, found.tried
-            row = best or {name: found.trials[name].iloc[0] for name in space or {}}  # to know when the tapes begin and end
-            inside, outside = (sweep(part, quoter, [row], **options) for part in (seen, unseen))
-        rows.append({'split': number, **_side_by_side(best, inside, outside, objective), 'tried': tried})
+    if grid is not None:
+        table = sweep(several, quoter, grid, **options)
+        return walk_forward_table(table, train_days, test_days, objective, least_fills, minimise)
+    day, rows = _starts(several).dt.floor('D'), []
+    for number, parts in enumerate(splits_of(sorted(day.unique()), train_days, test_days)):
+        train, test = ([tape for tape, one in zip(several, day) if one in part] for part in parts)
+        found = optimise(train, quoter, space, objective, trials, seed=seed, minimise=minimise, least_fills=least_fills, **options)
+        row = found.best or {name: found.trials[name].iloc[0] for name in space or {}}  # to know when the tapes begin and end
+        inside, outside = (sweep(part, quoter, [row], **options) for part in (train, test))
+        rows.append({'split': number, **_side_by_side(found.best, inside, outside, objective), 'tried': found.tried})
     return pd.DataFrame(rows)
 
 def _starts(several: Sequence[TapeLike]) -> pd.Series:

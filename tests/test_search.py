@@ -151,6 +151,16 @@ def test_what_a_ranking_says() -> None:
                                   found.drop(columns=['chance', 'noise_best']))                # rows in any order
 
 
+def test_profit_of_the_volume() -> None:
+    "A configuration of orders ten times as large loses or earns ten times as much a fill, and the same in basis points"
+    table = drawn(10, 2)
+    table.loc[table.configuration == 1, 'pnl'] = table.pnl[table.configuration == 0].to_numpy() * 10
+    table.loc[table.configuration == 1, 'maker_volume'] *= 10
+    found, by_fill = rank(table, per='volume'), rank(table).set_index('width')
+    assert found.pnl_bps_of_volume[0] == pytest.approx(found.pnl_bps_of_volume[1]) and found.low[0] == pytest.approx(found.low[1])
+    assert by_fill.pnl_per_fill[.1] == pytest.approx(10 * by_fill.pnl_per_fill[0])
+
+
 def test_a_configuration_without_all_results_is_not_ranked() -> None:
     table = drawn(8)
     table.loc[1, ['pnl', 'error']] = [np.nan, 'RuntimeError: no']

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -138,7 +138,8 @@ class _Evidence:
     "Profits and fills by block and configuration"
     values: pd.DataFrame  # the grid, a row a configuration
     sums: np.ndarray      # float64, shape (blocks, configurations)
-    counts: np.ndarray    # the same shape
+    fills: np.ndarray     # the same shape
+    volume: np.ndarray    # the same shape, in ten thousands of quote currency, so that a profit by it is in basis points
     holes: np.ndarray     # int64, shape (configurations,): (tape, block) cells without a result
 
 def _evidence(table: pd.DataFrame, names: Sequence[str], block_minutes: int | None) -> _Evidence:
@@ -148,13 +149,15 @@ def _evidence(table: pd.DataFrame, names: Sequence[str], block_minutes: int | No
     fine = (rows.error.isna() & rows.pnl.notna()).to_numpy()
     block = _blocks(rows[fine], block_minutes)
     labels, place = np.unique(block.to_numpy(), return_inverse=True)
-    sums, counts = np.zeros((len(labels), len(values))), np.zeros((len(labels), len(values)))
-    np.add.at(sums, (place, which[fine]), rows.pnl[fine].to_numpy(float))
-    np.add.at(counts, (place, which[fine]), rows.fills[fine].to_numpy(float))
+    def total(column: pd.Series) -> np.ndarray:
+        square = np.zeros((len(labels), len(values)))
+        np.add.at(square, (place, which[fine]), column[fine].to_numpy(float))
+        return square
     cells = pd.MultiIndex.from_arrays([rows.tape[fine], rows.start[fine]]).nunique()
     lost = rows[~fine & rows.start.isna().to_numpy()]
     got = np.bincount(which[fine], minlength=len(values))
-    return _Evidence(values, sums, counts, cells + lost.tape.nunique() - got)
+    volume = (rows.maker_volume + rows.taker_volume) / 1e4
+    return _Evidence(values, total(rows.pnl), total(rows.fills), total(volume), cells + lost.tape.nunique() - got)
 
 # %% ../../nbs/trading/08_search.ipynb #c21
 def rank(
@@ -162,14 +165,17 @@ def rank(
     by: Sequence[str] | None = None,     # columns that tell configurations apart; None: those of the grid
     least_days: int = 5,                 # independent days; with block_minutes: blocks
     least_fills: int = 200,              # fills a configuration, over all days
+    per: Literal['fill', 'volume'] = 'fill',  # profit a fill (quote currency), or of the volume (bps): where orders differ in size
     block_minutes: int | None = None,    # blocks of so many minutes instead of days: the caller says that they are independent
     tried: int | None = None,            # configurations tried in all, where it is more than the table shows
     draws: int = 2000, seed: int = 0, level: float = 0.95,
-) -> pd.DataFrame:  # best first: rank, grid, blocks, fills, pnl, pnl_per_fill, low, high, noise_best, chance, why (not ranked)
-    "Order configurations by profit a fill, with an interval and what the best of so many worthless ones would show; or TooLittleEvidence"
+) -> pd.DataFrame:  # best first: rank, grid, blocks, fills, pnl, pnl_per_fill (or bps), low, high, noise_best, chance, why (not ranked)
+    "Order configurations by profit, with an interval and what the best of so many worthless ones would show; or TooLittleEvidence"
+    if per not in ('fill', 'volume'): raise ValueError(f"per must be 'fill' or 'volume', not {per!r}")
     names = _grid_names(table, by)
     found = _evidence(table, names, block_minutes)
-    blocks, fills = len(found.sums), found.counts.sum(0).astype(int)
+    blocks, fills = len(found.sums), found.fills.sum(0).astype(int)
+    measure = 'pnl_per_fill' if per == 'fill' else 'pnl_bps_of_volume'
     unit = 'independent day' if block_minutes is None else f'block of {block_minutes} minutes'
     why = np.where(found.holes > 0, [f'no result in {hole} of the runs' for hole in found.holes],
                    np.where(fills < least_fills, [f'{number:,} fills, fewer than {least_fills:,}' for number in fills], ''))
@@ -179,23 +185,24 @@ def rank(
         raise TooLittleEvidence(blocks, int(fills.max(initial=0)), max(2, least_days), least_fills, unit, holes)
     total = max(tried or 0, len(fine))
     result = found.values.assign(blocks=blocks, fills=fills, pnl=found.sums.sum(0))
-    result = result.join(_judged(found, fine, total, draws, seed, level)).assign(why=why)
-    result = result.sort_values('pnl_per_fill', ascending=False, ignore_index=True)
-    result.insert(0, 'rank', pd.Series(range(1, len(result) + 1)).where(result.pnl_per_fill.notna()).astype('Int64'))
+    result = result.join(_judged(found, fine, measure, total, draws, seed, level)).assign(why=why)
+    result = result.sort_values(measure, ascending=False, ignore_index=True)
+    result.insert(0, 'rank', pd.Series(range(1, len(result) + 1)).where(result[measure].notna()).astype('Int64'))
     result.attrs = {'grid': names, 'tried': total, 'unit': unit, 'synthetic': bool(table.synthetic.fillna(False).astype(bool).any())}
     return result
 
-def _judged(found: _Evidence, fine: np.ndarray, tried: int, draws: int, seed: int, level: float) -> pd.DataFrame:
-    "Profit a fill of the configurations that may be ranked, by their place in the grid"
-    sums, counts, share = found.sums[:, fine], found.counts[:, fine], tried / int(fine.sum())
+def _judged(found: _Evidence, fine: np.ndarray, measure: str, tried: int, draws: int, seed: int, level: float) -> pd.DataFrame:
+    "The measure of the configurations that may be ranked, by their place in the grid"
+    sums, counts = found.sums[:, fine], (found.fills if measure == 'pnl_per_fill' else found.volume)[:, fine]
+    share = tried / int(fine.sum())
     centre, error = (one[0] for one in _ratios(np.ones((1, len(sums))), sums, counts))
     best, block = best_of_noise(sums, counts, draws, seed), np.arange(len(sums))
     typical = np.quantile(best[~np.isnan(best)], 0.5 ** (1 / share), method='inverted_cdf')
     ends = [block_bootstrap(sums[:, column], block, draws, seed, level, counts[:, column]) for column in range(sums.shape[1])]
     score = np.where(error > 0, centre / np.where(error > 0, error, 1.0), np.sign(centre) * np.inf)
-    return pd.DataFrame(dict(
-        pnl_per_fill=centre, low=[low for low, _ in ends], high=[high for _, high in ends], noise_best=np.where(error > 0, typical, 0.0) * error,
-        chance=chance_of(score, best, share)), index=np.flatnonzero(fine))
+    return pd.DataFrame({measure: centre, 'low': [low for low, _ in ends], 'high': [high for _, high in ends],
+                         'noise_best': np.where(error > 0, typical, 0.0) * error, 'chance': chance_of(score, best, share)},
+                        index=np.flatnonzero(fine))
 
 # %% ../../nbs/trading/08_search.ipynb #c32
 QUOTIENTS = {'pnl_bps_of_volume': 1e4, 'pnl_per_fill': 1.0}
@@ -322,6 +329,7 @@ class Search:
     def __repr__(self) -> str:
         return f'Search({self.objective} = {self.value:.6g} in sample, the best of {self.tried} trials, at {self.best})'
 
+# %% ../../nbs/trading/08_search.ipynb #c44
 @contextlib.contextmanager
 def _optuna(folder: Path | None) -> Iterator[tuple[Any, Any]]:
     "Optuna, quiet, and the storage of a folder; ImportError names the extra"
@@ -356,7 +364,7 @@ def _study_name(space: Space, objective: str, seed: int, sources: Sequence[Sourc
             code_digest()]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
-# %% ../../nbs/trading/08_search.ipynb #c44
+# %% ../../nbs/trading/08_search.ipynb #c45
 def _answer(study: Any, batch: Mapping[int, dict[str, Any]], run: Any, check: Any, objective: str, least_fills: int) -> None:
     "Run a batch of proposals in one sweep, and tell the study; a proposal without a score is told as one to stay away from"
     from optuna.trial import TrialState
@@ -378,7 +386,7 @@ def _answer(study: Any, batch: Mapping[int, dict[str, Any]], run: Any, check: An
         if number in why: study.tell(number, state=TrialState.PRUNED)
         else: study.tell(number, value)
 
-# %% ../../nbs/trading/08_search.ipynb #c45
+# %% ../../nbs/trading/08_search.ipynb #c46
 def optimise(
     tapes: TapeLike | Sequence[TapeLike],
     quoter: Quoter | None = None,              # a model of one's own; None: what the configuration names
@@ -418,6 +426,7 @@ def optimise(
             pending = {}
         return _search(study, objective, list(told))
 
+# %% ../../nbs/trading/08_search.ipynb #c47
 def _left_over(study: Any, space: Space) -> dict[int, dict[str, Any]]:
     "Proposals that were under way when the search was killed; one that was cut short itself is told as failed"
     running = [trial for trial in study.trials if not trial.state.is_finished()]
@@ -437,7 +446,7 @@ def _search(study: Any, objective: str, names: Sequence[str]) -> Search:
     best = study.best_trial
     return Search(objective, dict(best.params), float(best.value), table)
 
-# %% ../../nbs/trading/08_search.ipynb #c50
+# %% ../../nbs/trading/08_search.ipynb #c52
 def walk_forward(
     tapes: TapeLike | Sequence[TapeLike],
     quoter: Quoter | None = None,

@@ -208,24 +208,29 @@ def _judged(found: _Evidence, fine: np.ndarray, measure: str, tried: int, draws:
 QUOTIENTS = {'pnl_bps_of_volume': 1e4, 'pnl_per_fill': 1.0}
 ADDED = ('fills', 'maker_volume', 'taker_volume', 'fees', 'pnl', 'orders_sent', 'cancels_sent')
 
+def _scored(groups: Any, objective: str) -> pd.Series:
+    "The score of each group of rows; NaN where a run failed or nothing was traded"
+    if objective not in groups.obj and objective not in QUOTIENTS: raise KeyError(f'the table has no column {objective!r} to judge by')
+    if objective == 'pnl_per_fill': whole = groups.fills.sum()
+    elif objective == 'pnl_bps_of_volume': whole = groups.maker_volume.sum() + groups.taker_volume.sum()
+    else: whole = None
+    if whole is not None: found = groups.pnl.sum() / whole.where(whole > 0) * QUOTIENTS[objective]
+    else: found = groups[objective].sum() if objective in ADDED else groups[objective].mean()
+    return found.astype(float).where(groups.error.count() == 0)
+
 def score(
     rows: pd.DataFrame,                      # of one configuration
     objective: str = 'pnl_bps_of_volume',    # a column of results
 ) -> float:                                  # NaN where a run failed or nothing was traded
     "One number for a configuration over all its tapes"
-    if objective not in rows and objective not in QUOTIENTS: raise KeyError(f'the table has no column {objective!r} to judge by')
-    if rows.error.notna().any() or not len(rows): return NO_NUMBER
-    if objective in ADDED: return float(rows[objective].sum())
-    if objective not in QUOTIENTS: return float(rows[objective].mean())
-    whole = rows.fills.sum() if objective == 'pnl_per_fill' else (rows.maker_volume + rows.taker_volume).sum()
-    return float(rows.pnl.sum() / whole * QUOTIENTS[objective]) if whole else NO_NUMBER
+    found = _scored(rows.groupby(np.zeros(len(rows))), objective)
+    return float(found.iloc[0]) if len(found) else NO_NUMBER
 
 def scores(table: pd.DataFrame, objective: str = 'pnl_bps_of_volume', by: Sequence[str] | None = None) -> pd.DataFrame:
     "A row a configuration: the grid, `score` and `fills`, in the order of the grid"
     names = _grid_names(table, by)
     groups = table.groupby(names, dropna=False, sort=False)
-    rows = [{**rows[names].iloc[0].to_dict(), 'score': score(rows, objective), 'fills': rows.fills.sum()} for _, rows in groups]
-    return pd.DataFrame(rows, columns=[*names, 'score', 'fills'])
+    return pd.DataFrame({'score': _scored(groups, objective), 'fills': groups.fills.sum()}).reset_index()
 
 # %% ../../nbs/trading/08_search.ipynb #c35
 def splits_of(

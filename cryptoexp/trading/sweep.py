@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'NO_NUMBER', 'MOST_SETTINGS', 'MOST_BYTES', 'Grid', 'FIELDS', 'VENUE_NAMES', 'TapeLike', 'MOST_CHUNK', 'TOLD',
-           'Setting', 'Told', 'told', 'Ready', 'make_ready', 'worth', 'Trace', 'traces_of', 'mean_markouts',
-           'minutes_of', 'numbers_of', 'run_block', 'blocks_of', 'one_pass', 'grid_rows', 'name_problems',
-           'settings_of', 'queue_named', 'Source', 'tape_digest', 'sources_of', 'fingerprint', 'code_digest',
-           'venue_facts', 'setting_key', 'write_cell', 'read_cell', 'read_cells', 'run_cell', 'progress_bar', 'sweep',
-           'cells_of', 'sweep_table', 'pieces_of', 'heatmap']
+           'Setting', 'Told', 'told', 'mean_markouts', 'minutes_of', 'numbers_of', 'run_block', 'blocks_of', 'one_pass',
+           'grid_rows', 'name_problems', 'settings_of', 'queue_named', 'Source', 'tape_digest', 'sources_of',
+           'fingerprint', 'code_digest', 'venue_facts', 'setting_key', 'write_cell', 'read_cell', 'read_cells',
+           'run_cell', 'progress_bar', 'sweep', 'cells_of', 'sweep_table', 'pieces_of', 'heatmap']
 
 # %% ../../nbs/trading/07_sweep.ipynb #c03
 import contextlib
@@ -22,7 +21,6 @@ import re
 import tempfile
 import threading
 import types
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -40,16 +38,15 @@ from matplotlib.figure import Figure
 from .. import __version__
 from ..config import ConfigError, MarketMakingConfig, Problem, load_config, nearest
 from ..durable import explained, replace_text
-from ..market.book import NO_ASK, NO_BID
-from ..market.events import CONTROL, KILL, LAST, STALE, STOP, Digest, concat, from_rows
+from ..market.events import Digest
 from ..market.instrument import MONEY_SCALE, Instrument, decimal, to_dict
 from ..market.statistics import markouts
 from ..market.tape import Tape, load
 from ..page import FIGURE_STYLE
-from .backtest import Prepared, Runs, path_of, prepare, run_configurations
+from .backtest import Ready, Runs, Trace, make_ready, run_configurations, settled_e8, traces_of, worth
 from .ledger import MINUTE_NS
-from .limits import TOO_MANY, make_rules, mid_worth_e8
-from .matching import SAMPLE
+from .limits import TOO_MANY, make_rules
+from .matching import ORDER, SAMPLE
 from .quoting import MODELS, Quoter, compile_quoter, model_of
 from .report import HORIZONS
 from .venue import VENUES, Latency, QueueModel, Venue
@@ -88,67 +85,9 @@ def told(setting: Setting, instrument: Instrument, quoter: Quoter | None, levels
     given = np.zeros(1) if setting.parameters is None else np.asarray(setting.parameters, float)
     return Told(config, venue, quoter, levels, given)
 
-# %% ../../nbs/trading/07_sweep.ipynb #c08
-class Ready(NamedTuple):
-    "A tape made ready, once for all that is run on it"
-    prepared: Prepared
-    first_ns: int   # the first row that reached us, and the last
-    last_ns: int
-
-_READY: dict[int, tuple[weakref.ref[Tape], Ready]] = {}
-_LOCK = threading.Lock()
-
-def make_ready(tape: Tape) -> Ready:
-    "Prepare a tape; a process remembers the last two, as long as somebody holds them"
-    key = id(tape)
-    with _LOCK:
-        known = _READY.get(key)
-        if known is not None and known[0]() is tape: return known[1]
-        rows = tape.timeline()
-        if not len(rows): raise ValueError(f'{", ".join(tape.source) or "this tape"} has no rows')
-        first, last = int(rows.local_ns[0]), int(rows.local_ns[-1])
-        closed = concat([rows, from_rows([(CONTROL | LAST, last, last, STOP, 0, 0)])])
-        prepared = prepare([(closed, tape.instrument)], tape.fused, closing=False)
-        cancels = bool(np.isin(rows.tick[rows.kind == CONTROL], (STALE, STOP, KILL)).any())
-        ready = Ready(replace(prepared, first_ns=first, controls=cancels), first, last)
-        path_of(ready.prepared, False)   # made before threads ask for it
-        for other in list(_READY)[:-1]: _READY.pop(other, None)
-        _READY[key] = weakref.ref(tape, lambda _: _READY.pop(key, None)), ready
-        return ready
-
 # %% ../../nbs/trading/07_sweep.ipynb #c09a
 SUMS = ('fills', 'maker_volume', 'taker_volume', 'fees', 'pnl')    # what may be added up over time; money in quote currency
 NO_NUMBER = float('nan')
-
-def worth(middle: np.ndarray, lots: np.ndarray, rule: Any) -> np.ndarray:
-    "Value of positions (negative: short) at prices in ticks, in the currency of the account"
-    if rule.inverse: return -lots * float(rule.multiplier) / (middle * float(rule.divisor)) / MONEY_SCALE
-    return middle * lots * (float(rule.multiplier) / float(rule.divisor) / MONEY_SCALE)
-
-class Trace(NamedTuple):
-    "What one configuration did, for markouts and minutes"
-    fills: Mapping[str, np.ndarray]     # columns of Runs.fills
-    samples: Mapping[str, np.ndarray]   # columns of Runs.samples
-    time_ns: np.ndarray                 # when a mid of the exchange became known, sorted
-    mid: np.ndarray                     # int64, half ticks
-
-def traces_of(runs: Runs, until_ns: Sequence[int]) -> list[Trace]:
-    "The recorded tables by configuration; what was sampled after the end of its own session, while slower ones went on, is left out"
-    parts = []
-    for table in (runs.fills, runs.samples):
-        order = np.argsort(table.config.to_numpy(), kind='stable')
-        cuts = np.searchsorted(table.config.to_numpy()[order], np.arange(len(until_ns) + 1))
-        columns = {str(name): column.to_numpy()[order] for name, column in table.items() if name != 'reason'}
-        parts.append([{name: column[start:end] for name, column in columns.items()} for start, end in itertools.pairwise(cuts)])
-    traces = []
-    for fills, samples, until in zip(*parts, until_ns):
-        samples = {name: column[:np.searchsorted(samples['time_ns'], until, 'right')] for name, column in samples.items()}
-        whole = (fills['bid_tick'] > NO_BID) & (fills['ask_tick'] < NO_ASK)
-        times = np.concatenate([samples['time_ns'], fills['time_ns'][whole]])
-        mids = np.concatenate([samples['bid_tick'] + samples['ask_tick'], (fills['bid_tick'] + fills['ask_tick'])[whole]])
-        order = np.argsort(times, kind='stable')
-        traces.append(Trace(fills, samples, times[order], mids[order]))
-    return traces
 
 # %% ../../nbs/trading/07_sweep.ipynb #c09b
 def mean_markouts(trace: Trace) -> dict[str, float]:
@@ -188,8 +127,7 @@ def numbers_of(runs: Runs, block: Sequence[Told], ready: Ready, traced: bool, mi
     for place, (trace, rule) in enumerate(zip(traces, runs.desk.rules)):
         row: dict[str, Any] = {str(name): column[place] for name, column in rows.items()}
         start, final, lots, count = row['start_equity_e8'], row['final_equity_e8'], row['position_lots'], row['fills']
-        if trace is not None and lots and len(trace.mid):   # the last mid that is known: it may be that of a fill
-            final = int(runs.desk.state[place].cash_e8) + mid_worth_e8(int(trace.mid[-1]), 0, lots, rule)
+        if trace is not None: final = settled_e8(runs, place, trace)
         pnl, volume = (final - start) / MONEY_SCALE, (row['maker_e8'] + row['taker_e8']) / MONEY_SCALE
         money = {name: row[f'{short}_e8'] / MONEY_SCALE
                  for name, short in (('maker_volume', 'maker'), ('taker_volume', 'taker'), ('fees', 'fees'))}
@@ -227,13 +165,14 @@ def run_block(ready: Ready, block: Sequence[Told], traced: bool, minutes: bool) 
 def blocks_of(ready: Ready, settings: Sequence[Told], traced: bool, threads: int) -> list[list[int]]:
     "Places of settings that run together"
     groups: dict[Any, list[int]] = {}
+    each = SAMPLE.itemsize + 2 * ORDER.itemsize * (settings[0].levels if settings else 1)   # bytes, of a decision at most
     for place, one in enumerate(settings):   # without a trace the end of a pass is where its slowest ends, so that must not differ
         groups.setdefault((one.group(), None if traced else one.slowest_ns), []).append(place)
     blocks = []
     for places in groups.values():
         fastest = min(settings[place].config.refresh_interval for place in places)
         samples = int((ready.last_ns - ready.first_ns) / 1e9 / fastest) + 1
-        most = max(1, min(MOST_SETTINGS, MOST_BYTES // (samples * SAMPLE.itemsize) if traced else MOST_SETTINGS))
+        most = max(1, min(MOST_SETTINGS, MOST_BYTES // (samples * each) if traced else MOST_SETTINGS))
         pieces = max(-(-len(places) // most), min(threads, len(places)))
         blocks += [part.tolist() for part in np.array_split(places, pieces)]
     return blocks
@@ -508,6 +447,7 @@ def _attempt(tape: Tape, settings: Sequence[Setting], *asked: Any, **options: An
     half = len(settings) // 2
     return [answer for part in (settings[:half], settings[half:]) for answer in _attempt(tape, part, *asked, **options)]
 
+_LOCK = threading.Lock()
 _MODELS: dict[str, Quoter] = {}  # in a worker: a model that arrives again is the one that is compiled already
 
 def run_cell(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUEUE_BRACKET', 'Result', 'Run', 'backtest', 'source_name', 'largest_latency_ns', 'rising', 'Prepared', 'path_of',
-           'prepare', 'Runs', 'run_configurations', 'Ready', 'make_ready', 'worth', 'Trace', 'traces_of', 'settled_e8',
-           'Bracket', 'bracket']
+           'short_of', 'prepare', 'Runs', 'run_configurations', 'Ready', 'make_ready', 'worth', 'Trace', 'traces_of',
+           'settled_e8', 'Bracket', 'bracket']
 
 # %% ../../nbs/trading/06_backtest.ipynb #c03
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ from numba import njit
 from ..config import MarketMakingConfig, load_config
 from ..market.book import NO_ASK, NO_BID, room_for
 from cryptoexp.market.events import (
-    BEST_QUOTE, BUY, CLEAR, CONTROL, EXCHANGE_ONLY, KILL, KIND_MASK, LAST, LOCAL_ONLY, SIGNAL, STALE, STOP, TRADE, Digest, Events, concat,
+    BEST_QUOTE, SNAPSHOT, SELL, DEPTH, BUY, CLEAR, CONTROL, EXCHANGE_ONLY, KILL, KIND_MASK, LAST, LOCAL_ONLY, SIGNAL, STALE, STOP,
+    TRADE, Digest, Events, concat,
     from_rows,
 )
 from ..market.instrument import Instrument
@@ -28,7 +29,8 @@ from ..market.tape import Tape
 from .ledger import Session, count_minutes, session_of, summary, trade_log, write_run
 from .limits import mid_worth_e8
 from cryptoexp.trading.matching import (
-    NEVER, SAMPLE, Engine, Output, Rows, apply_level, blank, check_rows, fill_table, first_price, new_desk, order_table, plain_table,
+    NEVER, NO_TOUCH, SAMPLE, Engine, Output, Rows, Short, apply_level, blank, check_rows, fill_table, first_price, new_desk,
+    order_table, plain_table,
     rows_of, run_desk, Desk,
 )
 from .quoting import Quoter, compile_quoter
@@ -107,7 +109,7 @@ def largest_latency_ns(events: Events) -> int:
     both = events[(events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)) == 0]
     return max(1, int((both.local_ns - both.exchange_ns).max())) if len(both) else 1
 
-# %% ../../nbs/trading/06_backtest.ipynb #c18
+# %% ../../nbs/trading/06_backtest.ipynb #c23
 @njit(cache=True)
 def _rise(flags: np.ndarray, exchange_ns: np.ndarray, by_exchange: np.ndarray, by_local: np.ndarray, rows: np.ndarray,
     only: np.ndarray) -> int:
@@ -136,7 +138,7 @@ def rising(events: Events) -> Events:
     flags = (chosen.flags & ~np.uint8(EXCHANGE_ONLY | LOCAL_ONLY)) | clocks[:count]
     return Events(flags, chosen.exchange_ns, chosen.local_ns, chosen.tick, chosen.lots, chosen.id)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c19
+# %% ../../nbs/trading/06_backtest.ipynb #c28
 @dataclass(frozen=True, eq=False)
 class Prepared:
     "Rows made ready for many runs"
@@ -150,9 +152,11 @@ class Prepared:
     best_quotes: bool           # whether best quotes drive the books
     controls: bool              # whether a row before the last may cancel what rests
     paths: dict[bool, np.ndarray] = field(default_factory=dict, repr=False)   # see path_of
+    shorts: dict[bool, Short | None] = field(default_factory=dict, repr=False)       # see short_of
 
     def __len__(self) -> int: return len(self.local.time_ns)
 
+# %% ../../nbs/trading/06_backtest.ipynb #c29
 @njit(cache=True)
 def _walk_path(rows: Rows, bottom: int, base: int, top: int, best_quotes: bool, rescan: bool, levels: np.ndarray, edges: np.ndarray,
                path: np.ndarray) -> int:
@@ -182,11 +186,12 @@ def _walk_path(rows: Rows, bottom: int, base: int, top: int, best_quotes: bool, 
         count, changed, code, fresh = count + 1, False, -1, False
     return count
 
-# %% ../../nbs/trading/06_backtest.ipynb #c20
+# %% ../../nbs/trading/06_backtest.ipynb #c31
 def path_of(prepared: Prepared, whole: bool) -> np.ndarray:   # int64, shape (n, 8), empty where only the rows will do
     "Our touch message by message, made once for a prepared tape"
     rows, known = prepared.local, prepared.paths
-    if len(prepared.capacity) > 1 or (rows.flags & KIND_MASK == SIGNAL).any(): return np.zeros((0, 8), np.int64)
+    if whole not in known and (len(prepared.capacity) > 1 or (rows.flags & KIND_MASK == SIGNAL).any()): known[whole] = np.zeros((0, 8),
+        np.int64)
     if whole not in known:
         (low, top), messages = prepared.capacity[0], int((rows.flags >= LAST).sum())
         path, edges = np.empty((messages + 1, 8), np.int64), np.array([[[[NO_BID, NO_ASK], [NO_ASK, NO_BID]]]])
@@ -194,7 +199,86 @@ def path_of(prepared: Prepared, whole: bool) -> np.ndarray:   # int64, shape (n,
         known[whole] = path[:count].copy()
     return known[whole]
 
-# %% ../../nbs/trading/06_backtest.ipynb #c21
+# %% ../../nbs/trading/06_backtest.ipynb #c33
+@njit(cache=True)
+def _mark_rows(rows: Rows, base: int, top: int, rescan: bool, levels: np.ndarray, edges: np.ndarray, visit: np.ndarray,
+               touches: np.ndarray, first: np.ndarray) -> int:
+    "Mark prints and rows after which another price is best, note the touch after each, count the rows of each level"
+    count, bid, ask, seen_bid, seen_ask = 0, NO_BID, NO_ASK, NO_BID, NO_ASK
+    for row in range(rows.time_ns.size):
+        flags, tick, kind = rows.flags[row], int(rows.tick[row]), rows.flags[row] & KIND_MASK
+        if flags & LOCAL_ONLY or kind == BEST_QUOTE or kind == SIGNAL: continue
+        if (kind == DEPTH or kind == SNAPSHOT) and 0 <= tick < top: first[0 if flags & BUY else 1, tick + 1] += 1
+        elif kind == CLEAR:
+            for index in range(2): _cleared(edges, levels, index, flags, tick, base, first, 1)
+        if kind == CLEAR or ((kind == DEPTH or kind == SNAPSHOT) and 0 <= tick < top):
+            apply_level(levels, edges, kind, flags, tick, rows.lots[row], base, rescan)
+        touch = (edges[0, 0, 0, 0], edges[0, 0, 1, 0])
+        moved = touch[0] != bid or touch[1] != ask
+        bid, ask = touch
+        if flags & LAST and kind != TRADE and (bid != seen_bid or ask != seen_ask): seen_bid, seen_ask, moved = bid, ask, True
+        if kind != TRADE and not moved: continue
+        visit[row] = 1
+        touches[count, 0], touches[count, 1], touches[count, 2], touches[count, 3] = (
+            bid, min(ask, NO_TOUCH), seen_bid, min(seen_ask, NO_TOUCH))
+        count += 1
+    return count
+
+@njit(cache=True)
+def _cleared(edges: np.ndarray, levels: np.ndarray, index: int, flags: int, tick: int, base: int, counts: np.ndarray, shift: int) -> None:
+    "Count a clear for every level of one side that it deletes"
+    best, worst = edges[0, 0, index, 0], edges[0, 0, index, 1]
+    if not flags & (BUY if index == 0 else SELL) or best == NO_BID or best == NO_ASK: return
+    if tick != base: worst = max(worst, tick) if index == 0 else min(worst, tick)
+    for level in range(min(best, worst), max(best, worst) + 1):
+        if levels[index, level] > 0: counts[index, level + shift] += 1
+
+# %% ../../nbs/trading/06_backtest.ipynb #c34
+@njit(cache=True)
+def _sort_rows(rows: Rows, base: int, top: int, rescan: bool, levels: np.ndarray, edges: np.ndarray, first: np.ndarray,
+               by_tick: np.ndarray) -> None:
+    "The rows of each level behind one another; a clear stands with every level that it deletes"
+    for index in range(2):
+        for tick in range(first.shape[1] - 1): first[index, tick + 1] += first[index, tick]
+    first[1, :] += first[0, -1]
+    filled = first.copy()
+    for row in range(rows.time_ns.size):
+        flags, tick, kind = rows.flags[row], int(rows.tick[row]), rows.flags[row] & KIND_MASK
+        if flags & LOCAL_ONLY: continue
+        if kind == CLEAR:
+            deleted = np.zeros(levels.shape, np.uint8)
+            for index in range(2): _cleared(edges, levels, index, flags, tick, base, deleted, 0)
+            for index, level in zip(*np.nonzero(deleted)):
+                by_tick[filled[index, level]] = row
+                filled[index, level] += 1
+        elif (kind == DEPTH or kind == SNAPSHOT) and 0 <= tick < top:
+            index = 0 if flags & BUY else 1
+            by_tick[filled[index, tick]] = row
+            filled[index, tick] += 1
+        else: continue
+        apply_level(levels, edges, kind, flags, tick, rows.lots[row], base, rescan)
+
+def short_of(prepared: Prepared, whole: bool) -> Short | None:
+    "Which rows may matter, made once for a prepared tape; None where every row has to be looked at"
+    if whole not in prepared.shorts: prepared.shorts[whole] = _make_short(prepared, whole)
+    return prepared.shorts[whole]
+
+def _make_short(prepared: Prepared, whole: bool) -> Short | None:
+    rows = prepared.exchange
+    kinds = rows.flags & KIND_MASK
+    if len(prepared.capacity) > 1 or prepared.best_quotes: return None
+    if not whole and np.isin(kinds[int(np.argmax(kinds == DEPTH)):], (CLEAR, SNAPSHOT)).any(): return None   # a picture in between
+    if (rows.lots[kinds == CLEAR] != 0).any(): return None
+    low, top = prepared.capacity[0]
+    visit, touches, first = np.zeros(len(kinds), np.uint8), np.empty((len(kinds), 4), np.int32), np.zeros((2, top - low + 1), np.int32)
+    def book() -> tuple[np.ndarray, np.ndarray]:
+        return blank((2, top - low), np.int64), np.array([[[[NO_BID, NO_ASK], [NO_ASK, NO_BID]]]])
+    count = _mark_rows(rows, -low, top - low, whole, *book(), visit, touches, first)
+    by_tick = np.empty(int(first.sum()), np.int32)
+    _sort_rows(rows, -low, top - low, whole, *book(), first, by_tick)
+    return Short(visit, by_tick, first, touches[:count].copy())
+
+# %% ../../nbs/trading/06_backtest.ipynb #c35
 def prepare(
     markets: Sequence[tuple[Events, Instrument]],   # rows in the order of their corrected local time
     best_quotes: bool = False,                      # whether best quotes drive the books: a fused tape
@@ -232,7 +316,7 @@ def prepare(
         max(end, last),
                     best_quotes, controls)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c22
+# %% ../../nbs/trading/06_backtest.ipynb #c36
 def _merged(parts: list[Events], bases: list[int], clock: str) -> Rows:
     "The rows of several instruments by one clock; at the same time the instruments in order"
     seen = [part[(part.flags & (LOCAL_ONLY if clock == 'exchange_ns' else EXCHANGE_ONLY)) == 0] for part in parts]
@@ -242,7 +326,7 @@ def _merged(parts: list[Events], bases: list[int], clock: str) -> Rows:
     order = np.argsort(times, kind='stable')
     return rows_of(times[order], moved[order])
 
-# %% ../../nbs/trading/06_backtest.ipynb #c23
+# %% ../../nbs/trading/06_backtest.ipynb #c43
 class Runs(Output):
     "Many configurations after one pass over the same rows"
     def __init__(self, desk: Desk, prepared: Prepared) -> None:
@@ -279,7 +363,7 @@ class Runs(Output):
     opening: np.ndarray   # lots held at the start, shape (configs, assets)
     cash_e8: np.ndarray   # cash at the start, shape (configs,)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c24
+# %% ../../nbs/trading/06_backtest.ipynb #c44
 def run_configurations(
     prepared: Prepared,
     rules: Any,                           # RULES, shape (configs * assets,), as make_rules gives them, one configuration after the other
@@ -302,7 +386,8 @@ def run_configurations(
     ring = ring or 1 << (max(1 << 14 if configs == 1 else 1 << 10, 4 * slots) - 1).bit_length()
     desk = new_desk(rules, prepared.capacity, levels, parameters, cash_e8, position_lots, latency, funding, slots=slots, ring=ring,
                     taken=4096 if configs == 1 else 512, depth=depth, own_orders=own_orders,
-                    path=None if depth else path_of(prepared, whole))
+                    path=None if depth else path_of(prepared, whole), short=short_of(prepared, whole))
+    if desk.clock[0].short: desk.edges[0, 0, :, 1] = 0, prepared.capacity[0][1] - prepared.capacity[0][0] - 1   # where a taker's walk ends
     clock = desk.clock[0]
     function = compile_quoter(quoter) if compiled else None
     clock.whole, clock.parity_end, clock.end_ns, clock.recording = whole, whole, prepared.end_ns, record
@@ -321,7 +406,7 @@ def run_configurations(
     run_desk(desk, prepared.exchange, prepared.local, until, function, quoter, runs._parts)
     return runs
 
-# %% ../../nbs/trading/06_backtest.ipynb #c31
+# %% ../../nbs/trading/06_backtest.ipynb #c52
 import itertools
 import threading
 import weakref
@@ -338,7 +423,7 @@ from .limits import make_rules
 from .quoting import model_of
 from .venue import QueueModel
 
-# %% ../../nbs/trading/06_backtest.ipynb #c32
+# %% ../../nbs/trading/06_backtest.ipynb #c53
 class Ready(NamedTuple):
     "A tape made ready, once for all that is run on it"
     prepared: Prepared
@@ -366,7 +451,7 @@ def make_ready(tape: Tape) -> Ready:
         _READY[key] = weakref.ref(tape, lambda _: _READY.pop(key, None)), ready
         return ready
 
-# %% ../../nbs/trading/06_backtest.ipynb #c35
+# %% ../../nbs/trading/06_backtest.ipynb #c56
 def worth(middle: np.ndarray, lots: np.ndarray, rule: Any) -> np.ndarray:
     "Value of positions (negative: short) at prices in ticks, in the currency of the account"
     if rule.inverse: return -lots * float(rule.multiplier) / (middle * float(rule.divisor)) / MONEY_SCALE
@@ -402,7 +487,7 @@ def settled_e8(runs: Runs, place: int, trace: Trace) -> int:
     state, lots = runs.desk.state[place], int(runs.desk.accounts[place].position_lots)
     return int(state.cash_e8) + (mid_worth_e8(int(trace.mid[-1]), 0, lots, runs.desk.rules[place]) if lots and len(trace.mid) else 0)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c37
+# %% ../../nbs/trading/06_backtest.ipynb #c58
 QUEUE_BRACKET = (QueueModel('behind'), QueueModel('power', 1), QueueModel('power', 2), QueueModel('power', 3), QueueModel('log'),
                  QueueModel('ahead'))
 
@@ -443,7 +528,7 @@ class Bracket:
         page.table(self.table, formats={'volume': ',.0f', 'fees': ',.2f', 'pnl': ',.2f', 'pnl_bps': '.3f', 'final_position': '.5f'})
         return page.figure(self.figure(), 'The place of our orders in the queue is assumed, not observed.')._repr_html_()
 
-# %% ../../nbs/trading/06_backtest.ipynb #c38
+# %% ../../nbs/trading/06_backtest.ipynb #c59
 def bracket(
     tape: Tape,
     quoter: Quoter | None = None,              # a model of one's own; None: the one that the configuration names
@@ -471,7 +556,7 @@ def bracket(
     return Bracket(*_compared(runs, ready, list(map(str, queues)), int((table[:, 2] - table[:, 0]).max())), source_name(tape), venue,
                    tape.synthetic)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c39
+# %% ../../nbs/trading/06_backtest.ipynb #c60
 def _compared(runs: Runs, ready: Ready, names: list[str], slowest_ns: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Profits and courses, one for each name"
     totals, rows, courses = runs.totals(), [], {}

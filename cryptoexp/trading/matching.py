@@ -7,13 +7,13 @@ __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE
            'BY_QUEUE', 'BY_THROUGH', 'BY_CROSS', 'BY_TAKING', 'FILL_REASON', 'BY_ITSELF', 'WOULD_TAKE', 'UNFILLED',
            'REJECTED', 'ENDED_BY', 'NEW', 'CANCEL', 'REPLACE', 'ORDER_FIELDS', 'ORDER', 'REQUEST', 'NEWS', 'FILL',
            'SAMPLE', 'TAKEN', 'CLOCK', 'SIDE', 'ACCOUNT', 'STATE', 'NEVER', 'MOST_OUTPUT', 'SPARE', 'HEARD_MOST',
-           'BEST', 'WORST', 'AT_EXCHANGE', 'AT_HOME', 'TIME', 'BID_TICK', 'ASK_TICK', 'BID_LOTS', 'ASK_LOTS', 'BOUGHT',
-           'SOLD', 'CODE', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'OVERRUNS', 'Desk', 'Rows',
-           'transition', 'compile_engine', 'rows_of', 'blank', 'new_desk', 'apply_level', 'run_desk', 'Intake',
-           'check_rows', 'plain_table', 'fill_table', 'order_table', 'first_price', 'Output', 'Engine', 'open_desk',
-           'sum_up', 'enter_order', 'quotable', 'quotable_lots']
+           'NO_TOUCH', 'BEST', 'WORST', 'AT_EXCHANGE', 'AT_HOME', 'TIME', 'BID_TICK', 'ASK_TICK', 'BID_LOTS',
+           'ASK_LOTS', 'BOUGHT', 'SOLD', 'CODE', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'OVERRUNS',
+           'Desk', 'Rows', 'transition', 'compile_engine', 'rows_of', 'blank', 'new_desk', 'Short', 'apply_level',
+           'run_desk', 'Intake', 'check_rows', 'plain_table', 'fill_table', 'order_table', 'first_price', 'Output',
+           'Engine', 'open_desk', 'sum_up', 'enter_order', 'quotable', 'quotable_lots']
 
-# %% ../../nbs/trading/03_matching.ipynb #c02
+# %% ../../nbs/trading/03_matching.ipynb #c03
 import functools
 import mmap
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ from cryptoexp.trading.quoting import (
 )
 from .venue import QUEUE_BEHIND, Venue, entry_latency, queue_after, response_latency
 
-# %% ../../nbs/trading/03_matching.ipynb #c03
+# %% ../../nbs/trading/03_matching.ipynb #c23
 SENT, RESTING, FILLED, CANCELLED, EXPIRED = range(5)
 STATUS = ('sent', 'resting', 'filled', 'cancelled', 'expired')
 QUOTE, REDUCE, FLATTEN, MANUAL = range(4)
@@ -68,13 +68,13 @@ SAMPLE = np.dtype([(name, 'i8') for name in (
     'time_ns', 'config', 'asset', 'bid_tick', 'ask_tick', 'quote_bid_tick', 'quote_ask_tick', 'position_lots', 'cash_e8')])
 TAKEN = np.dtype([(name, 'i8') for name in ('side', 'tick', 'lots')])
 
-# %% ../../nbs/trading/03_matching.ipynb #c04
+# %% ../../nbs/trading/03_matching.ipynb #c25
 CLOCK = np.dtype([(name, 'i8') for name in (
     'time_ns', 'configs', 'assets', 'exchange_row', 'local_row', 'deciding', 'answer', 'asked', 'external_quoter', 'use_best_quotes',
     'whole',
     'cautious', 'marking', 'recording', 'parity_end', 'depth', 'own_orders', 'next_request_ns', 'next_news_ns', 'next_decision_ns',
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'arrivals', 'overrun', 'band_low', 'band_high',
-    'funding_at', 'at_config', 'end_ns', 'beyond')])
+    'funding_at', 'at_config', 'end_ns', 'beyond', 'short', 'touch_at')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'base', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
@@ -90,7 +90,7 @@ STATE = np.dtype([(name, 'i8') for name in (     # one configuration
     'own_lots', 'market_lots', 'maker_e8', 'taker_e8', 'fees_e8', 'funding_e8', 'fills', 'last_equity_e8')] + [('max_drawdown', 'f8'),
     ('max_exposure', 'f8')])
 
-# %% ../../nbs/trading/03_matching.ipynb #c05
+# %% ../../nbs/trading/03_matching.ipynb #c26
 class Desk(NamedTuple):
     "All arrays of one engine"
     clock: Any      # CLOCK, shape (1,)
@@ -124,8 +124,15 @@ class Desk(NamedTuple):
     latency: np.ndarray    # int64, shape (n, 3): samples of order latency
     cursor: np.ndarray     # int64, shape (configs, 2)
     funding: np.ndarray    # int64, shape (m, 2): time, rate in 1e-8
+    visit: np.ndarray      # uint8: which rows of a prepared tape may matter, bit 0 to everybody, bit 1 to an order of ours; empty: all
+    visit8: np.ndarray     # uint64: the same bytes, eight at a time
+    by_tick: np.ndarray    # int32: rows that change a level, level by level, in order
+    first: np.ndarray      # int32, shape (2, ticks + 1): where the rows of a level begin in `by_tick`
+    place: np.ndarray      # int32, shape (2, ticks): how many of them have happened, as far as anybody asked
+    touches: np.ndarray    # int32, shape (m, 4): best bid and ask after each row of bit 0, and after the last whole message
     path: np.ndarray       # int64, shape (n, 8): what a prepared tape told us, message by message; empty: our book is kept from the rows
 
+# %% ../../nbs/trading/03_matching.ipynb #c27
 class Rows(NamedTuple):
     "Event rows as compiled code reads them, sorted by `time_ns` (exchange or local)"
     time_ns: np.ndarray    # int64
@@ -133,8 +140,9 @@ class Rows(NamedTuple):
     tick: np.ndarray       # int32: of the books' arrays, so several instruments stand side by side
     lots: np.ndarray       # int64
 
-# %% ../../nbs/trading/03_matching.ipynb #c06
+# %% ../../nbs/trading/03_matching.ipynb #c29
 NEVER, MOST_OUTPUT, SPARE, HEARD_MOST = 1 << 62, 1 << 16, 1 << 13, 64
+NO_TOUCH = (1 << 31) - 1   # NO_ASK in 32 bits
 BEST, WORST = 0, 1
 AT_EXCHANGE, AT_HOME = 0, 1
 TIME, BID_TICK, ASK_TICK, BID_LOTS, ASK_LOTS, BOUGHT, SOLD, CODE = range(8)   # columns of a path
@@ -142,6 +150,7 @@ TIME, BID_TICK, ASK_TICK, BID_LOTS, ASK_LOTS, BOUGHT, SOLD, CODE = range(8)   # 
 rare: Any = njit(cache=True, no_cpython_wrapper=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
 inner: Any = njit(cache=True, no_cpython_wrapper=True, _nrt=False, error_model='numpy', forceinline=True)  # type: ignore[call-overload]
 
+# %% ../../nbs/trading/03_matching.ipynb #c31
 @inner
 def _bid_level(bids: np.ndarray, asks: np.ndarray, tick: int, lots: int, best: int, worst: int, best_ask: int, worst_ask: int,
                rescan: bool) -> tuple[int, int, int]:
@@ -178,13 +187,13 @@ def _next_bid(bids: np.ndarray, tick: int, last: int) -> int:
     while tick >= last and bids[tick] == 0: tick -= 1
     return tick if tick >= last else NO_BID
 
-# %% ../../nbs/trading/03_matching.ipynb #c07
 @inner
 def _next_ask(asks: np.ndarray, tick: int, last: int) -> int:
     tick += 1
     while tick <= last and asks[tick] == 0: tick += 1
     return tick if tick <= last else NO_ASK
 
+# %% ../../nbs/trading/03_matching.ipynb #c32
 @rare
 def _set_level(levels: np.ndarray, edges: np.ndarray, asset: int, book: int, bids: bool, tick: int, lots: int, rescan: bool) -> None:
     "A level of one of the books holds another total"
@@ -194,7 +203,7 @@ def _set_level(levels: np.ndarray, edges: np.ndarray, asset: int, book: int, bid
     else: ask, high, bid = _ask_level(levels[0], levels[1], tick, lots, ask, high, bid, low, rescan)
     edge[0, BEST], edge[0, WORST], edge[1, BEST], edge[1, WORST] = bid, low, ask, high
 
-# %% ../../nbs/trading/03_matching.ipynb #c08
+# %% ../../nbs/trading/03_matching.ipynb #c33
 @rare
 def _clear_levels(levels: np.ndarray, edges: np.ndarray, asset: int, book: int, bids: bool, last: int, whole_side: bool) -> None:
     "Delete one side, or its levels from the best up to and including `last`"
@@ -224,13 +233,14 @@ def _apply(levels: np.ndarray, edges: np.ndarray, asset: int, book: int, kind: i
             while edges[asset, book, 1, BEST] < tick: _set_level(levels, edges, asset, book, False, edges[asset, book, 1, BEST], 0, False)
         _set_level(levels, edges, asset, book, (flags & BUY) != 0, tick, lots, False)
 
+# %% ../../nbs/trading/03_matching.ipynb #c37
 @inner
 def _asset_of(sides: np.ndarray, tick: int) -> int:
     asset = 0
     while asset + 1 < sides.size and tick >= sides[asset + 1].bottom: asset += 1
     return asset
 
-# %% ../../nbs/trading/03_matching.ipynb #c09
+# %% ../../nbs/trading/03_matching.ipynb #c38
 @inner
 def _rest(desk: Desk, slot: int) -> None:
     "Hang an order at the end of the queue of ours at its level"
@@ -269,7 +279,7 @@ def _tighten(desk: Desk, asset: int, bids: bool) -> None:
         while side.own_ask <= side.own_ask_high and desk.heads[1, side.own_ask] == 0: side.own_ask += 1
         if side.own_ask > side.own_ask_high: side.own_ask, side.own_ask_high = NO_ASK, NO_BID
 
-# %% ../../nbs/trading/03_matching.ipynb #c10
+# %% ../../nbs/trading/03_matching.ipynb #c40
 @inner
 def _heard_at(desk: Desk, config: int, time_ns: int) -> int:
     "When news of something that happens at the exchange now reaches us: never before earlier news"
@@ -299,7 +309,7 @@ def _learn(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
         state.heard_count += 1
     desk.clock[0].band_low, desk.clock[0].band_high = 1, 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c11
+# %% ../../nbs/trading/03_matching.ipynb #c41
 @inner
 def _tell(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, fee: int) -> None:
     "Send us the news of a fill, or of an end"
@@ -319,7 +329,7 @@ def _tell(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, fee: int) -
     state.news_tail += 1
     desk.clock[0].next_news_ns = min(desk.clock[0].next_news_ns, due)
 
-# %% ../../nbs/trading/03_matching.ipynb #c12
+# %% ../../nbs/trading/03_matching.ipynb #c43
 @rare
 def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool, reason: int) -> None:
     clock, order = desk.clock[0], desk.orders[slot]
@@ -347,7 +357,7 @@ def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool
         clock.fill_count += 1
     _tell(desk, slot, time_ns, tick, lots, fee)
 
-# %% ../../nbs/trading/03_matching.ipynb #c13
+# %% ../../nbs/trading/03_matching.ipynb #c45
 @inner
 def _on_print(desk: Desk, asset: int, time_ns: int, bids: bool, tick: int, lots: int) -> None:
     "A print that reaches our orders of one side (bids: whether they are bids)"
@@ -382,7 +392,7 @@ def _print_parts(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> N
         _fill(desk, slot, time_ns, order.tick, size, True, BY_THROUGH if through else BY_QUEUE)
         budget[config, 1] = left - size
 
-# %% ../../nbs/trading/03_matching.ipynb #c14
+# %% ../../nbs/trading/03_matching.ipynb #c46
 @inner
 def _print_whole(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> None:
     "hftbacktest's rule: the whole order, as soon as the print goes through it or beyond its queue"
@@ -395,7 +405,65 @@ def _print_whole(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> N
         order.traded += quantity
         if np.floor(-order.front / rule.lot_size + 0.5) > 0: _fill(desk, slot, time_ns, order.tick, order.remaining, True, BY_QUEUE)
 
-# %% ../../nbs/trading/03_matching.ipynb #c15
+# %% ../../nbs/trading/03_matching.ipynb #c50
+@rare
+def _search(by_tick: np.ndarray, times_ns: np.ndarray, first: int, low: int, high: int, row: int, time_ns: int) -> int:
+    "How many of the rows first … first + high have happened, at least `low`: up to `row`, or (row < 0) up to `time_ns`"
+    step = 1
+    while low + step <= high and _is_past(by_tick[first + low + step - 1], times_ns, row, time_ns): low, step = low + step, 2 * step
+    high = min(high, low + step)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _is_past(by_tick[first + middle - 1], times_ns, row, time_ns): low = middle
+        else: high = middle - 1
+    return low
+
+@inner
+def _is_past(other: int, times_ns: np.ndarray, row: int, time_ns: int) -> bool:
+    return other <= row if row >= 0 else times_ns[other] <= time_ns
+
+# %% ../../nbs/trading/03_matching.ipynb #c52
+@inner
+def _happened(desk: Desk, rows: Rows, index: int, tick: int, row: int, time_ns: int) -> int:
+    "How many of a level's rows have happened"
+    first = desk.first[index, tick]
+    known, most = desk.place[index, tick], desk.first[index, tick + 1] - first
+    if known < most and _is_past(desk.by_tick[first + known], rows.time_ns, row, time_ns):
+        known = desk.place[index, tick] = _search(desk.by_tick, rows.time_ns, first, known, most, row, time_ns)
+    return known
+
+@inner
+def _level_now(desk: Desk, rows: Rows, index: int, tick: int, row: int, time_ns: int) -> int:
+    "Lots displayed at a level of the exchange"
+    if desk.clock[0].short == 0: return desk.exchange[index, tick]
+    count = _happened(desk, rows, index, tick, row, time_ns)
+    return rows.lots[desk.by_tick[desk.first[index, tick] + count - 1]] if count else 0
+
+@inner
+def _watch(desk: Desk, rows: Rows, index: int, tick: int, row: int, time_ns: int) -> None:
+    "The next row of a level is to be looked at"
+    if desk.clock[0].short: _watch_next(desk, index, tick, _happened(desk, rows, index, tick, row, time_ns))
+
+@inner
+def _watch_next(desk: Desk, index: int, tick: int, count: int) -> None:
+    clock, first = desk.clock[0], desk.first[index, tick]
+    if first + count < desk.first[index, tick + 1]:
+        following = desk.by_tick[first + count]
+        desk.visit[following] |= 2
+        clock.exchange_row = min(clock.exchange_row, following)
+
+@rare
+def _watch_crossed(desk: Desk, rows: Rows, asset: int, bids: bool, row: int, time_ns: int) -> None:
+    "Where our order stands at or through the other side's best, any level between them may bring a fill"
+    side = desk.sides[asset]
+    if desk.clock[0].short == 0 or desk.clock[0].whole != 0: return
+    _tighten(desk, asset, bids)
+    if bids:
+        for tick in range(desk.edges[asset, AT_EXCHANGE, 1, BEST], side.own_bid + 1): _watch(desk, rows, 1, tick, row, time_ns)
+    else:
+        for tick in range(side.own_ask, desk.edges[asset, AT_EXCHANGE, 0, BEST] + 1): _watch(desk, rows, 0, tick, row, time_ns)
+
+# %% ../../nbs/trading/03_matching.ipynb #c53
 @inner
 def _queue_moves(desk: Desk, index: int, tick: int, before: int, lots: int) -> None:
     "The total at a level where orders of ours rest changes"
@@ -414,6 +482,7 @@ def _queue_moves(desk: Desk, index: int, tick: int, before: int, lots: int) -> N
         order.traded = 0.0
         slot = order.next - 1
 
+# %% ../../nbs/trading/03_matching.ipynb #c57
 @rare
 def _taken_from(desk: Desk, config: int, index: int, tick: int) -> int:
     "Lots that a configuration took from a level since that level last changed"
@@ -440,7 +509,6 @@ def _take_from(desk: Desk, config: int, index: int, tick: int, lots: int) -> Non
     desk.sides[0].taken_levels += 1
     desk.marks[index, tick] += 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c16
 @rare
 def _untake(desk: Desk, index: int, tick: int) -> None:
     "A level holds another total than before: what we took from it is forgotten"
@@ -454,10 +522,11 @@ def _untake(desk: Desk, index: int, tick: int) -> None:
                 desk.taken[config, at] = desk.taken[config, state.taken_count]
                 break
 
-# %% ../../nbs/trading/03_matching.ipynb #c17
+# %% ../../nbs/trading/03_matching.ipynb #c59
 @rare
-def _on_offer(desk: Desk, asset: int, time_ns: int, bids: bool, tick: int, lots: int) -> None:
+def _on_offer(desk: Desk, rows: Rows, row: int, asset: int, bids: bool, tick: int, lots: int) -> None:
     "A level of `lots` now stands at `tick` on the side opposite to our orders (bids: ours are bids), at or through them"
+    time_ns = rows.time_ns[row]
     clock, side, index, step = desk.clock[0], desk.sides[asset], (0 if bids else 1), (-1 if bids else 1)
     _tighten(desk, asset, bids)
     level = side.own_bid if bids else side.own_ask
@@ -475,6 +544,7 @@ def _on_offer(desk: Desk, asset: int, time_ns: int, bids: bool, tick: int, lots:
             if order.status == FILLED: _leave(desk, slot)
             slot = following
         level += step
+    _watch_crossed(desk, rows, asset, bids, row, time_ns)
 
 @rare
 def _nobody_there(desk: Desk, asset: int, bids: bool, beyond: int) -> None:
@@ -492,11 +562,11 @@ def _nobody_there(desk: Desk, asset: int, bids: bool, beyond: int) -> None:
             slot = order.next - 1
         level += step
 
-# %% ../../nbs/trading/03_matching.ipynb #c18
+# %% ../../nbs/trading/03_matching.ipynb #c61
 @inner
-def _on_exchange_row(desk: Desk, asset: int, time_ns: int, flags: int, tick: int, lots: int) -> None:
+def _on_exchange_row(desk: Desk, rows: Rows, row: int, asset: int, flags: int, tick: int, lots: int) -> None:
     "A row that may concern our orders"
-    clock, side, kind = desk.clock[0], desk.sides[asset], flags & KIND_MASK
+    clock, side, kind, time_ns = desk.clock[0], desk.sides[asset], flags & KIND_MASK, rows.time_ns[row]
     if kind == TRADE:
         if flags & BUY: _on_print(desk, asset, time_ns, False, tick, lots)
         else: _on_print(desk, asset, time_ns, True, tick, lots)
@@ -514,10 +584,10 @@ def _on_exchange_row(desk: Desk, asset: int, time_ns: int, flags: int, tick: int
         if lots > 0 and side.own_count > 0:
             improved = clock.whole == 0 or (tick > best if bids else tick < best)
             reaches = (tick >= side.own_ask) if bids else (tick <= side.own_bid)
-            if improved and reaches: _on_offer(desk, asset, time_ns, not bids, tick, lots)
+            if improved and reaches: _on_offer(desk, rows, row, asset, not bids, tick, lots)
     if flags & LAST and kind != TRADE: _end_message(desk, asset)
 
-# %% ../../nbs/trading/03_matching.ipynb #c19
+# %% ../../nbs/trading/03_matching.ipynb #c63
 @inner
 def _exchange_row(desk: Desk, rows: Rows, row: int) -> None:
     "Any row, in any of several markets"
@@ -536,7 +606,7 @@ def _exchange_row(desk: Desk, rows: Rows, row: int) -> None:
         desk.clock[0].beyond += 1
         if flags & LAST: _end_message(desk, asset)
         return
-    _on_exchange_row(desk, asset, rows.time_ns[row], flags, tick, lots)
+    _on_exchange_row(desk, rows, row, asset, flags, tick, lots)
 
 @rare
 def _end_message(desk: Desk, asset: int) -> None:
@@ -548,12 +618,13 @@ def _end_message(desk: Desk, asset: int) -> None:
     side.snapshot_bid = side.snapshot_ask = 0
     side.exchange_bid, side.exchange_ask = desk.edges[asset, AT_EXCHANGE, 0, BEST], desk.edges[asset, AT_EXCHANGE, 1, BEST]
 
-# %% ../../nbs/trading/03_matching.ipynb #c20
+# %% ../../nbs/trading/03_matching.ipynb #c65
 @inner
 def _exchange_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     "Take what happens at the exchange up to `limit_ns`; False where the outputs are full before that"
     clock, size = desk.clock[0], rows.time_ns.size
     row, single = clock.exchange_row, clock.assets == 1
+    if clock.short: return _short_run(desk, rows, limit_ns)
     while True:
         if single: row = _plain_rows(desk, rows, row, limit_ns)
         while row < size and rows.flags[row] & LOCAL_ONLY: row += 1
@@ -566,7 +637,70 @@ def _exchange_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     clock.exchange_row = row
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c21
+# %% ../../nbs/trading/03_matching.ipynb #c67
+@inner
+def _short_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
+    "The same on a prepared tape, row by row of those that may matter"
+    clock, size, visit, visit8 = desk.clock[0], rows.time_ns.size, desk.visit, desk.visit8
+    while True:
+        row = clock.exchange_row
+        while row < size and visit[row] == 0:
+            if row & 7 == 0 and row + 8 <= size and visit8[row >> 3] == 0: row += 8
+            else: row += 1
+        clock.exchange_row = row
+        if row == size or rows.time_ns[row] > limit_ns: return True
+        clock.exchange_row = row + 1
+        _short_row(desk, rows, row)
+        if visit[row] & 1:
+            touch, side = desk.touches[clock.touch_at - 1], desk.sides[0]
+            side.exchange_bid, side.exchange_ask = touch[2], touch[3]
+            if touch[3] == NO_TOUCH: side.exchange_ask = NO_ASK
+        if clock.fill_count > MOST_OUTPUT - SPARE or clock.overrun: return False
+
+@rare
+def _watch_again(desk: Desk, rows: Rows, row: int) -> None:
+    "A clear may have been the next row of any level of ours: look for the one after it"
+    for config in range(desk.clock[0].configs):
+        for at in range(desk.state[config].order_count):
+            order = desk.orders[desk.alive[config, at]]
+            if order.status == RESTING: _watch(desk, rows, 0 if order.side > 0 else 1, order.tick, row, 0)
+        for at in range(desk.state[config].taken_count): _watch(desk, rows, desk.taken[config, at].side, desk.taken[config, at].tick,
+            row, 0)
+
+# %% ../../nbs/trading/03_matching.ipynb #c68
+@inner
+def _short_row(desk: Desk, rows: Rows, row: int) -> None:
+    "A row that may matter: a print, a best price that moves, or a change at a level that is watched"
+    clock, side, edges = desk.clock[0], desk.sides[0], desk.edges[0, AT_EXCHANGE]
+    flags, tick, lots = rows.flags[row], int(rows.tick[row]), rows.lots[row]
+    bid, ask = edges[0, BEST], edges[1, BEST]
+    if desk.visit[row] & 1:
+        touch = desk.touches[clock.touch_at]
+        edges[0, BEST], edges[1, BEST] = touch[0], touch[1]
+        if touch[1] == NO_TOUCH: edges[1, BEST] = NO_ASK
+        clock.touch_at += 1
+    if flags & KIND_MASK == TRADE:
+        side.market_lots += lots
+        if (tick >= side.own_ask) if flags & BUY else (tick <= side.own_bid): _on_print(desk, 0, rows.time_ns[row], not flags & BUY,
+            tick, lots)
+        return
+    if flags & KIND_MASK == CLEAR:
+        _watch_again(desk, rows, row)
+        return
+    bids = (flags & BUY) != 0
+    index = 0 if bids else 1
+    if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0:
+        count, first = _happened(desk, rows, index, tick, row, 0), desk.first[index, tick]
+        before = rows.lots[desk.by_tick[first + count - 2]] if count > 1 else 0
+        if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)
+        if desk.heads[index, tick] != 0: _queue_moves(desk, index, tick, before, lots)
+    if lots > 0 and side.own_count > 0:
+        improved = clock.whole == 0 or (tick > bid if bids else tick < ask)
+        if improved and ((tick >= side.own_ask) if bids else (tick <= side.own_bid)): _on_offer(desk, rows, row, 0, not bids, tick, lots)
+    reached = clock.whole == 0 and side.own_count > 0 and ((tick >= side.own_ask) if bids else (tick <= side.own_bid))
+    if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0 or reached: _watch(desk, rows, index, tick, row, 0)
+
+# %% ../../nbs/trading/03_matching.ipynb #c69
 @inner
 def _plain_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     "Rows of a single market up to one that may concern our orders; answers that row"
@@ -602,9 +736,9 @@ def _plain_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     side.market_lots += traded
     return row
 
-# %% ../../nbs/trading/03_matching.ipynb #c22
+# %% ../../nbs/trading/03_matching.ipynb #c71
 @rare
-def _take(desk: Desk, slot: int, time_ns: int) -> None:
+def _take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     "Walk the other side's displayed levels up to the order's limit"
     order, clock = desk.orders[slot], desk.clock[0]
     buys = order.side > 0
@@ -615,15 +749,17 @@ def _take(desk: Desk, slot: int, time_ns: int) -> None:
         return
     last = worst if order.force == MARKET_ORDER else min(order.tick, worst) if buys else max(order.tick, worst)
     while order.remaining > 0 and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
-        if desk.exchange[index, tick] > 0:
-            size = min(order.remaining, desk.exchange[index, tick] - _taken_from(desk, order.config, index, tick))
+        shown = _level_now(desk, rows, index, tick, -1, time_ns)
+        if shown > 0:
+            size = min(order.remaining, shown - _taken_from(desk, order.config, index, tick))
             if size > 0:
                 _take_from(desk, order.config, index, tick, size)
+                _watch(desk, rows, index, tick, -1, time_ns)
                 _fill(desk, slot, time_ns, tick, size, False, BY_TAKING)
         tick += order.side
 
 @rare
-def _could_take(desk: Desk, slot: int) -> int:
+def _could_take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> int:
     "Lots that an order could take at once, up to its limit"
     order = desk.orders[slot]
     index = 1 if order.side > 0 else 0
@@ -631,13 +767,14 @@ def _could_take(desk: Desk, slot: int) -> int:
     last = min(order.tick, worst) if order.side > 0 else max(order.tick, worst)
     lots = 0
     while lots < order.remaining and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
-        if desk.exchange[index, tick] > 0: lots += desk.exchange[index, tick] - _taken_from(desk, order.config, index, tick)
+        shown = _level_now(desk, rows, index, tick, -1, time_ns)
+        if shown > 0: lots += shown - _taken_from(desk, order.config, index, tick)
         tick += order.side
     return lots
 
-# %% ../../nbs/trading/03_matching.ipynb #c23
+# %% ../../nbs/trading/03_matching.ipynb #c72
 @inner
-def _arrive(desk: Desk, slot: int, time_ns: int) -> None:
+def _arrive(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     "An order reaches the exchange"
     clock, order = desk.clock[0], desk.orders[slot]
     rule = desk.rules[order.config * clock.assets + order.asset]
@@ -645,8 +782,8 @@ def _arrive(desk: Desk, slot: int, time_ns: int) -> None:
     order.arrived_ns = time_ns
     crosses = order.force == MARKET_ORDER or (order.tick >= ask if order.side > 0 else order.tick <= bid)
     if crosses and order.force == POST_ONLY: order.status, order.ended_by = EXPIRED, WOULD_TAKE
-    elif crosses and not (clock.whole == 0 and order.force == FILL_OR_KILL and _could_take(desk, slot) < order.remaining):
-        _take(desk, slot, time_ns)
+    elif crosses and not (clock.whole == 0 and order.force == FILL_OR_KILL and _could_take(desk, rows, slot, time_ns) < order.remaining):
+        _take(desk, rows, slot, time_ns)
     if order.status == FILLED: return
     if order.status == SENT:
         if order.force >= IMMEDIATE: order.status, order.ended_by = EXPIRED, UNFILLED
@@ -654,18 +791,20 @@ def _arrive(desk: Desk, slot: int, time_ns: int) -> None:
             clock.arrivals += 1
             order.status, order.place, order.traded = RESTING, clock.arrivals, 0.0
             index = 0 if order.side > 0 else 1
-            order.queue_ahead_lots = desk.exchange[index, order.tick]
+            order.queue_ahead_lots = _level_now(desk, rows, index, order.tick, -1, time_ns)
+            if clock.short: _watch_next(desk, index, order.tick, desk.place[index, order.tick])
             order.front = order.queue_ahead_lots * rule.lot_up / rule.lot_down
             _rest(desk, slot)
+            if crosses: _watch_crossed(desk, rows, order.asset, order.side > 0, -1, time_ns)
     if order.status == EXPIRED:
         order.ended_ns = time_ns
         desk.state[order.config].expired += 1
         _tell(desk, slot, time_ns, 0, 0, 0)
     else: order.confirmed_ns = _heard_at(desk, order.config, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c24
+# %% ../../nbs/trading/03_matching.ipynb #c78
 @inner
-def _on_request(desk: Desk, config: int) -> None:
+def _on_request(desk: Desk, rows: Rows, config: int) -> None:
     "The earliest request of a configuration reaches the exchange"
     state = desk.state[config]
     ring = desk.requests.shape[1]
@@ -674,7 +813,7 @@ def _on_request(desk: Desk, config: int) -> None:
     following = desk.requests[config, state.request_head & (ring - 1)].due_ns
     state.next_request_ns = following if state.request_head < state.request_tail else NEVER
     order = desk.orders[request.slot]
-    if request.action == NEW: _arrive(desk, request.slot, request.due_ns)
+    if request.action == NEW: _arrive(desk, rows, request.slot, request.due_ns)
     elif order.order_id != request.order_id or order.status != RESTING:
         state.late_cancels += 1
         refused = _heard_at(desk, config, request.due_ns)
@@ -683,10 +822,10 @@ def _on_request(desk: Desk, config: int) -> None:
         _leave(desk, request.slot)
         order.status, order.ended_ns = CANCELLED, request.due_ns
         _tell(desk, request.slot, request.due_ns, 0, 0, 0)
-    else: _replaced(desk, request.slot, request.due_ns, request.tick, request.lots)
+    else: _replaced(desk, rows, request.slot, request.due_ns, request.tick, request.lots)
 
 @rare
-def _replaced(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> None:
+def _replaced(desk: Desk, rows: Rows, slot: int, time_ns: int, tick: int, lots: int) -> None:
     "An order gets another price or quantity; only a smaller quantity at the same price keeps the place in the queue"
     order = desk.orders[slot]
     if tick == order.tick and lots <= order.remaining:
@@ -699,9 +838,9 @@ def _replaced(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> None
         order.lots += lots - order.remaining
         order.known_remaining += lots - order.remaining
         order.remaining, order.tick, order.status = lots, tick, SENT
-        _arrive(desk, slot, time_ns)
+        _arrive(desk, rows, slot, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c25
+# %% ../../nbs/trading/03_matching.ipynb #c83
 @rare
 def _finish(desk: Desk, config: int, slot: int) -> None:
     "We know that an order has ended: it leaves the desk for the log"
@@ -728,7 +867,7 @@ def _on_news(desk: Desk, config: int) -> None:
     if news.ends: _finish(desk, config, news.slot)
     if news.lots > 0: _weigh(desk, config)
 
-# %% ../../nbs/trading/03_matching.ipynb #c26
+# %% ../../nbs/trading/03_matching.ipynb #c85
 @inner
 def _request(desk: Desk, config: int, slot: int, action: int, tick: int, lots: int, time_ns: int) -> None:
     clock, state, rule = desk.clock[0], desk.state[config], desk.rules[config * desk.clock[0].assets]
@@ -768,7 +907,7 @@ def _turned_away(desk: Desk, config: int, slot: int, action: int, heard_ns: int)
         desk.clock[0].next_news_ns = min(desk.clock[0].next_news_ns, news.due_ns)
     else: order.retry_ns = order.confirmed_ns = state.last_heard_ns
 
-# %% ../../nbs/trading/03_matching.ipynb #c27
+# %% ../../nbs/trading/03_matching.ipynb #c86
 @inner
 def _new_order(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> int:
     "A fresh order in a free slot; answers the slot"
@@ -810,7 +949,7 @@ def _retry(desk: Desk, config: int, time_ns: int) -> None:
 def _cancel_all(desk: Desk, config: int, time_ns: int) -> None:
     for at in range(desk.state[config].order_count): _cancel(desk, config, desk.alive[config, at], time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c28
+# %% ../../nbs/trading/03_matching.ipynb #c90
 @rare
 def _working(desk: Desk, config: int, asset: int, side: int) -> tuple[int, int]:
     "Lots of one side that may still fill, as far as we know, and the cash they hold back (1e-8 quote)"
@@ -853,7 +992,7 @@ def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: in
     if rules[0].unlimited != 0: return min(lots, rules[0].max_lots)
     return _within_limits(desk, config, asset, side, tick, lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c29
+# %% ../../nbs/trading/03_matching.ipynb #c91
 @rare
 def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int) -> int:
     "The same for an order that the limits are to be asked about"
@@ -870,7 +1009,7 @@ def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lo
     desk.refusals[config, none if passed < lots else TOO_SMALL] += 1
     return 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c30
+# %% ../../nbs/trading/03_matching.ipynb #c95
 @inner
 def _send(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> None:
     slot = _new_order(desk, config, asset, side, tick, lots, purpose, force, time_ns)
@@ -885,6 +1024,9 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
         most = _most(desk, config, asset)
         if position >= most: desk.wishes[asset, BID, :, LOTS] = 0
         if rule.margin and -position >= most: desk.wishes[asset, ASK, :, LOTS] = 0
+    if desk.matched.size == 1 and rule.tolerance == 0.0 and rule.replace == 0:
+        _apply_single_wishes(desk, config, asset, time_ns)
+        return
     for index in range(2):
         side = 1 if index == BID else -1
         _match_wishes(desk, config, asset, index, rule.tolerance)
@@ -902,13 +1044,35 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
             passed = _allowed(desk, config, asset, side, tick, lots)
             if passed > 0: _send(desk, config, asset, side, tick + base, passed, QUOTE, desk.wishes[asset, index, level, FORCE], time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c31
+# %% ../../nbs/trading/03_matching.ipynb #c96
+@inner
+def _apply_single_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
+    "The same for one wish a side and no tolerance: the oldest quote at the wished price stays, the others go"
+    state, base, wishes = desk.state[config], desk.sides[asset].base, desk.wishes[asset]
+    waits = desk.rules[config * desk.clock[0].assets + asset].await_confirmation
+    for index in range(2):
+        side, tick, lots, kept = (1 if index == BID else -1), wishes[index, 0, TICK] + base, wishes[index, 0, LOTS], -1
+        for at in range(state.order_count):
+            slot = desk.alive[config, at]
+            order = desk.orders[slot]
+            if order.side != side or order.asset != asset or order.purpose != QUOTE or order.cancel_sent: continue
+            if lots > 0 and order.known_tick == tick and (kept < 0 or order.order_id < desk.orders[kept].order_id): kept = slot
+        for at in range(state.order_count):
+            slot = desk.alive[config, at]
+            order = desk.orders[slot]
+            if slot == kept or order.side != side or order.asset != asset or order.purpose != QUOTE or order.cancel_sent: continue
+            if waits and order.confirmed_ns > time_ns: state.waited += 1
+            else: _cancel(desk, config, slot, time_ns)
+        if lots > 0 and kept < 0:
+            passed = _allowed(desk, config, asset, side, tick - base, lots)
+            if passed > 0: _send(desk, config, asset, side, tick, passed, QUOTE, wishes[index, 0, FORCE], time_ns)
+
 @inner
 def _match_wishes(desk: Desk, config: int, asset: int, index: int, tolerance: float) -> None:
     "Decide which of our quotes stay: pairs of order and wish, the nearest first; an unchanged quote is nearest of all"
     state, side, base = desk.state[config], (1 if index == BID else -1), desk.sides[asset].base
     slack = int(tolerance * 0.5 * (desk.sides[asset].local_bid + desk.sides[asset].local_ask - 2 * base)) if tolerance > 0.0 else 0
-    desk.matched[:] = 0
+    for level in range(desk.matched.size): desk.matched[level] = 0
     for at in range(state.order_count): desk.orders[desk.alive[config, at]].kept = 0
     while True:
         nearest, best_slot, best_level = slack + 1, -1, -1
@@ -924,7 +1088,7 @@ def _match_wishes(desk: Desk, config: int, asset: int, index: int, tolerance: fl
         if best_slot < 0: return
         desk.orders[best_slot].kept, desk.matched[best_level] = 1, 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c32
+# %% ../../nbs/trading/03_matching.ipynb #c97
 @rare
 def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: int) -> None:
     "Orders that no wish keeps become wishes that no order covers, oldest first; those left over are cancelled"
@@ -953,7 +1117,7 @@ def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: in
                 order.known_tick, order.confirmed_ns = tick + base, NEVER
                 _request(desk, config, oldest, REPLACE, tick + base, lots, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c33
+# %% ../../nbs/trading/03_matching.ipynb #c101
 @inner
 def _usable(side: Any) -> bool:
     "Whether a book may be quoted on: whole, two-sided, uncrossed"
@@ -992,7 +1156,7 @@ def _weigh(desk: Desk, config: int) -> bool:
     _cancel_all(desk, config, clock.time_ns)
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c34
+# %% ../../nbs/trading/03_matching.ipynb #c102
 @rare
 def _weigh_all(desk: Desk, middle: int) -> None:
     "Weigh every account, unless prices as high and as low have been seen since a position or a peak last changed"
@@ -1006,7 +1170,7 @@ def _weigh_all(desk: Desk, middle: int) -> None:
     if clock.band_low > clock.band_high or later != peaks: clock.band_low = clock.band_high = middle
     else: clock.band_low, clock.band_high = min(clock.band_low, middle), max(clock.band_high, middle)
 
-# %% ../../nbs/trading/03_matching.ipynb #c35
+# %% ../../nbs/trading/03_matching.ipynb #c107
 @rare
 def _obey(desk: Desk, asset: int, code: int) -> None:
     "Do what a control row says"
@@ -1046,7 +1210,7 @@ def _local_row(desk: Desk, rows: Rows, row: int) -> None:
             clock.time_ns = rows.time_ns[row]
             _weigh_all(desk, side.local_bid + side.local_ask)
 
-# %% ../../nbs/trading/03_matching.ipynb #c36
+# %% ../../nbs/trading/03_matching.ipynb #c108
 @inner
 def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
     "Take the rows that reach us up to `limit_ns`"
@@ -1060,6 +1224,7 @@ def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
         row += 1
     clock.local_row = row
 
+# %% ../../nbs/trading/03_matching.ipynb #c110
 @inner
 def _path_run(desk: Desk, limit_ns: int) -> None:
     "The same from the path of a prepared tape, where only our touch is of interest"
@@ -1075,7 +1240,7 @@ def _path_run(desk: Desk, limit_ns: int) -> None:
     side.local_bid, side.local_ask = path[at - 1, BID_TICK], path[at - 1, ASK_TICK]
     side.bought_lots, side.sold_lots, clock.local_row = path[at - 1, BOUGHT], path[at - 1, SOLD], at
 
-# %% ../../nbs/trading/03_matching.ipynb #c37
+# %% ../../nbs/trading/03_matching.ipynb #c111
 @rare
 def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     "Rows of a single market up to one that is more than a level or a print; answers that row"
@@ -1114,7 +1279,7 @@ def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     side.sold_lots += sold
     return row
 
-# %% ../../nbs/trading/03_matching.ipynb #c38
+# %% ../../nbs/trading/03_matching.ipynb #c113
 @rare
 def _band_tick(desk: Desk, asset: int, side: int, band: float) -> int:
     "The price up to which an order in a hurry may reach (side: that of the order)"
@@ -1152,7 +1317,7 @@ def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
                     return True
     return state.halted != 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c39
+# %% ../../nbs/trading/03_matching.ipynb #c115
 @inner
 def _look(desk: Desk, config: int, time_ns: int) -> bool:
     "Fill in the view; False where the model is not to be asked"
@@ -1187,10 +1352,14 @@ def _look(desk: Desk, config: int, time_ns: int) -> bool:
         view.filled_buy_lots, view.filled_sell_lots = account.filled_buy_lots, account.filled_sell_lots
     if clock.depth: _show_depth(desk)
     if clock.own_orders: _show_orders(desk, config, time_ns)
-    desk.wishes[:] = 0
+    for asset in range(clock.assets):
+        for index in range(2):
+            for level in range(desk.matched.size):
+                desk.wishes[asset, index, level, TICK] = desk.wishes[asset, index, level, LOTS] = desk.wishes[asset, index, level,
+                    FORCE] = 0
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c40
+# %% ../../nbs/trading/03_matching.ipynb #c116
 @rare
 def _show_depth(desk: Desk) -> None:
     "The best levels of our books"
@@ -1214,7 +1383,7 @@ def _show_orders(desk: Desk, config: int, time_ns: int) -> None:
         row.tick, row.placed_ns, row.cancelling = order.known_tick - desk.sides[order.asset].base, order.placed_ns, order.cancel_sent
         row.confirmed = order.confirmed_ns <= time_ns
 
-# %% ../../nbs/trading/03_matching.ipynb #c41
+# %% ../../nbs/trading/03_matching.ipynb #c119
 @inner
 def _conclude(desk: Desk, config: int, code: int, time_ns: int) -> None:
     "The model has answered: its wishes become orders"
@@ -1237,6 +1406,7 @@ def _note_touch(desk: Desk, config: int) -> None:
         account.last_bid, account.last_ask = side.exchange_bid - side.base, side.exchange_ask - side.base
         if account.first_ask == 0: account.first_bid, account.first_ask = account.last_bid, account.last_ask
 
+# %% ../../nbs/trading/03_matching.ipynb #c121
 @rare
 def _sample(desk: Desk, config: int, time_ns: int) -> None:
     "Leave the touch of the exchange, our best quotes, position and cash for the figures"
@@ -1257,7 +1427,7 @@ def _sample(desk: Desk, config: int, time_ns: int) -> None:
             else: row.quote_ask_tick = tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, tick)
         clock.sample_count += 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c42
+# %% ../../nbs/trading/03_matching.ipynb #c123
 DRY, FULL, QUESTION, OVERRUN = range(4)
 
 @rare
@@ -1293,7 +1463,7 @@ def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -
     elif clock.local_row < local_rows.time_ns.size: due = min(due, local_rows.time_ns[clock.local_row])
     return min(horizon, max(due, clock.time_ns + clock.least_entry_ns))
 
-# %% ../../nbs/trading/03_matching.ipynb #c43
+# %% ../../nbs/trading/03_matching.ipynb #c125
 @inner
 def _hear(desk: Desk, local_rows: Rows, until_ns: int) -> None:
     "What reaches us up to a moment: rows and news, in order; at the same nanosecond rows first"
@@ -1310,16 +1480,16 @@ def _hear(desk: Desk, local_rows: Rows, until_ns: int) -> None:
             clock.next_news_ns = min(clock.next_news_ns, state.next_news_ns)
 
 @inner
-def _serve_requests(desk: Desk, until_ns: int) -> None:
+def _serve_requests(desk: Desk, rows: Rows, until_ns: int) -> None:
     "Requests that reach the exchange up to a moment"
     clock = desk.clock[0]
     clock.next_request_ns = NEVER
     for config in range(clock.configs):
         state = desk.state[config]
-        while state.next_request_ns <= until_ns: _on_request(desk, config)
+        while state.next_request_ns <= until_ns: _on_request(desk, rows, config)
         clock.next_request_ns = min(clock.next_request_ns, state.next_request_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c44
+# %% ../../nbs/trading/03_matching.ipynb #c127
 @inner
 def _view_of(desk: Desk, config: int) -> View:
     "The view as the model of one configuration gets it"
@@ -1349,7 +1519,7 @@ def _turn(desk: Desk, config: int, quoter: Quoter) -> bool:
     state.next_decision_ns += rule.interval_ns
     return False
 
-# %% ../../nbs/trading/03_matching.ipynb #c45
+# %% ../../nbs/trading/03_matching.ipynb #c128
 def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
     clock = desk.clock[0]
     while True:
@@ -1357,7 +1527,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             if max(clock.fill_count, clock.finished_count, clock.sample_count) > MOST_OUTPUT - SPARE: return FULL
             horizon = _horizon(desk, exchange_rows, local_rows, until_ns)
             if not _exchange_run(desk, exchange_rows, horizon): return OVERRUN if clock.overrun else FULL
-            if clock.next_request_ns <= horizon: _serve_requests(desk, horizon)
+            if clock.next_request_ns <= horizon: _serve_requests(desk, exchange_rows, horizon)
             if clock.funding_at < desk.funding.shape[0]: _settle_fundings(desk, horizon)
             _hear(desk, local_rows, horizon)
             clock.time_ns = max(clock.time_ns, horizon)
@@ -1372,7 +1542,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
         clock.deciding, clock.next_decision_ns = 0, NEVER
         for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c46
+# %% ../../nbs/trading/03_matching.ipynb #c130
 @functools.cache
 def transition() -> Any:
     "The compiled transition function; the types of desks and rows are always the same"
@@ -1395,7 +1565,7 @@ def rows_of(times_ns: np.ndarray, events: Events, base: int = 0) -> Rows:
     return Rows(np.ascontiguousarray(times_ns), np.ascontiguousarray(events.flags), (events.tick + base).astype(np.int32),
                 np.ascontiguousarray(events.lots))
 
-# %% ../../nbs/trading/03_matching.ipynb #c47
+# %% ../../nbs/trading/03_matching.ipynb #c132
 def blank(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     "Zeros in pages that cost nothing before they are touched: NumPy asks for huge ones, and a book touches few places of many"
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -1416,7 +1586,7 @@ def _set_out(clock: Any, sides: Any, state: Any, rules: Any, capacity: Sequence[
     for name in ('exchange', 'local'): sides[f'{name}_bid'], sides[f'{name}_ask'] = NO_BID, NO_ASK
     state.next_order_id, state.start_e8, state.next_request_ns, state.next_news_ns = 1, -1, NEVER, NEVER
 
-# %% ../../nbs/trading/03_matching.ipynb #c48
+# %% ../../nbs/trading/03_matching.ipynb #c133
 def new_desk(
     rules: Any,                               # RULES, shape (configs * assets,)
     capacity: Sequence[tuple[int, int]],      # the lowest tick of each instrument's books, and the first beyond them
@@ -1425,6 +1595,7 @@ def new_desk(
     cash_e8: np.ndarray | int = 0,            # of each configuration
     position_lots: np.ndarray | int = 0,      # shape (configs, assets)
     latency: np.ndarray | None = None, funding: np.ndarray | None = None, path: np.ndarray | None = None,   # see Desk
+    short: 'Short | None' = None,             # what a prepared tape knows of its rows
     slots: int = 512, ring: int = 1 << 14, taken: int = 4096,   # room of each configuration: orders, messages, levels taken from
     depth: int = 0, own_orders: bool = False,  # what the model is to be shown besides the market
 ) -> Desk:
@@ -1438,18 +1609,35 @@ def new_desk(
         ('news', NEWS, (configs, ring)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
         ('samples', SAMPLE, (MOST_OUTPUT,)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)))}
     clock, state, accounts = (records[name] for name in ('clock', 'state', 'accounts'))
-    clock.configs, clock.assets, clock.depth, clock.own_orders = configs, assets, depth, own_orders
+    clock.configs, clock.assets, clock.depth, clock.own_orders, clock.short = configs, assets, depth, own_orders, short is not None
     _set_out(clock, records['sides'], state, rules, capacity, latency)
     state.cash_e8 = state.known_cash_e8 = cash_e8
     accounts.position_lots = accounts.known_position_lots = np.broadcast_to(position_lots, (configs, assets)).ravel()
     numbers = {name: blank(shape, dtype) for name, dtype, shape in (
-        ('exchange', 'i8', (2, ticks)), ('local', 'i8', (2, ticks)), ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks)),
+        ('exchange', 'i8', (2, 1 if short else ticks)), ('local', 'i8', (2, ticks)), ('place', 'i4', (2, ticks
+            if short else 1)), ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks)),
         ('scratch', 'f8', (configs, SCRATCH)), ('wishes', 'i8', (assets, 2, levels, 3)), ('matched', 'i8', (levels,)),
         ('budget', 'i8', (configs, 2)), ('refusals', 'i8', (configs, len(REFUSALS))), ('bound', 'i8', (configs, len(BOUND))),
         ('cursor', 'i8', (configs, 2)))}
     return Desk(**records, **numbers, rules=rules, seen=new_view(assets, depth), **_given(parameters, latency, funding, path),
+        **_visited(short),
                 edges=np.broadcast_to(np.array([[NO_BID, NO_ASK], [NO_ASK, NO_BID]]), (assets, 2, 2, 2)).copy(),
                 alive=np.arange(configs * slots).reshape(configs, slots))
+
+class Short(NamedTuple):
+    "Which rows of a prepared tape may matter, and where the rows of each level are; see Desk"
+    visit: np.ndarray
+    by_tick: np.ndarray
+    first: np.ndarray
+    touches: np.ndarray
+
+# %% ../../nbs/trading/03_matching.ipynb #c134
+def _visited(short: Short | None) -> dict[str, np.ndarray]:
+    "The arrays of a desk for it; the marks are copied, since a run adds its own"
+    if short is None: short = Short(np.zeros(0, np.uint8), np.zeros(0, np.int32), np.zeros((2, 1), np.int32), np.zeros((0, 4), np.int32))
+    visit = np.zeros(-(-len(short.visit) // 8) * 8, np.uint8)
+    visit[:len(short.visit)] = short.visit
+    return dict(visit=visit, visit8=visit.view(np.uint64), by_tick=short.by_tick, first=short.first, touches=short.touches)
 
 def _given(
     parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None, path: np.ndarray | None,
@@ -1459,12 +1647,13 @@ def _given(
                 funding=np.zeros((0, 2), np.int64) if funding is None else funding,
                 path=np.zeros((0, 8), np.int64) if path is None else path)
 
-# %% ../../nbs/trading/03_matching.ipynb #c49
+# %% ../../nbs/trading/03_matching.ipynb #c136
 @njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 def apply_level(levels: np.ndarray, edges: np.ndarray, kind: int, flags: int, tick: int, lots: int, base: int, rescan: bool) -> None:
     "What a row does to the only book of `levels` and `edges` (shape (1, 1, 2, 2)), by the engine's rules"
     _apply(levels, edges, 0, 0, kind, flags, tick, lots, base, rescan)
 
+# %% ../../nbs/trading/03_matching.ipynb #c138
 def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
              parts: dict[str, list[np.ndarray]]) -> None:
     "Drive the transition function until nothing is due; outputs are moved into `parts`"
@@ -1493,7 +1682,7 @@ def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
         if size: parts[name].append(np.array(getattr(desk, name)[:size]))
         desk.clock[0][count] = 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c50
+# %% ../../nbs/trading/03_matching.ipynb #c141
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
     def __init__(self, hold_ns: int, use_best_quotes: bool = True):
@@ -1534,7 +1723,7 @@ class Intake:
             setattr(self, name, pending[cut:])
         return parts[0], parts[1]
 
-# %% ../../nbs/trading/03_matching.ipynb #c51
+# %% ../../nbs/trading/03_matching.ipynb #c144
 def check_rows(events: Events, first: int = 0) -> None:
     "ValueError for rows that no engine can read; `first` is the number of the first one, for the message"
     kind = events.kind
@@ -1552,7 +1741,7 @@ def check_rows(events: Events, first: int = 0) -> None:
             raise ValueError(f'row {first + row} (local time {int(events.local_ns[row])} ns, flags {int(events.flags[row]):#04x}, tick '
                              f'{int(events.tick[row])}, lots {int(events.lots[row])}) {text}; see market/events for what a row may be')
 
-# %% ../../nbs/trading/03_matching.ipynb #c52
+# %% ../../nbs/trading/03_matching.ipynb #c147
 def plain_table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
     "Records written piece by piece as one table, codes as they are"
     return pd.DataFrame(np.concatenate([np.zeros(0, dtype), *parts]))
@@ -1580,7 +1769,7 @@ def first_price(events: Events) -> int | None:
     ends = np.flatnonzero(events.flags[first:] >= LAST)
     return int(np.median(events.tick[first:first + ends[0] + 1][priced[first:first + ends[0] + 1]])) if ends.size else None
 
-# %% ../../nbs/trading/03_matching.ipynb #c53
+# %% ../../nbs/trading/03_matching.ipynb #c148
 class Output:
     "What an engine has written so far, as tables"
     def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
@@ -1594,7 +1783,7 @@ class Output:
     @property
     def samples(self) -> pd.DataFrame: return plain_table(self._parts['samples'], SAMPLE).drop(columns=['config', 'asset'])
 
-# %% ../../nbs/trading/03_matching.ipynb #c54
+# %% ../../nbs/trading/03_matching.ipynb #c150
 class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
@@ -1638,7 +1827,7 @@ class Engine(Output):
         run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
         sum_up(self.desk)
 
-# %% ../../nbs/trading/03_matching.ipynb #c55
+# %% ../../nbs/trading/03_matching.ipynb #c151
 def open_desk(engine: Engine, price: int) -> Desk:
     "A desk for an engine that has just learned the price (ticks), with its first decision set"
     (levels, parameters), venue, rules = engine._setting, engine.venue, engine._rules
@@ -1657,13 +1846,13 @@ def sum_up(desk: Desk) -> None:
     for name in ('position_lots', 'known_position_lots'): state[name] = int(desk.accounts[0][name])
     state.own_lots, state.market_lots = int(desk.accounts[0].own_lots), int(desk.sides[0].market_lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c56
+# %% ../../nbs/trading/03_matching.ipynb #c155
 _enter_wrapper: Any = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 
 @_enter_wrapper
-def _enter(desk: Desk, side: int, tick: int, lots: int) -> int:
+def _enter(desk: Desk, rows: Rows, side: int, tick: int, lots: int) -> int:
     slot = _new_order(desk, 0, 0, side, tick, lots, MANUAL, GOOD_TILL_CANCELLED, desk.clock[0].time_ns)
-    _arrive(desk, slot, desk.clock[0].time_ns)
+    _arrive(desk, rows, slot, desk.clock[0].time_ns)
     _weigh(desk, 0)
     return slot
 
@@ -1690,14 +1879,14 @@ def enter_order(
         why = [name for name, more in zip(REFUSALS, desk.refusals[0] - before) if more]
         return nothing, why[0] if why else REFUSALS[NO_ROOM if side > 0 else NO_COINS]
     started = int(desk.clock[0].fill_count)
-    slot = _enter(desk, side, tick, lots)
+    slot = _enter(desk, rows_of(np.zeros(0, np.int64), from_rows([])), side, tick, lots)
     sum_up(desk)
     done = desk.fills[started:int(desk.clock[0].fill_count)]
     order = {name: int(desk.orders[slot][name]) for name in ORDER_FIELDS}
     cost = sum(abs(worth_e8(int(fill.tick), int(fill.lots), rule)) for fill in done)
     return {**order, 'cost_e8': int(cost), 'fee_e8': int(done['fee_e8'].sum())}, ''
 
-# %% ../../nbs/trading/03_matching.ipynb #c57
+# %% ../../nbs/trading/03_matching.ipynb #c159
 def quotable(engine: Engine) -> bool:
     "Whether our book is whole, two-sided and uncrossed at this moment"
     if engine.desk is None: return False

@@ -294,6 +294,9 @@ def prepare(
             ahead = int(events.exchange_ns[row] - events.local_ns[row])
             raise ValueError(f'{instrument.symbol}, row {row}: it reached us {ahead / 1e6:.3f} ms before '
                              'it happened; fit the clock of the tape first')
+        if (back := np.diff(events.local_ns) < 0).any():
+            raise ValueError(f'{instrument.symbol}, row {int(np.argmax(back)) + 1}: it reached us before the row above it; '
+                             'sort by local_ns (stable)')
         price = first_price(events)
         if price is None: raise ValueError(f'{instrument.symbol}: no price in {len(events):,} rows, so there is nothing to trade on')
         capacity.append((0, room_for(price)))

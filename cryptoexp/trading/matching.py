@@ -76,7 +76,7 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'arrivals', 'overrun', 'band_low', 'band_high',
     'funding_at', 'at_config', 'end_ns', 'beyond', 'short', 'touch_at')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
-    'base', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
+    'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
     'bought_lots', 'sold_lots', 'market_lots', 'own_bid', 'own_bid_low', 'own_ask', 'own_ask_high', 'own_count', 'taken_levels')])
 ACCOUNT = np.dtype([(name, 'i8') for name in (   # one configuration in one market
@@ -297,7 +297,7 @@ def _learn(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
     order = desk.orders[slot]
     at = order.config * desk.clock[0].assets + order.asset
     state, account, rule = desk.state[order.config], desk.accounts[at], desk.rules[at]
-    state.known_cash_e8 -= order.side * worth_e8(tick - desk.sides[order.asset].base, lots, rule) + fee
+    state.known_cash_e8 -= order.side * worth_e8(tick - desk.sides[order.asset].shift, lots, rule) + fee
     account.known_position_lots += order.side * lots
     order.known_remaining -= lots
     if order.side > 0: account.filled_buy_lots += lots
@@ -305,7 +305,7 @@ def _learn(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
     if state.heard_count < HEARD_MOST:
         row = desk.heard[order.config, state.heard_count]
         row.asset, row.side, row.order_id, row.lots = order.asset, order.side, order.order_id, lots
-        row.tick = tick - desk.sides[order.asset].base
+        row.tick = tick - desk.sides[order.asset].shift
         state.heard_count += 1
     desk.clock[0].band_low, desk.clock[0].band_high = 1, 0
 
@@ -335,7 +335,7 @@ def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool
     clock, order = desk.clock[0], desk.orders[slot]
     at = order.config * clock.assets + order.asset
     side, state, account, rule = desk.sides[order.asset], desk.state[order.config], desk.accounts[at], desk.rules[at]
-    worth = worth_e8(tick - side.base, lots, rule)
+    worth = worth_e8(tick - side.shift, lots, rule)
     fee = fee_e8(abs(worth), rule.maker_fee_e8 if maker else rule.taker_fee_e8)
     state.cash_e8 -= order.side * worth + fee
     state.fees_e8 += fee
@@ -351,9 +351,9 @@ def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool
     elif clock.recording != 0:
         row = desk.fills[clock.fill_count]
         row.time_ns, row.config, row.asset, row.order_id, row.side = time_ns, order.config, order.asset, order.order_id, order.side
-        row.tick, row.lots, row.maker, row.fee_e8, row.reason = tick - side.base, lots, maker, fee, reason
-        row.bid_tick = side.exchange_bid - side.base if side.exchange_bid != NO_BID else NO_BID
-        row.ask_tick = side.exchange_ask - side.base if side.exchange_ask != NO_ASK else NO_ASK
+        row.tick, row.lots, row.maker, row.fee_e8, row.reason = tick - side.shift, lots, maker, fee, reason
+        row.bid_tick = side.exchange_bid - side.shift if side.exchange_bid != NO_BID else NO_BID
+        row.ask_tick = side.exchange_ask - side.shift if side.exchange_ask != NO_ASK else NO_ASK
         clock.fill_count += 1
     _tell(desk, slot, time_ns, tick, lots, fee)
 
@@ -570,13 +570,13 @@ def _on_exchange_row(desk: Desk, rows: Rows, row: int, asset: int, flags: int, t
     if kind == TRADE:
         if flags & BUY: _on_print(desk, asset, time_ns, False, tick, lots)
         else: _on_print(desk, asset, time_ns, True, tick, lots)
-    elif kind == CLEAR: _apply(desk.exchange, desk.edges, asset, AT_EXCHANGE, kind, flags, tick, lots, side.base, False)
+    elif kind == CLEAR: _apply(desk.exchange, desk.edges, asset, AT_EXCHANGE, kind, flags, tick, lots, side.shift, False)
     else:
         bids = (flags & BUY) != 0
         index = 0 if bids else 1
         before, best = desk.exchange[index, tick], desk.edges[asset, AT_EXCHANGE, index, BEST]
         if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)
-        _apply(desk.exchange, desk.edges, asset, AT_EXCHANGE, kind, flags, tick, lots, side.base, clock.whole != 0)
+        _apply(desk.exchange, desk.edges, asset, AT_EXCHANGE, kind, flags, tick, lots, side.shift, clock.whole != 0)
         if desk.heads[index, tick] != 0: _queue_moves(desk, index, tick, before, lots)
         if kind == BEST_QUOTE: _nobody_there(desk, asset, bids, tick)
         if kind == SNAPSHOT and bids: side.snapshot_bid = 1
@@ -848,7 +848,7 @@ def _finish(desk: Desk, config: int, slot: int) -> None:
     if clock.finished_count >= MOST_OUTPUT: clock.overrun = 4
     elif clock.recording != 0:
         desk.finished[clock.finished_count] = desk.orders[slot]
-        desk.finished[clock.finished_count].tick -= desk.sides[desk.orders[slot].asset].base
+        desk.finished[clock.finished_count].tick -= desk.sides[desk.orders[slot].asset].shift
         clock.finished_count += 1
     for at in range(state.order_count):
         if desk.alive[config, at] == slot:
@@ -905,7 +905,9 @@ def _turned_away(desk: Desk, config: int, slot: int, action: int, heard_ns: int)
         if state.news_tail == state.news_head: state.next_news_ns = news.due_ns
         state.news_tail += 1
         desk.clock[0].next_news_ns = min(desk.clock[0].next_news_ns, news.due_ns)
-    else: order.retry_ns = order.confirmed_ns = state.last_heard_ns
+    else:
+        order.retry_ns = order.confirmed_ns = state.last_heard_ns
+        if desk.clock[0].whole == 0: order.known_tick = order.tick   # hftbacktest goes on believing the wished price
 
 # %% ../../nbs/trading/03_matching.ipynb #c86
 @inner
@@ -960,7 +962,7 @@ def _working(desk: Desk, config: int, asset: int, side: int) -> tuple[int, int]:
         if order.side != side or order.asset != asset: continue
         lots += order.known_remaining
         if side > 0 and rules[0].margin == 0:
-            reserved += reserve_e8(order.known_tick - desk.sides[asset].base, order.known_remaining, rules)
+            reserved += reserve_e8(order.known_tick - desk.sides[asset].shift, order.known_remaining, rules)
     return lots, reserved
 
 @rare
@@ -975,7 +977,7 @@ def _reserved_elsewhere(desk: Desk, config: int, asset: int) -> int:
 def _most(desk: Desk, config: int, asset: int) -> int:
     "The largest position that the exposure cap allows in one market, lots"
     side, at = desk.sides[asset], config * desk.clock[0].assets + asset
-    return most_lots(_equity(desk, config), side.local_bid - side.base, side.local_ask - side.base, desk.rules[at:at + 1])
+    return most_lots(_equity(desk, config), side.local_bid - side.shift, side.local_ask - side.shift, desk.rules[at:at + 1])
 
 @inner
 def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int) -> int:
@@ -986,7 +988,7 @@ def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: in
         desk.refusals[config, TOO_MANY] += 1
         return 0
     side_of = desk.sides[asset]
-    if tick < rules[0].min_tick or tick > rules[0].max_tick or not side_of.bottom <= tick + side_of.base < side_of.top:
+    if tick < rules[0].min_tick or tick > rules[0].max_tick or not side_of.bottom <= tick + side_of.shift < side_of.top:
         desk.refusals[config, OUT_OF_RANGE] += 1
         return 0
     if rules[0].unlimited != 0: return min(lots, rules[0].max_lots)
@@ -1019,7 +1021,7 @@ def _send(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, 
 def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     "From wishes to the fewest actions, in one market"
     state, at = desk.state[config], config * desk.clock[0].assets + asset
-    rule, base, position = desk.rules[at], desk.sides[asset].base, desk.accounts[at].known_position_lots
+    rule, base, position = desk.rules[at], desk.sides[asset].shift, desk.accounts[at].known_position_lots
     if rule.unlimited == 0:
         most = _most(desk, config, asset)
         if position >= most: desk.wishes[asset, BID, :, LOTS] = 0
@@ -1048,7 +1050,7 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
 @inner
 def _apply_single_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     "The same for one wish a side and no tolerance: the oldest quote at the wished price stays, the others go"
-    state, base, wishes = desk.state[config], desk.sides[asset].base, desk.wishes[asset]
+    state, base, wishes = desk.state[config], desk.sides[asset].shift, desk.wishes[asset]
     waits = desk.rules[config * desk.clock[0].assets + asset].await_confirmation
     for index in range(2):
         side, tick, lots, kept = (1 if index == BID else -1), wishes[index, 0, TICK] + base, wishes[index, 0, LOTS], -1
@@ -1070,7 +1072,7 @@ def _apply_single_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> N
 @inner
 def _match_wishes(desk: Desk, config: int, asset: int, index: int, tolerance: float) -> None:
     "Decide which of our quotes stay: pairs of order and wish, the nearest first; an unchanged quote is nearest of all"
-    state, side, base = desk.state[config], (1 if index == BID else -1), desk.sides[asset].base
+    state, side, base = desk.state[config], (1 if index == BID else -1), desk.sides[asset].shift
     slack = int(tolerance * 0.5 * (desk.sides[asset].local_bid + desk.sides[asset].local_ask - 2 * base)) if tolerance > 0.0 else 0
     for level in range(desk.matched.size): desk.matched[level] = 0
     for at in range(state.order_count): desk.orders[desk.alive[config, at]].kept = 0
@@ -1092,7 +1094,7 @@ def _match_wishes(desk: Desk, config: int, asset: int, index: int, tolerance: fl
 @rare
 def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: int) -> None:
     "Orders that no wish keeps become wishes that no order covers, oldest first; those left over are cancelled"
-    state, side, base = desk.state[config], (1 if index == BID else -1), desk.sides[asset].base
+    state, side, base = desk.state[config], (1 if index == BID else -1), desk.sides[asset].shift
     while True:
         oldest = -1
         for place in range(state.order_count):
@@ -1136,7 +1138,7 @@ def _equity(desk: Desk, config: int) -> int:
     for asset in range(desk.clock[0].assets):
         at, side = config * desk.clock[0].assets + asset, desk.sides[asset]
         held = desk.accounts[at].known_position_lots
-        if held != 0: total += mid_worth_e8(side.local_bid - side.base, side.local_ask - side.base, held, desk.rules[at])
+        if held != 0: total += mid_worth_e8(side.local_bid - side.shift, side.local_ask - side.shift, held, desk.rules[at])
     return total
 
 @rare
@@ -1196,12 +1198,12 @@ def _local_row(desk: Desk, rows: Rows, row: int) -> None:
         else: side.sold_lots += lots
     elif kind == CONTROL:
         clock.time_ns = rows.time_ns[row]
-        _obey(desk, asset, tick - side.base)
+        _obey(desk, asset, tick - side.shift)
         side.local_changed = 1
     elif kind == SIGNAL:
-        if 0 <= tick - side.base < SIGNALS: desk.seen.signals[tick - side.base] = lots / MONEY_SCALE
+        if 0 <= tick - side.shift < SIGNALS: desk.seen.signals[tick - side.shift] = lots / MONEY_SCALE
     elif kind == CLEAR or side.bottom <= tick < side.top:
-        _apply(desk.local, desk.edges, asset, AT_HOME, kind, flags, tick, lots, side.base, clock.whole != 0)
+        _apply(desk.local, desk.edges, asset, AT_HOME, kind, flags, tick, lots, side.shift, clock.whole != 0)
         side.local_changed = 1
     if flags & LAST and side.local_changed:
         side.local_changed = 0
@@ -1283,7 +1285,7 @@ def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
 @rare
 def _band_tick(desk: Desk, asset: int, side: int, band: float) -> int:
     "The price up to which an order in a hurry may reach (side: that of the order)"
-    middle = 0.5 * (desk.sides[asset].local_bid + desk.sides[asset].local_ask - 2 * desk.sides[asset].base)
+    middle = 0.5 * (desk.sides[asset].local_bid + desk.sides[asset].local_ask - 2 * desk.sides[asset].shift)
     return int(middle * (1.0 - band)) + 1 if side < 0 else int(middle * (1.0 + band))
 
 @rare
@@ -1293,7 +1295,7 @@ def _trade_now(desk: Desk, config: int, asset: int, lots: int, purpose: int, tim
     rules, side = desk.rules[at:at + 1], (-1 if lots > 0 else 1)
     tick = _band_tick(desk, asset, side, rules[0].flatten_band)
     if desk.state[config].order_count == 0 and enough(tick, abs(lots), rules):
-        _send(desk, config, asset, side, tick + desk.sides[asset].base, min(abs(lots), rules[0].max_lots), purpose, IMMEDIATE, time_ns)
+        _send(desk, config, asset, side, tick + desk.sides[asset].shift, min(abs(lots), rules[0].max_lots), purpose, IMMEDIATE, time_ns)
 
 @rare
 def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
@@ -1308,7 +1310,7 @@ def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
             if rule.flatten_on_halt: _trade_now(desk, config, asset, position, FLATTEN, time_ns)
         elif rule.reduce_by_taking and state.last_equity_e8 > 0:
             side = desk.sides[asset]
-            share = mid_worth_e8(side.local_bid - side.base, side.local_ask - side.base, position, rule) / state.last_equity_e8
+            share = mid_worth_e8(side.local_bid - side.shift, side.local_ask - side.shift, position, rule) / state.last_equity_e8
             if abs(share) > rule.max_exposure:
                 excess = int(position * (1.0 - rule.target_share / share))
                 if enough(_band_tick(desk, asset, -1 if excess > 0 else 1, rule.flatten_band), abs(excess), rules):
@@ -1333,8 +1335,8 @@ def _look(desk: Desk, config: int, time_ns: int) -> bool:
         at = config * clock.assets + asset
         view, side, rules, account = desk.seen.market[asset], desk.sides[asset], desk.rules[at:at + 1], desk.accounts[at]
         bid, ask, view.usable, view.time_ns = side.local_bid, side.local_ask, _usable(side), time_ns
-        view.bid_tick = bid - side.base if bid != NO_BID else NO_BID
-        view.ask_tick = ask - side.base if ask != NO_ASK else NO_ASK
+        view.bid_tick = bid - side.shift if bid != NO_BID else NO_BID
+        view.ask_tick = ask - side.shift if ask != NO_ASK else NO_ASK
         if desk.path.shape[0]:
             last = clock.local_row - 1
             view.bid_lots, view.ask_lots = desk.path[last, BID_LOTS], desk.path[last, ASK_LOTS]
@@ -1370,7 +1372,7 @@ def _show_depth(desk: Desk) -> None:
             worst, level = desk.edges[asset, AT_HOME, index, WORST], 0
             while tick != NO_BID and tick != NO_ASK and (worst - tick) * step >= 0 and level < desk.clock[0].depth:
                 if desk.local[index, tick] > 0:
-                    desk.seen.depth[asset, index, level, TICK] = tick - desk.sides[asset].base
+                    desk.seen.depth[asset, index, level, TICK] = tick - desk.sides[asset].shift
                     desk.seen.depth[asset, index, level, LOTS] = desk.local[index, tick]
                     level += 1
                 tick += step
@@ -1380,7 +1382,7 @@ def _show_orders(desk: Desk, config: int, time_ns: int) -> None:
     for at in range(desk.state[config].order_count):
         row, order = desk.own[at], desk.orders[desk.alive[config, at]]
         row.asset, row.side, row.order_id, row.lots = order.asset, order.side, order.order_id, order.known_remaining
-        row.tick, row.placed_ns, row.cancelling = order.known_tick - desk.sides[order.asset].base, order.placed_ns, order.cancel_sent
+        row.tick, row.placed_ns, row.cancelling = order.known_tick - desk.sides[order.asset].shift, order.placed_ns, order.cancel_sent
         row.confirmed = order.confirmed_ns <= time_ns
 
 # %% ../../nbs/trading/03_matching.ipynb #c119
@@ -1403,7 +1405,7 @@ def _note_touch(desk: Desk, config: int) -> None:
     for asset in range(desk.clock[0].assets):
         side, account = desk.sides[asset], desk.accounts[config * desk.clock[0].assets + asset]
         if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: continue
-        account.last_bid, account.last_ask = side.exchange_bid - side.base, side.exchange_ask - side.base
+        account.last_bid, account.last_ask = side.exchange_bid - side.shift, side.exchange_ask - side.shift
         if account.first_ask == 0: account.first_bid, account.first_ask = account.last_bid, account.last_ask
 
 # %% ../../nbs/trading/03_matching.ipynb #c121
@@ -1414,15 +1416,18 @@ def _sample(desk: Desk, config: int, time_ns: int) -> None:
     for asset in range(clock.assets):
         side = desk.sides[asset]
         if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: continue
+        if clock.sample_count >= MOST_OUTPUT:
+            clock.overrun = 5
+            return
         row = desk.samples[clock.sample_count]
         row.time_ns, row.config, row.asset, row.bid_tick, row.ask_tick = (
-            time_ns, config, asset, side.exchange_bid - side.base, side.exchange_ask - side.base)
+            time_ns, config, asset, side.exchange_bid - side.shift, side.exchange_ask - side.shift)
         row.position_lots, row.cash_e8 = desk.accounts[config * clock.assets + asset].position_lots, state.cash_e8
         row.quote_bid_tick = row.quote_ask_tick = -1
         for at in range(state.order_count):
             order = desk.orders[desk.alive[config, at]]
             if order.purpose != QUOTE or order.cancel_sent or order.asset != asset: continue
-            tick = order.known_tick - side.base
+            tick = order.known_tick - side.shift
             if order.side > 0: row.quote_bid_tick = max(row.quote_bid_tick, tick)
             else: row.quote_ask_tick = tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, tick)
         clock.sample_count += 1
@@ -1441,7 +1446,7 @@ def _settle_fundings(desk: Desk, time_ns: int) -> None:
                 at, side, state = config * clock.assets + asset, desk.sides[asset], desk.state[config]
                 position = desk.accounts[at].position_lots
                 if position == 0 or not desk.rules[at].margin or side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: continue
-                value = abs(mid_worth_e8(side.exchange_bid - side.base, side.exchange_ask - side.base, position, desk.rules[at]))
+                value = abs(mid_worth_e8(side.exchange_bid - side.shift, side.exchange_ask - side.shift, position, desk.rules[at]))
                 paid = fee_e8(value, rate) * (1 if position > 0 else -1)
                 state.cash_e8 -= paid
                 state.known_cash_e8 -= paid
@@ -1540,6 +1545,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             if desk.state[clock.at_config].next_decision_ns <= clock.time_ns and _turn(desk, clock.at_config, quoter): return QUESTION
             clock.at_config += 1
         clock.deciding, clock.next_decision_ns = 0, NEVER
+        if clock.overrun: return OVERRUN
         for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #c130
@@ -1581,7 +1587,7 @@ def _set_out(clock: Any, sides: Any, state: Any, rules: Any, capacity: Sequence[
         clock.least_entry_ns = min(int((accepted[:, 1] - accepted[:, 0]).min()), int(clock.least_entry_ns[0]))
     lows, tops = np.array(capacity, np.int64).T
     sides.bottom, sides.top = np.cumsum(tops - lows) - (tops - lows), np.cumsum(tops - lows)
-    sides.base = sides.bottom - lows
+    sides.shift = sides.bottom - lows
     sides.stale, sides.own_bid, sides.own_bid_low, sides.own_ask, sides.own_ask_high = 1, NO_BID, NO_ASK, NO_ASK, NO_BID
     for name in ('exchange', 'local'): sides[f'{name}_bid'], sides[f'{name}_ask'] = NO_BID, NO_ASK
     state.next_order_id, state.start_e8, state.next_request_ns, state.next_news_ns = 1, -1, NEVER, NEVER
@@ -1671,7 +1677,8 @@ def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
     _collect(desk, parts)
     if outcome == OVERRUN: raise RuntimeError(OVERRUNS[int(clock.overrun)])
 
-OVERRUNS = {1: 'more news of orders is on its way to us than there is room for: shorten response_latency_ms, or give a larger ring',
+OVERRUNS = {5: 'more samples at one decision than the output has room for: run fewer configurations at once, or with record=False',
+    1: 'more news of orders is on its way to us than there is room for: shorten response_latency_ms, or give a larger ring',
             2: 'orders took from more levels than there is room for: take less deep',
             4: 'more fills in one step than the output has room for',
             3: 'more requests are on their way to the exchange than there is room for: shorten entry_latency_ms, or give a larger ring'}

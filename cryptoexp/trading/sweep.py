@@ -282,6 +282,7 @@ def _setting(row: Mapping[str, Any], config: MarketMakingConfig, quoter: Quoter 
     if quoter is None: model_of(setting.config)  # its parameters are checked by the model
     return setting
 
+# %% ../../nbs/trading/07_sweep.ipynb #c18b
 def _venue_of(row: Mapping[str, Any], config: MarketMakingConfig, venue: Venue | None) -> Venue | None:
     "The venue of a row: the one it names, or else the given one, with what the row itself says of fees, latency and queue"
     if venue is None and not row.keys() & set(VENUE_NAMES): return None

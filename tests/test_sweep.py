@@ -64,9 +64,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     "How many settings each pass ran"
     runs: list[int] = []
     real = room.one_pass
-    def one_pass(tape: Tape, settings: Any, quoter: Any, levels: int) -> list[dict[str, Any]]:
+    def one_pass(tape: Tape, settings: Any, *asked: Any, **options: Any) -> list[dict[str, Any]]:
         runs.append(len(settings))
-        return real(tape, settings, quoter, levels)
+        return real(tape, settings, *asked, **options)
     monkeypatch.setattr(room, 'one_pass', one_pass)
     return runs
 
@@ -268,9 +268,9 @@ def test_a_killed_process_goes_on(days: list[Tape], free: MarketMakingConfig, tm
 def test_an_error_is_a_row(days: list[Tape], free: MarketMakingConfig, tmp_path: Path, warned: list[str],
                            monkeypatch: pytest.MonkeyPatch) -> None:
     real, broken = room.one_pass, [True]
-    def one_pass(tape: Tape, settings: Any, quoter: Any, levels: int) -> list[dict[str, Any]]:
+    def one_pass(tape: Tape, settings: Any, *asked: Any, **options: Any) -> list[dict[str, Any]]:
         if broken[0] and any(one.config.spread_percentage == 1e-5 for one in settings): raise ArithmeticError('a bad width')
-        return real(tape, settings, quoter, levels)
+        return real(tape, settings, *asked, **options)
     monkeypatch.setattr(room, 'one_pass', one_pass)
     found = sweep(days, grid=GRID, config=free, folder=tmp_path)
     bad = found.spread_percentage == 1e-5

@@ -4,13 +4,14 @@
 
 A notebook runs against the package: its export cells are not executed, the names of the module they were exported to are there
 instead (so run `nbdev_export` first). Cells with `#| eval: false` are left alone; cells with `#| recordings` are left alone when
-there is no data folder, cells with `#| long` unless `--long` is given; what is left alone keeps its stored output. A failing cell
-stops the notebook, which is then not written."""
+there is no data folder, cells with `#| long` unless `--long` is given, cells with `#| needs: hftbacktest` where that package is not
+installed; what is left alone keeps its stored output. A failing cell stops the notebook, which is then not written."""
 from __future__ import annotations
 
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 import time
@@ -84,6 +85,8 @@ def reason_to_skip(found: dict[str, list[str]], long: bool) -> str | None:
     if found.keys() & EXPORTS or 'default_exp' in found or found.get('eval') == ['false']: return ''
     if 'recordings' in found and not data_folder(): return 'no recordings here (set CRYPTOEXP_DATA)'
     if 'long' in found and not long: return 'takes long (make test-long)'
+    absent = [name for name in found.get('needs', ()) if importlib.util.find_spec(name) is None]
+    if absent: return f'{", ".join(absent)} is not installed (a requirement for development)'
     return None
 
 

@@ -141,6 +141,16 @@ def sniper(view: Any, parameters: np.ndarray, scratch: np.ndarray, wishes: np.nd
     return 0
 
 
+def taking(view: Any, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
+    "Buy from the ask and sell to the bid in turn"
+    now = view.market[0]
+    scratch[0] = 1 - scratch[0]
+    side = BID if scratch[0] > 0 else ASK
+    wishes[0, side, 0, TICK] = now.ask_tick if side == BID else now.bid_tick
+    wishes[0, side, 0, LOTS], wishes[0, side, 0, FORCE] = now.order_lots, IMMEDIATE
+    return 0
+
+
 def leaning(view: Any, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
     "An honest signal: quote at the touch, on the side where more is waiting"
     now = view.market[0]
@@ -260,12 +270,12 @@ def test_no_queue_model_of_ours_is_accused(short: list[Tape], free: MarketMaking
 
 
 def test_takers_are_checked_too(market: Tape, free: MarketMakingConfig) -> None:
-    "What was taken was displayed; half a tick better, or more than stood there, was not"
-    result = backtest(market, sniper, config=free)
-    assert len(result.fills) and not result.fills.maker.any()
+    "What was taken was displayed; a spread better, or more than stood there, was not"
+    result = backtest(market, taking, config=free)
+    assert len(result.fills) > 500 and not result.fills.maker.any()
     assert not support(market, result.fills, result.orders).missing_lots.any()
-    better = result.fills.assign(tick=result.fills.tick - result.fills.side)
-    assert (support(market, better, result.orders).missing_lots == better.lots).mean() > .9
+    better = result.fills.assign(tick=np.where(result.fills.side > 0, result.fills.bid_tick, result.fills.ask_tick))
+    assert (support(market, better, result.orders).missing_lots == better.lots).all()
     assert support(market, result.fills.assign(lots=10 ** 9), result.orders).missing_lots.all()
 
 
@@ -285,7 +295,7 @@ def one_fill(time_ns: int, lots: int, side: int = 1, tick: int = 99_990) -> tupl
     ([(100, TRADE | SELL, 99_990, 4), (200, TRADE | SELL, 99_990, 7)], 1),                                # 10 before us: 4, 6, then 1
     ([(100, TRADE | SELL, 99_990, 10)], 0),                                                               # the queue alone
     ([(100, DEPTH | BUY, 99_990, 3), (200, TRADE | SELL, 99_990, 5)], 2),                                 # 7 cancelled, all before us
-    ([(100, TRADE | SELL, 99_990, 4), (110, DEPTH | BUY, 99_990, 6), (200, TRADE | SELL, 99_990, 7)], 1),  # the print's own diff is no cancel
+    ([(100, TRADE | SELL, 99_990, 4), (110, DEPTH | BUY, 99_990, 6), (200, TRADE | SELL, 99_990, 7)], 1),  # a print's diff is no cancel
     ([(100, DEPTH | BUY, 99_990, 30), (200, TRADE | SELL, 99_990, 12)], 2),                               # what joins stands behind
     ([(100, TRADE | SELL, 99_980, 3)], 3),                                                                # through our price
     ([(100, TRADE | SELL, 99_995, 30)], 0),                                                               # above our bid
@@ -343,7 +353,8 @@ def test_best_quotes_that_stand_still_are_found(usdm: Tape) -> None:
     still = (rows.kind == BEST_QUOTE) & (rows.local_ns > begin) & (rows.local_ns < begin + 10 * SECOND)
     for cheat in (replace(usdm, events=rows[~still], clock=Clock()), shifted(usdm, 3 * SECOND, (BEST_QUOTE,))):
         doubt = stale_quotes(cheat)
-        assert doubt is not None and doubt.verdict == 'found' and 'best quotes' in doubt.sentence and 'the book did not' not in doubt.sentence
+        assert doubt is not None and doubt.verdict == 'found'
+        assert 'best quotes' in doubt.sentence and 'the book did not' not in doubt.sentence
 
 
 def test_contradictions_by_hand() -> None:
@@ -382,29 +393,31 @@ def test_a_tier_is_doubted_only_where_the_profit_hangs_on_it(spot: Tape, free: M
 @pytest.mark.parametrize('make', [by_date, by_count])
 def test_a_quoter_that_looks_ahead_is_found(spot: Tape, free: MarketMakingConfig, make: Any) -> None:
     cheat = make(spot)
-    honest, earned = backtest(spot, leaning, config=free), backtest(spot, cheat, config=free, compiled=False)
+    honest, earned = backtest(spot, leaning, config=free), backtest(spot, cheat, config=free)
     assert profit(honest) < 0 < profit(earned)
     assert (verdict(beyond_width(spot, honest.fills)), verdict(beyond_width(spot, earned.fills))) == ('nothing', 'suspicious')
-    doubt = foresight(spot, cheat, config=free, compiled=False)
+    doubt = foresight(spot, cheat, config=free)
     assert doubt is not None and doubt.verdict == 'found' and 'turned around' in doubt.sentence
     assert (doubt.evidence['orders that another date changes, %'] > 5) == (make is by_date)   # type: ignore[operator]
 
 
 def test_a_quoter_that_looks_ahead_is_found_without_recordings(free: MarketMakingConfig) -> None:
+    "A hundred fills of the embedded market are enough to find the one, and to suspect the other"
     tape = drawn(3, 600)
-    for make in (by_date, by_count): assert verdict(foresight(tape, make(tape), config=free, compiled=False)) == 'found'
+    assert [verdict(foresight(tape, make(tape), config=free)) for make in (by_date, by_count)] == ['found', 'suspicious']
 
 
 def test_honest_quoters_do_not_look_ahead(free: MarketMakingConfig) -> None:
     "Many seeds, with and without a signal, and with a volatility in scratch"
     checked = 0
-    for seed in range(200, 212):
+    for seed in range(200, 210):
         tape = drawn(seed, 400)
         for quoter, config in ((None, free), (leaning, free), (None, replace(free, volatility_widening=0.5, volatility_half_life=10.0))):
-            try: assert foresight(tape, quoter, config=config) is None, (seed, quoter)
-            except TooLittle: continue
-            checked += 1
-            assert beyond_width(tape, backtest(tape, quoter, config=config).fills) is None
+            for check in (lambda: foresight(tape, quoter, config=config),   # noqa: B023
+                          lambda: beyond_width(tape, backtest(tape, quoter, config=config).fills)):   # noqa: B023
+                try: assert check() is None, (seed, quoter)
+                except TooLittle: continue
+                checked += 1
     assert checked >= 24
 
 
@@ -415,9 +428,10 @@ def test_what_outlives_a_run_is_suspicious(market: Tape, free: MarketMakingConfi
         wishes[0, BID, 0, TICK], wishes[0, BID, 0, LOTS] = now.bid_tick - far, now.order_lots
         wishes[0, ASK, 0, TICK], wishes[0, ASK, 0, LOTS] = now.ask_tick + far, now.order_lots
         return 0
-    tape = replace(market, events=market.events[:30_000])
+    tape = replace(market, events=market.events[:12_000])
     doubt = foresight(tape, random, config=free, compiled=False)
-    assert doubt is not None and doubt.evidence['orders that a second run changes, %'] > 50   # type: ignore[operator]
+    assert doubt is not None and doubt.verdict == 'suspicious' and 'in another run' in doubt.sentence
+    assert doubt.evidence['orders that a second run changes, %'] > 50   # type: ignore[operator]
 
 
 def test_the_mirror_is_a_mirror(market: Tape, spot: Tape) -> None:
@@ -455,8 +469,8 @@ def test_another_date_changes_nothing_for_the_honest(market: Tape, free: MarketM
 def test_honest_controls_are_not_accused(spot: Tape, usdm: Tape, market: Tape, free: MarketMakingConfig) -> None:
     "With fees nothing is said; without them the fees alone"
     usual = VENUES['binance-spot']()
-    for controlled in (examine(spot), examine(spot, leaning, usual, config=free), examine(usdm, leaning, VENUES['binance-usdm'](), config=free),
-                       examine(market, leaning, usual, config=free)):
+    for controlled in (examine(spot), examine(spot, leaning, usual, config=free), examine(market, leaning, usual, config=free),
+                       examine(usdm, leaning, VENUES['binance-usdm'](), config=free)):
         assert controlled.doubts == () and str(controlled).startswith('0 doubts') and 'No doubts' in controlled._repr_html_()
     for tape in (spot, market): assert [one.name for one in examine(tape, config=free).doubts] == ['fees']
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MILLISECOND', 'SECOND', 'LAGS_NS', 'BLOCKS', 'LEAST_PRINTS', 'LEAST_GAIN', 'LEAST_T', 'SOONEST_MS', 'OFTEN_MS',
            'LATE_MS', 'MOST_MISSING', 'LONGEST_NS', 'HORIZONS_S', 'LEAST_FILLS', 'LEAST_BLOCKS', 'BLOCK_S', 'LEAST_Z',
-           'WEEKS_NS', 'ROOM', 'MOST_CHANGED', 'REACTS_FROM', 'CHECKS', 'Doubt', 'TooLittle', 'Touch', 'Prints',
-           'touch_of', 'prints_of', 'match_by_lag', 'Fit', 'weigh_lags', 'clock_fits', 'least_latencies', 'early_view',
-           'Support', 'support', 'unsupported_fills', 'heavy_orders', 'contradictions', 'stale_quotes', 'usual_venue',
-           'low_fees', 'Drift', 'drift', 'beyond_width', 'mirrored', 'dated', 'dated_venue', 'orders_in_common',
-           'with_room', 'foresight', 'Examination', 'examine']
+           'MILD_Z', 'WEEKS_NS', 'ROOM', 'MOST_CHANGED', 'REACTS_FROM', 'LOOK_INSIDE', 'LOOK_AGAIN', 'CHECKS', 'Doubt',
+           'TooLittle', 'Touch', 'Prints', 'touch_of', 'prints_of', 'match_by_lag', 'Fit', 'weigh_lags', 'clock_fits',
+           'least_latencies', 'early_view', 'Support', 'support', 'unsupported_fills', 'heavy_orders', 'contradictions',
+           'stale_quotes', 'usual_venue', 'low_fees', 'Drift', 'drift', 'beyond_width', 'mirrored', 'dated',
+           'dated_venue', 'orders_in_common', 'with_room', 'foresight', 'Examination', 'examine']
 
 # %% ../../nbs/trading/09_doubts.ipynb #c03
 from collections.abc import Mapping
@@ -205,7 +205,8 @@ def early_view(
                      'Fit one clock over all streams (read_recording does), and make the tape again from the raw recording.', evidence)
     slow = {kind: value for kind, value in latency.items() if value > LATE_MS}
     if not slow: return None
-    return Doubt('the clock', 'suspicious', f'Even the fastest message ({", ".join(slow)}) took {max(slow.values()) / 1e3:.2f} s to reach us.',
+    return Doubt('the clock', 'suspicious',
+                 f'Even the fastest message ({", ".join(slow)}) took {max(slow.values()) / 1e3:.2f} s to reach us.',
                  'No profit is faked by that, but the clocks were not fitted: fit them (fit_clock) before believing any number.', evidence)
 
 # %% ../../nbs/trading/09_doubts.ipynb #c22
@@ -431,7 +432,7 @@ def _maker_fees(result: Result) -> float: return float(totals(result.session).ma
 
 # %% ../../nbs/trading/09_doubts.ipynb #c39
 HORIZONS_S, LEAST_FILLS, LEAST_BLOCKS, BLOCK_S = (1.0, 10.0), 50, 10, 20.0
-LEAST_Z = 5.0
+LEAST_Z, MILD_Z = 5.0, 3.5   # found, suspicious
 
 class Drift(NamedTuple):
     "How the mid moves for us after our fills, bps of the price"
@@ -577,6 +578,10 @@ def with_room(tape: Tape, config: MarketMakingConfig) -> MarketMakingConfig:
 
 # %% ../../nbs/trading/09_doubts.ipynb #c47
 MOST_CHANGED, REACTS_FROM = 0.05, 0.25
+LOOK_INSIDE = ('Look for arrays, files or fitted tables in the quoter that were made of this very tape: it may use its view, its '
+               'parameters and its scratch, and nothing else.')
+LOOK_AGAIN = ('Run it on a longer tape. See whether something outlives a run (state belongs in scratch, a seed in the parameters), or '
+              'whether the quoter rightly trades in one direction of the market only.')
 
 def foresight(
     tape: Tape,
@@ -599,24 +604,21 @@ def foresight(
     evidence: dict[str, float | str] = {
         'orders that another date changes, %': 100 * changed, 'orders that a second run changes, %': 100 * (1 - same),
         'orders before the moment that the future changes, %': 100 * (1 - before), 'orders after it that stay the same, %': 100 * after}
-    told = list[str]()
-    if changed > MOST_CHANGED: told.append(f'{changed:.0%} of its orders are others when the same market is played on another date.')
+    told, mild = list[str](), list[str]()
+    if min(same, before) < 1 - MOST_CHANGED: mild.append(f'{1 - min(same, before):.0%} of its orders are others in another run.')
+    if changed - (1 - same) > MOST_CHANGED: told.append(f'{changed:.0%} of its orders are others when the same market has another date.')
     stood = _stood_still(first.samples, other.samples, moment)
     evidence['touch after it that stays the same, %'] = 100 * stood
     if after > stood + 0.3: told.append(f'{after:.0%} of its orders stay where they were, though the market went elsewhere.')
     fills, left = (one.fills[one.fills.time_ns > moment] for one in (first, other))
-    try: told += _collapse(tape, turned, fills, left, evidence)
-    except TooLittle as reason:
-        if not told and not (len(fills) >= LEAST_FILLS and len(left) < len(fills) / 5): raise
-        evidence['what came after its fills'] = f'not judged: {reason}'
-    if told: return Doubt('foresight', 'found', ' '.join(told), 'Look for arrays, files or fitted tables in the quoter that were made of '
-                          'this very tape: it may use its view, its parameters and its scratch, and nothing else.', evidence)
-    told = [f'{1 - min(same, before):.0%} of its orders are others in another run.'] if min(same, before) < 1 - MOST_CHANGED else []
     if len(fills) >= LEAST_FILLS and len(left) < len(fills) / 5:
-        told.append(f'Where the future is turned around, {len(left):,} fills are left of {len(fills):,}.')
-    if not told: return None
-    return Doubt('foresight', 'suspicious', ' '.join(told), 'See whether something outlives a run (state belongs in scratch, a seed in the '
-                 'parameters), or whether the quoter rightly trades in one direction of the market only.', evidence)
+        mild.append(f'Where the future is turned around, {len(left):,} fills are left of {len(fills):,}.')
+    try: _collapse(tape, turned, fills, left, evidence, told, mild)
+    except TooLittle as reason:
+        if not told + mild: raise
+        evidence['what came after its fills'] = f'not judged: {reason}'
+    if told: return Doubt('foresight', 'found', ' '.join(told), LOOK_INSIDE, evidence)
+    return Doubt('foresight', 'suspicious', ' '.join(mild), LOOK_AGAIN, evidence) if mild else None
 
 # %% ../../nbs/trading/09_doubts.ipynb #c48
 def _stood_still(one: pd.DataFrame, other: pd.DataFrame, moment: int) -> float:
@@ -625,19 +627,20 @@ def _stood_still(one: pd.DataFrame, other: pd.DataFrame, moment: int) -> float:
     left, right = (table[table.time_ns > moment][names] for table in (one, other))
     return len(left.merge(right, on=names)) / max(1, len(left))
 
-def _collapse(tape: Tape, turned: Tape, fills: pd.DataFrame, other: pd.DataFrame, evidence: dict[str, float | str]) -> list[str]:
+def _collapse(tape: Tape, turned: Tape, fills: pd.DataFrame, other: pd.DataFrame, evidence: dict[str, float | str],
+              told: list[str], mild: list[str]) -> None:
     "What the market did for us after our fills, and after those on the mirrored market: a sentence where the one is too good"
-    touches, told = [touch_of(one.timeline(), False, one.fused) for one in (tape, turned)], list[str]()
+    touches = [touch_of(one.timeline(), False, one.fused) for one in (tape, turned)]
     evidence |= {'fills after the moment': len(fills), 'the same, future turned around': len(other)}
     for seconds in HORIZONS_S:
         here, there = (drift(touch, one[one.maker] if one.maker.any() else one, seconds) for touch, one in zip(touches, (fills, other)))
         error = float(np.hypot(here.error, there.error))
         evidence |= {f'move for us {seconds:g} s after a fill, bps': here.mean, f'at {seconds:g} s, future turned around, bps': there.mean,
                      f'standard error of the difference at {seconds:g} s, bps': error}
-        if here.mean - there.mean > LEAST_Z * error > 0:
-            told.append(f'{seconds:g} s after its fills the market has moved {here.mean:+.2f} bps for it, and {there.mean:+.2f} bps where '
+        if here.mean - there.mean > MILD_Z * error > 0:
+            which = told if here.mean - there.mean > LEAST_Z * error else mild
+            which.append(f'{seconds:g} s after its fills the market has moved {here.mean:+.2f} bps for it, and {there.mean:+.2f} bps where '
                         'the future is turned around.')
-    return told
 
 # %% ../../nbs/trading/09_doubts.ipynb #c51
 CHECKS = {'the clock': 'we see before the venue acts', 'stale quotes': 'quotes stand while prints move', 'fills': 'filled without volume',

@@ -1,20 +1,20 @@
 """The matching engine beside hftbacktest: first whether both give the same, then, only where they do, how long each takes.
 
-    python benchmarks/matching_vs_hftbacktest.py                          the recordings of the data folder, and a synthetic stream of 5 M rows
-    python benchmarks/matching_vs_hftbacktest.py --quick                  the same, a smaller stream and fewer rounds
-    python benchmarks/matching_vs_hftbacktest.py btcusdt_20240808.gz      a raw Binance recording, spot or USD-M
-    python benchmarks/matching_vs_hftbacktest.py monday.gz+tuesday.gz     recordings that join
-    python benchmarks/matching_vs_hftbacktest.py day.npz day.npy          files in hftbacktest's own format
+    python benchmarks/matching_vs_hftbacktest.py                        the recordings of the data folder, a synthetic stream of 5 M rows
+    python benchmarks/matching_vs_hftbacktest.py --quick                the same, a smaller stream and fewer rounds
+    python benchmarks/matching_vs_hftbacktest.py btcusdt_20240808.gz    a raw Binance recording, spot or USD-M
+    python benchmarks/matching_vs_hftbacktest.py monday.gz+tuesday.gz   recordings that join
+    python benchmarks/matching_vs_hftbacktest.py day.npz day.npy        files in hftbacktest's own format
 
 USD-M recordings go through hftbacktest's own converter, spot ones, for which it has none, through our writer (levels and trades, no best
 quotes). Both engines read the same rows, by hftbacktest's rules: whole fills, its clocks, its end.
 
-The strategy: one bid and one ask around the mid, never inside the spread, asked every 100 ms, post-only, 5 ms each way, a cap on the position.
-Parity is every fill and every order of 16 configurations (8 spreads, 2 caps) under two queue models and two latencies; then each timed run
-must end with the same position, trades, volume, balance and fee. A difference ends the program with status 1.
+The strategy: one bid and one ask around the mid, never inside the spread, asked every 100 ms, post-only, 5 ms each way, a cap on the
+position. Parity is every fill and every order of 16 configurations (8 spreads, 2 caps) under two queue models and two latencies; then each
+timed run must end with the same position, trades, volume, balance and fee. A difference ends the program with status 1.
 
-Times are CPU times of one process, warm, in interleaved rounds; shown are medians. hftbacktest's side is what its users write, a compiled loop
-over ROIVectorMarketDepthBacktest; building it is not timed. Ours is the whole call. The machine should be quiet all the same.
+Times are CPU times of one process, warm, in interleaved rounds; shown are medians. hftbacktest's side is what its users write, a compiled
+loop over ROIVectorMarketDepthBacktest; building it is not timed. Ours is the whole call. The machine should be quiet all the same.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,7 +60,6 @@ ENTRY_NS = RESPONSE_NS = 5_000_000
 INTERVAL_NS = 100_000_000
 SPREADS, CAPS = (2.0, 1.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0), (10, 50)   # half, in ticks; largest position, in orders
 QUEUES: dict[str, hft.Queue] = {'risk-averse': 'risk-averse', 'power 2': ('power', 2.0)}
-MARKS = {1: 5.0, 16: 80.0}   # what is asked for on the perpetual
 BASE_LATENCY_NS = 1_000_000
 Setting = tuple[float, int, int]   # half spread in ticks, lots, largest position in lots
 
@@ -73,7 +72,8 @@ class Source(NamedTuple):
     lots: int          # of one order
     notes: list[str]
 
-    def settings(self, spreads: Sequence[float]) -> list[Setting]: return [(half, self.lots, cap*self.lots) for half in spreads for cap in CAPS]
+    def settings(self, spreads: Sequence[float]) -> list[Setting]:
+        return [(half, self.lots, cap*self.lots) for half in spreads for cap in CAPS]
 
 
 # ---- reading
@@ -184,7 +184,8 @@ def run_theirs(market: Source, setting: Setting, queue: str) -> tuple[float, Tot
     begin = time.process_time()
     their_quoter(backtest, half, lots*lot, largest*lot, INTERVAL_NS)
     seconds, state = time.process_time() - begin, backtest.state_values(0)
-    totals = Totals(round(state.position/lot), int(state.num_trades), round(state.trading_volume/lot), float(state.balance), float(state.fee))
+    lots = (round(state.position/lot), int(state.num_trades), round(state.trading_volume/lot))
+    totals = Totals(*lots, float(state.balance), float(state.fee))
     backtest.close()
     return seconds, totals
 
@@ -203,7 +204,7 @@ def our_quoter(view, parameters, scratch, wishes):
 
 
 def prepared_of(market: Source) -> tuple[float, Prepared]:
-    "Once a tape: the rows checked, sorted and shrunk, and the path of the touch; with its CPU seconds"
+    "Once a tape: rows checked, sorted and shrunk, and the path of the touch; with the CPU seconds"
     begin = time.process_time()
     prepared = prepare([(from_hftbacktest(market.rows, market.instrument), market.instrument)], closing=False)
     path_of(prepared, True)
@@ -225,7 +226,8 @@ def run_ours(market: Source, prepared: Prepared, settings: Sequence[Setting], qu
     seconds, found = time.process_time() - begin, []
     for state, account in zip(runs.desk.state, runs.desk.accounts):
         fee = (MAKER_FEE*int(state.maker_e8) + TAKER_FEE*int(state.taker_e8))/1e8   # before each is rounded to 1e-8
-        found.append(Totals(int(account.position_lots), int(account.fills), int(account.own_lots), int(state.cash_e8 + state.fees_e8)/1e8, fee))
+        balance = int(state.cash_e8 + state.fees_e8)/1e8
+        found.append(Totals(int(account.position_lots), int(account.fills), int(account.own_lots), balance, fee))
     return seconds, found
 
 
@@ -247,8 +249,8 @@ def check_parity(market: Source, prepared: Prepared) -> str:
     cases = fills = orders = 0
     for queue in QUEUES.values():
         for latency in (np.array([[0, ENTRY_NS, ENTRY_NS + RESPONSE_NS]]), drawn):
-            case = hft.Case(market.rows, tick_size=float(market.instrument.tick_size), lot_size=float(market.instrument.lot_size), queue=queue,
-                            latency=latency, maker_fee=MAKER_FEE, taker_fee=TAKER_FEE, interval_ns=INTERVAL_NS)
+            case = hft.Case(market.rows, tick_size=float(market.instrument.tick_size), lot_size=float(market.instrument.lot_size),
+                            queue=queue, latency=latency, maker_fee=MAKER_FEE, taker_fee=TAKER_FEE, interval_ns=INTERVAL_NS)
             settings = [tuple(map(float, setting)) for setting in market.settings(SPREADS)]
             mine = parity.ours(case, prepared, settings)
             for config, setting in enumerate(settings):
@@ -284,11 +286,8 @@ def seconds_text(seconds: float) -> str: return f'{seconds*1e3:,.1f} ms' if seco
 def ratio_text(theirs: float, ours: float) -> str: return f'{theirs/ours:,.1f} ×'
 
 
-def show(lines: Sequence[Line]) -> None:
-    table = [Line('', 'hftbacktest', 'cryptoexp', 'ratio'), *lines]
-    wide = [max(len(line[column]) for line in table) for column in range(4)]
-    for line in table:
-        print(f'  {line.what:<{wide[0]}}  {line.theirs:>{wide[1]}}  {line.ours:>{wide[2]}}  {line.ratio:>{wide[3]}}  {line.remark}'.rstrip())
+def show(*lines: Line) -> None:
+    for line in lines: print(f'  {line.what:<50} {line.theirs:>11} {line.ours:>11} {line.ratio:>9}  {line.remark}'.rstrip(), flush=True)
 
 
 def bandwidth() -> float:
@@ -307,9 +306,8 @@ def bytes_of(prepared: Prepared) -> int:
     return sum(column.nbytes for column in prepared.exchange) + path_of(prepared, True).nbytes
 
 
-def measure(market: Source, prepared: Prepared, preparing_s: float, rounds: int, bytes_per_s: float) -> list[Line]:
-    "Interleaved rounds of all that is timed in one process"
-    lines = []
+def measure(market: Source, prepared: Prepared, rounds: int, bytes_per_s: float) -> None:
+    "Interleaved rounds of all that is timed in one process; shows a row for each"
     sixteen, many = market.settings(SPREADS), market.settings(np.linspace(1, 32, 32).tolist())
     for queue in QUEUES:
         times: dict[str, list[float]] = {name: [] for name in ('their 1', 'their 16', 'our 1', 'our 16', 'our 64')}
@@ -328,20 +326,17 @@ def measure(market: Source, prepared: Prepared, preparing_s: float, rounds: int,
                 if turn or name == 'their 16': times[name].append(seconds)
         middle = {name: median(measured) for name, measured in times.items()}
         fills = sum(totals.trades for totals in theirs)
-        lines += [
+        show(
             Line(f'{queue}: one configuration', seconds_text(middle['their 1']), seconds_text(middle['our 1']),
                  ratio_text(middle['their 1'], middle['our 1']), f'{one.trades:,} fills'),
             Line(f'{queue}: 16, theirs in 16 passes, ours in one', seconds_text(middle['their 16']), seconds_text(middle['our 16']),
                  ratio_text(middle['their 16'], middle['our 16']), f'{fills:,} fills'),
             Line(f'{queue}: 64, theirs 64 × one, ours in one pass', seconds_text(64*middle['their 1']), seconds_text(middle['our 64']),
-                 ratio_text(64*middle['their 1'], middle['our 64']), f'{middle["our 64"]/middle["our 1"]:.2f} times one configuration')]
-        if queue == 'risk-averse':
-            floor = bytes_of(prepared)/bytes_per_s
-            lines.append(Line('floor: the prepared tape read once', '', seconds_text(floor), '',
-                              f'{bytes_of(prepared)/1e6:,.1f} MB at {bytes_per_s/1e9:.1f} GB/s; one configuration takes '
-                              f'{middle["our 1"]/floor:.1f} times as long'))
-    lines.append(Line('preparing, once a tape', '', seconds_text(preparing_s), '', f'{preparing_s/len(market.rows)*1e9:,.0f} ns a row'))
-    return lines
+                 ratio_text(64*middle['their 1'], middle['our 64']), f'{middle["our 64"]/middle["our 1"]:.2f} times one configuration'))
+        if queue != 'risk-averse': continue
+        floor = bytes_of(prepared)/bytes_per_s
+        show(Line('floor: the prepared tape read once', '', seconds_text(floor), '', f'{bytes_of(prepared)/1e6:,.1f} MB at '
+                  f'{bytes_per_s/1e9:.1f} GB/s; one configuration takes {middle["our 1"]/floor:.1f} times as long'))
 
 
 # ---- both cores
@@ -390,11 +385,12 @@ from cryptoexp.config import MarketMakingConfig
 from cryptoexp.trading.backtest import run_configurations
 from cryptoexp.trading.limits import make_rules
 from cryptoexp.trading.quoting import model_of
+from cryptoexp.trading.venue import Venue
 prepared = pickle.load(open(sys.argv[1], 'rb'))
 config = MarketMakingConfig(spread_percentage=2e-5, min_profit_threshold=0.0, maker_fee=0.0, taker_fee=0.0005)
 model, own = model_of(config)
-rules = make_rules(config, prepared.instruments[0])
-runs = run_configurations(prepared, rules, own[None], model.quoter, model.levels, cash_e8=10**12, position_lots=10)
+rules = make_rules(config, prepared.instruments[0], Venue('paper', 0.0, 0.0005, fills='whole'))
+runs = run_configurations(prepared, rules, own[None], model.quoter, model.levels, cash_e8=10**12, whole=True)
 print(int(runs.totals().orders_sent[0]))
 """
 USERS_OWN = """
@@ -404,9 +400,11 @@ import mine
 from cryptoexp.config import MarketMakingConfig
 from cryptoexp.trading.backtest import run_configurations
 from cryptoexp.trading.limits import make_rules
+from cryptoexp.trading.venue import Venue
 prepared = pickle.load(open(sys.argv[1], 'rb'))
-rules = make_rules(MarketMakingConfig(), prepared.instruments[0], unlimited=True)
-print(int(run_configurations(prepared, rules, np.array([[2.0, 10.0, 100.0]]), mine.quoter, record=False).totals().orders_sent[0]))
+rules = make_rules(MarketMakingConfig(), prepared.instruments[0], Venue('paper', 0.0, 0.0005, fills='whole'), unlimited=True)
+runs = run_configurations(prepared, rules, np.array([[2.0, 10.0]]), mine.quoter, whole=True)
+print(int(runs.totals().orders_sent[0]))
 """
 THEIRS = """
 import sys
@@ -428,12 +426,13 @@ def quoter(view, parameters, scratch, wishes):
     return 0
 """
 PEAK = """
-import pickle, resource, sys
+import pickle, sys
 import numpy as np
 import matching_vs_hftbacktest as benchmark
-market, prepared = pickle.load(open(sys.argv[1], 'rb'))
+prepared, lots = pickle.load(open(sys.argv[1], 'rb'))
+market = benchmark.Source('stream', np.zeros(0), prepared.instruments[0], lots, [])
 print(benchmark.run_ours(market, prepared, market.settings((2.0,))[:1], 'risk-averse')[1][0].trades)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024)
+print(benchmark.peak_bytes())
 """
 
 
@@ -442,14 +441,15 @@ def child(code: str, *words: str, path: Sequence[str] = ()) -> tuple[float, floa
     here = [*path, str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
     environment = os.environ | {'PYTHONPATH': os.pathsep.join([*here, os.environ.get('PYTHONPATH', '')])}
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *words], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, '-W', 'ignore', '-c', code, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode: raise SystemExit(f'a fresh process failed:\n{done.stderr}')
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout.split()
 
 
-def cold_start(market: Source, prepared: Prepared, rounds: int) -> list[Line]:
-    "From the start of Python to the result of one run on the prepared tape; the engine itself was compiled before, as after an installation"
+def cold_start(market: Source, prepared: Prepared, rounds: int) -> None:
+    "From the start of Python to the result of a run on the prepared tape; the engine was compiled before, as after an installation"
     with tempfile.TemporaryDirectory() as folder:
         place, rows = str(Path(folder)/'prepared'), str(Path(folder)/'rows.npy')
         Path(place).write_bytes(pickle.dumps(prepared, 5))
@@ -463,14 +463,21 @@ def cold_start(market: Source, prepared: Prepared, rounds: int) -> list[Line]:
             return child(USERS_OWN, place, path=[str(Path(folder)/str(nonce))])
         built_in()   # the model is compiled once, with the engine
         their = theirs()
-        lines = []
         for name, run, mark in (('a built-in model', built_in, 1), ('a new model of one\'s own', users_own, 2)):
             found = [run() for _ in range(rounds)]
             if not int(found[0][2][0]): raise SystemExit(f'cold start, {name}: no order was sent, so nothing was measured')
             wall, cpu = (median(times) for times in zip(*[(wall, cpu) for wall, cpu, _ in found]))
-            lines.append(Line(f'fresh process, {name}', f'{their[1]:.1f} s', f'{cpu:.2f} s', ratio_text(their[1], cpu),
-                              f'CPU; wall {their[0]:.1f} s and {wall:.2f} s; asked for: at most {mark} s'))
-        return lines
+            show(Line(f'fresh process, {name}', f'{their[1]:.1f} s', f'{cpu:.2f} s', ratio_text(their[1], cpu),
+                      f'CPU with imports; wall {their[0]:.1f} s and {wall:.2f} s; asked for: at most {mark} s'))
+
+
+def peak_bytes() -> int:
+    "The most that this process has held; where the system tells it, without what its parent held when it was started"
+    status = Path('/proc/self/status')
+    if status.is_file():
+        line = next((line for line in status.read_text().splitlines() if line.startswith('VmHWM')), None)
+        if line is not None: return int(line.split()[1])*1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 
 
 def memory(sizes: tuple[int, int]) -> str:
@@ -481,7 +488,7 @@ def memory(sizes: tuple[int, int]) -> str:
             market = source('stream', stream(size, 7), None)
             _, prepared = prepared_of(market)
             place = Path(folder)/str(size)
-            place.write_bytes(pickle.dumps((market._replace(rows=market.rows[:0]), prepared), 5))
+            place.write_bytes(pickle.dumps((prepared, market.lots), 5))
             rows.append(len(market.rows))
             del market, prepared
             peaks.append(int(child(PEAK, str(place))[2][1]))
@@ -492,7 +499,7 @@ def memory(sizes: tuple[int, int]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('files', nargs='*', metavar='FILE', help='a raw recording, recordings that join (A+B), an npz or npy of hftbacktest')
+    parser.add_argument('files', nargs='*', metavar='FILE', help='a raw recording, several that join (A+B), an npz or npy')
     parser.add_argument('--rounds', type=int, help='interleaved rounds (default: 9, with --quick 5)')
     parser.add_argument('--quick', action='store_true', help='a stream of 500,000 rows, fewer rounds')
     arguments = parser.parse_args()
@@ -503,24 +510,24 @@ def main() -> None:
 
 
 def measure_all(arguments: argparse.Namespace, rounds: int) -> None:
-    bytes_per_s, any_market, begun = bandwidth(), False, time.perf_counter()
-    print(f'CPU times, medians of {rounds} interleaved rounds (theirs in 16 passes: of {1 + rounds//4}); a copy in memory moves '
-          f'{bytes_per_s/1e9:.1f} GB/s\n')
+    bytes_per_s, begun, fresh = bandwidth(), time.perf_counter(), True
+    print(f'CPU times, medians of {rounds} interleaved rounds (16 passes of theirs: of {1 + rounds//4}); a copy in memory moves '
+          f'{bytes_per_s/1e9:.1f} GB/s')
     for market in sources(arguments):
         preparing_s, prepared = prepared_of(market)
         length = (int(market.rows['exch_ts'].max()) - int(market.rows['exch_ts'].min()))/1e9
-        print(f'{market.name}: {len(market.rows):,} rows, {length:,.0f} s of market, ticks of {market.instrument.tick_size}, orders of '
+        print(f'\n{market.name}: {len(market.rows):,} rows, {length:,.0f} s of market, ticks of {market.instrument.tick_size}, orders of '
               f'{market.instrument.amount(market.lots)}')
         for note in market.notes: print(f'  {note}')
-        print(f'  parity: {check_parity(market, prepared)}', flush=True)
-        lines = measure(market, prepared, preparing_s, rounds, bytes_per_s)
-        lines.append(both_cores(market, prepared, 4 if len(market.rows) > 1_000_000 else 20))
-        if not any_market: lines += cold_start(market, prepared, 3)
-        any_market = True
-        show(lines)
-        print(flush=True)
-    if not arguments.files: print(memory((250_000, 500_000) if arguments.quick else (2_500_000, 5_000_000)))
-    print(f'all of it took {time.perf_counter() - begun:,.0f} s')
+        print(f'  parity: {check_parity(market, prepared)}')
+        show(Line('', 'hftbacktest', 'cryptoexp', 'ratio'),
+             Line('preparing, once a tape', '', seconds_text(preparing_s), '', f'{preparing_s/len(market.rows)*1e9:,.0f} ns a row'))
+        measure(market, prepared, rounds, bytes_per_s)
+        show(both_cores(market, prepared, 4 if len(market.rows) > 1_000_000 else 20))
+        if fresh: cold_start(market, prepared, 3)
+        fresh = False
+    if not arguments.files: print('\n' + memory((250_000, 500_000) if arguments.quick else (2_500_000, 5_000_000)))
+    print(f'\nall of it took {time.perf_counter() - begun:,.0f} s')
 
 
 if __name__ == '__main__': main()

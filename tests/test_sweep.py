@@ -19,12 +19,16 @@ import pytest
 from loguru import logger
 
 from cryptoexp.config import ConfigError, MarketMakingConfig, load_config
-from cryptoexp.market.events import Events
+from cryptoexp.market.events import BEST_QUOTE, BUY, LAST, Events, concat, from_rows
 from cryptoexp.market.synthetic import SyntheticMarket
-from cryptoexp.market.tape import Clock, Tape
+from cryptoexp.market.tape import Clock, Tape, fuse, read_recording
 from cryptoexp.trading import sweep as room
+from cryptoexp.trading.backtest import backtest, make_ready
+from cryptoexp.trading.ledger import totals
 from cryptoexp.trading.quoting import ASK, BID, LOTS, TICK
-from cryptoexp.trading.sweep import SUMS, fingerprint, grid_rows, heatmap, read_cells, settings_of, sources_of, sweep
+from cryptoexp.trading.report import markout_table
+from cryptoexp.trading.sweep import SUMS, Setting, fingerprint, grid_rows, heatmap, one_pass, read_cells, settings_of, sources_of, sweep
+from cryptoexp.trading.venue import VENUES, Latency, QueueModel
 
 DAY_NS = 86_400 * 10 ** 9
 GRID = {'spread_percentage': [1e-7, 1e-5], 'order_size_percentage': [.005, .02]}
@@ -64,9 +68,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     "How many settings each pass ran"
     runs: list[int] = []
     real = room.one_pass
-    def one_pass(tape: Tape, settings: Any, quoter: Any, levels: int) -> list[dict[str, Any]]:
+    def one_pass(tape: Tape, settings: Any, *asked: Any, **options: Any) -> list[dict[str, Any]]:
         runs.append(len(settings))
-        return real(tape, settings, quoter, levels)
+        return real(tape, settings, *asked, **options)
     monkeypatch.setattr(room, 'one_pass', one_pass)
     return runs
 
@@ -134,6 +138,106 @@ def test_heatmap_says_what_it_averages(table: pd.DataFrame) -> None:
     title = heatmap(table, *GRID).axes[0].get_title()
     if not title: title = heatmap(table, *GRID).axes[0].get_title(loc='left')
     assert 'mean over tape' in title and 'SYNTHETIC' in title
+
+
+# ---- together or alone
+
+def alone(tape: Tape, setting: Setting, quoter: Any = None, levels: int = 1) -> dict[str, Any]:
+    "One backtest, its exact ledger, its report"
+    session = backtest(tape, quoter, setting.venue, config=setting.config, levels=levels, parameters=setting.parameters).session
+    sums, marks = totals(session), markout_table(session)
+    money = {name: float(getattr(sums, name)) for name in ('maker_volume', 'taker_volume', 'fees', 'pnl', 'final_equity')}
+    return dict(fills=len(session.fills), final_position=float(sums.position), **money,
+                **{name: session.counters[name] for name in ('max_drawdown', 'max_exposure', 'orders_sent', 'cancels_sent', 'halted')},
+                **{f'markout_{row.seconds:g}s_bps': float(row.mean_bps) for row in marks[marks.side == 'both'].itertuples()})
+
+
+def varied(tape: Tape, free: MarketMakingConfig) -> list[Setting]:
+    "Settings that have little in common"
+    begin, end = int(tape.events.local_ns[0]), int(tape.events.local_ns[-1])
+    drawn = [Latency.drawn(seed, begin - 10 ** 9, end + 10 ** 10, 8., .9, reject=.02) for seed in (1, 2)]
+    return [
+        Setting(free), Setting(replace(free, refresh_interval=1.7)), Setting(replace(free, entry_latency_ms=700., response_latency_ms=90.)),
+        Setting(replace(free, max_drawdown=1e-5)), Setting(replace(free, max_drawdown=1e-5, flatten_on_halt=True, taker_fee=.0003)),
+        Setting(replace(free, initial_base=.05, maker_fee=.00001, taker_fee=.0005)), Setting(replace(free, refresh_tolerance=2e-5)),
+        Setting(replace(free, total_capital=777.77, volatility_widening=.5)), Setting(free, venue=VENUES['rebate-tier'](latency=drawn[0])),
+        Setting(free, venue=VENUES['rebate-tier'](latency=drawn[1], queue=QueueModel('log'))),
+        Setting(replace(free, refresh_interval=7.3), venue=VENUES['zero-fee-tier'](queue=QueueModel('ahead'))),
+        Setting(free, venue=VENUES['binance-usdm-vip9'](queue=QueueModel('power', 3)))]
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in expected.items(): assert found[name] == value or (found[name] != found[name] and value != value), name
+
+
+@pytest.mark.parametrize('most', [64, 5])
+def test_together_or_alone_to_the_last_digit(free: MarketMakingConfig, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    tape = day(4, 120)
+    monkeypatch.setattr(room, 'MOST_SETTINGS', most)
+    settings = varied(tape, free)
+    found = one_pass(tape, settings)
+    for setting, numbers in zip(settings, found): same(numbers, alone(tape, setting))
+    assert sum(numbers['fills'] > 20 for numbers in found) >= 8 and sum(numbers['halted'] for numbers in found) >= 2
+    assert any(numbers['taker_volume'] > 0 for numbers in found)
+    for less, more in zip(one_pass(tape, settings, markouts=False), found):
+        assert all(less[name] == more[name] for name in less if name not in ('final_equity', 'pnl', 'pnl_bps_of_volume', 'pnl_per_fill'))
+
+
+def test_together_or_alone_on_recordings(data_folder: Path, free: MarketMakingConfig) -> None:
+    spot = [data_folder/f'binance_spot/btcusdt_{when}.gz' for when in ('20240808', '20240809')]
+    for tape in (read_recording(spot), fuse(read_recording(spot)), read_recording([data_folder/'binance_usdm/btcusdt_20240808.gz'])):
+        settings = varied(tape, free)[-4:] if tape.instrument.kind != 'spot' else varied(tape, free)
+        if tape.instrument.kind != 'spot': settings = [replace(one, venue=VENUES['binance-usdm-vip9'](
+            queue=one.venue.queue, latency=one.venue.latency)) for one in settings if one.venue]
+        found = one_pass(tape, settings)
+        for setting, numbers in zip(settings, found): same(numbers, alone(tape, setting))
+        assert sum(numbers['fills'] > 100 for numbers in found) >= 3
+
+
+def test_parameters_of_any_length(days: list[Tape], free: MarketMakingConfig) -> None:
+    def longest(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
+        wishes[0, BID, 0, TICK], wishes[0, BID, 0, LOTS] = view.market[0].bid_tick, 10 * len(parameters)
+        wishes[0, ASK, 0, TICK], wishes[0, ASK, 0, LOTS] = view.market[0].ask_tick, 10 * len(parameters)
+        return 0
+    settings = [Setting(free, np.zeros(length)) for length in (1, 30, 2, 30)] + [Setting(free)]
+    found = one_pass(days[0], settings, longest)
+    for setting, numbers in zip(settings, found): same(numbers, alone(days[0], setting, longest))
+    assert found[0]['maker_volume'] == found[4]['maker_volume'] < found[1]['maker_volume'] == found[3]['maker_volume']
+
+
+def test_who_needs_more_room_gets_it(days: list[Tape], free: MarketMakingConfig) -> None:
+    "So slow a line that more orders are under way than a place in a block has room for"
+    def restless(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
+        scratch[0] = (scratch[0] + 1) % 50
+        wishes[0, BID, 0, TICK], wishes[0, BID, 0, LOTS] = view.market[0].bid_tick - int(scratch[0]), 10
+        return 0
+    settings = [Setting(replace(free, entry_latency_ms=delay)) for delay in (5., 9_000.)]
+    found = one_pass(days[0], settings, restless, threads=1)
+    for setting, numbers in zip(settings, found): same(numbers, alone(days[0], setting, restless))
+    assert found[1]['orders_sent'] > 64
+
+
+def test_a_tape_is_made_ready_once() -> None:
+    tape = day(5, 20)
+    assert make_ready(tape) is make_ready(tape) is not make_ready(day(5, 20))
+    free = load_config(preset='zero-fee-tier', environment={})
+    diff_only = Tape(concat([from_rows([(BEST_QUOTE | BUY | LAST, int(tape.events.exchange_ns[0]), int(tape.events.local_ns[0]), 1, 1, 0)]),
+                             tape.events]), tape.instrument, Clock(), ('with a best quote first',), synthetic=True)
+    same(one_pass(diff_only, [Setting(free)])[0], alone(diff_only, Setting(free)))
+
+
+def test_a_venue_is_swept_like_anything_else(data_folder: Path, free: MarketMakingConfig, tmp_path: Path, counted: list[int]) -> None:
+    "On a recording: hardly anybody cancels before our orders in the embedded market, so the queue model does not matter there"
+    grid = {'venue': ['zero-fee-tier', 'rebate-tier'], 'queue': ['behind', 'power(2)', 'ahead'], 'entry_latency_ms': [2., 50.]}
+    tape = [[data_folder/'binance_spot'/f'btcusdt_{when}.gz' for when in ('20240808', '20240809')]]
+    options: dict[str, Any] = dict(config=free, folder=tmp_path)
+    found = sweep(tape, grid=grid, **options)
+    assert found.error.isna().all() and found.fees[found.venue == 'rebate-tier'].lt(0).all() and (found.fees[:6] == 0).all()
+    assert found[found.venue == 'zero-fee-tier'].maker_volume.nunique() == 6
+    row = sweep(tape, grid={'entry_latency_ms': 50.}, venue=VENUES['rebate-tier'](queue=QueueModel('ahead')), **options)
+    assert row.pnl[0] == found.pnl[11] and counted == [12]   # the same run, so it is not run again
+    told = sweep(tape, grid=[{'queue': 'log'}, {}], **options)
+    assert told.queue.tolist() == ['log', 'behind']
 
 
 # ---- what is wrong is told before anything runs
@@ -268,9 +372,9 @@ def test_a_killed_process_goes_on(days: list[Tape], free: MarketMakingConfig, tm
 def test_an_error_is_a_row(days: list[Tape], free: MarketMakingConfig, tmp_path: Path, warned: list[str],
                            monkeypatch: pytest.MonkeyPatch) -> None:
     real, broken = room.one_pass, [True]
-    def one_pass(tape: Tape, settings: Any, quoter: Any, levels: int) -> list[dict[str, Any]]:
+    def one_pass(tape: Tape, settings: Any, *asked: Any, **options: Any) -> list[dict[str, Any]]:
         if broken[0] and any(one.config.spread_percentage == 1e-5 for one in settings): raise ArithmeticError('a bad width')
-        return real(tape, settings, quoter, levels)
+        return real(tape, settings, *asked, **options)
     monkeypatch.setattr(room, 'one_pass', one_pass)
     found = sweep(days, grid=GRID, config=free, folder=tmp_path)
     bad = found.spread_percentage == 1e-5

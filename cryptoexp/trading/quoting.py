@@ -65,11 +65,15 @@ SPREAD, VOLATILITY, FLOOR, LEANING = range(len(BOUND))
 @functools.cache
 def compile_quoter(function: Quoter) -> Quoter | None:
     "The model as a compiled first-class function, or None (said once, as a warning) where Numba can't compile it"
-    try: return njit(SIGNATURE, cache=True, nogil=True)(getattr(function, 'py_func', function))
-    except (numba.core.errors.NumbaError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        logger.warning(f'{getattr(function, "__name__", function)} runs in Python, slower, with the same result: Numba says {reason}')
-        return None
+    plain, reason = getattr(function, 'py_func', function), Exception()
+    for cache in (True, False):   # a function that stands in no file, as in a program read from a pipe, can't be kept on disk
+        try: return njit(SIGNATURE, cache=cache, nogil=True)(plain)
+        except Exception as error:   # Numba says no in many ways: errors of its own, and plain ones such as ValueError and AssertionError
+            reason = error
+            if 'cannot cache' not in str(error): break
+    said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+    logger.warning(f'{getattr(function, "__name__", function)} runs in Python, slower, with the same result: Numba says {said}')
+    return None
 
 # %% ../../nbs/trading/01_quoting.ipynb #c15
 @njit(cache=True)

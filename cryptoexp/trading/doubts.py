@@ -576,13 +576,14 @@ def with_room(tape: Tape, config: MarketMakingConfig) -> MarketMakingConfig:
     coins = grid.amount(int(many.total_capital / 2 / mid / float(grid.lot_size)))
     return replace(many, total_capital=many.total_capital / 2, initial_base=float(coins), inventory_target=0.5, max_inventory_exposure=1.0)
 
-# %% ../../nbs/trading/09_doubts.ipynb #c47
+# %% ../../nbs/trading/09_doubts.ipynb #c46c
 MOST_CHANGED, REACTS_FROM = 0.05, 0.25
 LOOK_INSIDE = ('Look for arrays, files or fitted tables in the quoter that were made of this very tape: it may use its view, its '
                'parameters and its scratch, and nothing else.')
 LOOK_AGAIN = ('Run it on a longer tape. See whether something outlives a run (state belongs in scratch, a seed in the parameters), or '
               'whether the quoter rightly trades in one direction of the market only.')
 
+# %% ../../nbs/trading/09_doubts.ipynb #c47
 def foresight(
     tape: Tape,
     quoter: Quoter | None = None,  # None: what the configuration names

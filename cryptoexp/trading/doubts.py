@@ -464,6 +464,7 @@ def drift(
     error = float(np.sqrt((sums ** 2).sum() * blocks / (blocks - 1))) / len(moved)
     return Drift(float(moved.mean()), error, float((1e4 * side * (before - price) / price).mean()), len(moved), blocks)
 
+# %% ../../nbs/trading/09_doubts.ipynb #c39b
 def beyond_width(
     tape: Tape,
     fills: pd.DataFrame,  # as Result.fills

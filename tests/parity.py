@@ -82,7 +82,10 @@ def without_far_levels(data: np.ndarray, share: float = 0.03) -> np.ndarray:
     return data[(np.abs(data['px'] - middle) <= share*middle) | (data['ev'] & 0xff == DEPTH_CLEAR_EVENT)]
 
 
-def prepared_files(tapes: Sequence[np.ndarray], instrument: Instrument) -> Prepared:
+def prepared_files(
+    tapes: Sequence[np.ndarray], instrument: Instrument,
+    shorter: bool = True,   # False: the engine looks at every row, and leaves none out that can't matter
+) -> Prepared:
     "Files side by side, rows in their order, without any help of `prepare`: what the engine does with them is all that is compared"
     events = [rows_of_file(data, instrument) for data in tapes]
     capacity = [(0, int(rows.tick.max()) + MARGIN) for rows in events]
@@ -94,7 +97,9 @@ def prepared_files(tapes: Sequence[np.ndarray], instrument: Instrument) -> Prepa
         order = np.argsort(getattr(moved, clock), kind='stable')
         streams.append(rows_of(getattr(moved, clock)[order], moved[order]))
     begin, end = (int(pick(pick(stream.time_ns) for stream in streams)) for pick in (min, max))
-    return Prepared((instrument,)*len(tapes), *streams, tuple(capacity), int(streams[1].time_ns[0]), begin, end, False, False)
+    prepared = Prepared((instrument,)*len(tapes), *streams, tuple(capacity), int(streams[1].time_ns[0]), begin, end, False, False)
+    if not shorter: prepared.shorts[True] = None
+    return prepared
 
 
 def instrument_of_case(case: Case) -> Instrument:

@@ -558,7 +558,7 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
     ('what crossed us is not used up', 'matching', 'if size > 0: _take_from(desk, order.config, 1 - index, tick, size)', 'pass'),
     ('what we take comes back at once', 'matching', '_take_from(desk, order.config, index, tick, size)', 'pass'),
     ('what we take never comes back', 'matching',
-     'if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)', 'pass'),
+     'if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)\n        _apply(', '_apply('),
     ('a taker takes one level only', 'matching',
      'size, False, BY_TAKING)\n        tick += order.side', 'size, False, BY_TAKING)\n        break'),
     ('a taker pays his limit', 'matching',
@@ -610,7 +610,9 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
     ('a snapshot leaves the queue before us', 'matching',
      'if side.snapshot_bid: _nobody_there(desk, asset, True, -1)', 'if False: _nobody_there(desk, asset, True, -1)'),
     ('news of fills is not weighed', 'matching', 'if news.lots > 0: _weigh(desk, config)', 'if False: _weigh(desk, config)'),
-    ('a repeated total brings back what we took', 'matching', 'if desk.marks[index, tick] != 0 and before != lots:', 'if desk.marks[index, tick] != 0:'),
+    ('a repeated total brings back what we took', 'matching',
+     'if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)\n        _apply(',
+     'if desk.marks[index, tick] != 0: _untake(desk, index, tick)\n        _apply('),
 )]
 
 

@@ -572,9 +572,9 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
      'side.local_bid, side.local_ask, side.local_changed = seen_bid, seen_ask, changed',
      'side.local_bid, side.local_ask, side.local_changed = side.exchange_bid, side.exchange_ask, changed'),
     ('a request overtakes what happens at its arrival', 'matching',
-     'if not _exchange_run(desk, exchange_rows, horizon)', 'if not _exchange_run(desk, exchange_rows, horizon - 1)'),
+     'if not _exchange_run(desk, exchange_rows, horizon)', 'if not _exchange_run(desk, exchange_rows, horizon - (clock.next_request_ns <= horizon))'),
     ('a decision overtakes a row', 'matching',
-     '_local_run(desk, local_rows, min(until_ns, clock.next_news_ns))', '_local_run(desk, local_rows, min(until_ns, clock.next_news_ns) - 1)'),
+     '_local_run(desk, local_rows, min(until_ns, clock.next_news_ns))', '_local_run(desk, local_rows, min(until_ns, clock.next_news_ns) - (until_ns == clock.next_decision_ns))'),
     ('the cap forgets working bids', 'limits', 'most - position_lots - working_bid_lots', 'most - position_lots'),
     ('a cancel on its way frees the room', 'matching',
      'if order.side != side or order.asset != asset: continue', 'if order.side != side or order.cancel_sent: continue'),
@@ -620,11 +620,15 @@ BY_HAND = ('test_every_level_of_ours_is_watched', 'test_working_bids_hold_their_
            'test_an_older_order_is_served_before_a_younger_one',
            'test_two_orders_of_one_price_share_the_queue', 'test_a_stop_is_noticed_when_the_fill_is_heard_of')
 CHECK = """
+import signal
 from oracle import *
 import test_engine
+def late(*_): raise TimeoutError('no end')
+signal.signal(signal.SIGALRM, late)
 for check in sys.argv[2:]:
+    signal.alarm(180)
     try: found = compare(int(check), 150)[0] if check.isdigit() else getattr(test_engine, check)() or []
-    except (AssertionError, IndexError, ArithmeticError) as error: found = [repr(error)]
+    except (AssertionError, IndexError, ArithmeticError, TimeoutError) as error: found = [repr(error)]
     if found: print('noticed by', check, found[0]); break
 """
 

@@ -29,7 +29,7 @@ from ..market.tape import Tape
 from .ledger import Session, count_minutes, session_of, summary, trade_log, write_run
 from .limits import mid_worth_e8
 from cryptoexp.trading.matching import (
-    NEVER, NO_TOUCH, SAMPLE, Engine, Output, Rows, Short, apply_level, blank, check_rows, fill_table, first_price, new_desk,
+    NEVER, NO_TOUCH, SAMPLE, Engine, Output, Rows, Short, apply_level, blank_arrays, check_rows, fill_table, first_price, new_desk,
     order_table, plain_table,
     rows_of, run_desk, Desk,
 )
@@ -187,6 +187,9 @@ def _walk_path(rows: Rows, bottom: int, base: int, top: int, best_quotes: bool, 
     return count
 
 # %% ../../nbs/trading/06_backtest.ipynb #c31
+def _empty_book(low: int, top: int) -> np.ndarray:
+    return blank_arrays([('book', np.int64, (2, top - low))])['book']
+
 def path_of(prepared: Prepared, whole: bool) -> np.ndarray:   # int64, shape (n, 8), empty where only the rows will do
     "Our touch message by message, made once for a prepared tape"
     rows, known = prepared.local, prepared.paths
@@ -195,7 +198,7 @@ def path_of(prepared: Prepared, whole: bool) -> np.ndarray:   # int64, shape (n,
     if whole not in known:
         (low, top), messages = prepared.capacity[0], int((rows.flags >= LAST).sum())
         path, edges = np.empty((messages + 1, 8), np.int64), np.array([[[[NO_BID, NO_ASK], [NO_ASK, NO_BID]]]])
-        count = _walk_path(rows, 0, -low, top - low, prepared.best_quotes, whole, blank((2, top - low), np.int64), edges, path)
+        count = _walk_path(rows, 0, -low, top - low, prepared.best_quotes, whole, _empty_book(low, top), edges, path)
         known[whole] = path[:count].copy()
     return known[whole]
 
@@ -270,9 +273,10 @@ def _make_short(prepared: Prepared, whole: bool) -> Short | None:
     if not whole and np.isin(kinds[int(np.argmax(kinds == DEPTH)):], (CLEAR, SNAPSHOT)).any(): return None   # a picture in between
     if (rows.lots[kinds == CLEAR] != 0).any(): return None
     low, top = prepared.capacity[0]
-    visit, touches, first = np.zeros(len(kinds), np.uint8), np.empty((len(kinds), 4), np.int32), np.zeros((2, top - low + 1), np.int32)
+    visit = np.zeros(-(-len(kinds) // 8) * 8, np.uint8)
+    touches, first = np.empty((len(kinds), 4), np.int32), np.zeros((2, top - low + 1), np.int32)
     def book() -> tuple[np.ndarray, np.ndarray]:
-        return blank((2, top - low), np.int64), np.array([[[[NO_BID, NO_ASK], [NO_ASK, NO_BID]]]])
+        return _empty_book(low, top), np.array([[[[NO_BID, NO_ASK], [NO_ASK, NO_BID]]]])
     count = _mark_rows(rows, -low, top - low, whole, *book(), visit, touches, first)
     by_tick = np.empty(int(first.sum()), np.int32)
     _sort_rows(rows, -low, top - low, whole, *book(), first, by_tick)
@@ -313,7 +317,8 @@ def prepare(
         traded = rows.tick[rows.kind == TRADE] if (rows.kind == TRADE).any() else np.array([price])
         capacity = [(int(traded.min()) // 2, 2 * int(traded.max()) + 1)]   # no order of ours will stand at half the lowest price
         local = rows_of(rows.local_ns, rows, -capacity[0][0])
-        exchange = local._replace(time_ns=np.ascontiguousarray(rows.exchange_ns))
+        happening = np.where(rows.flags & LOCAL_ONLY, 0, rows.exchange_ns)   # what concerns us only must not break the order
+        exchange = local._replace(time_ns=np.maximum.accumulate(happening))
     else: exchange, local = (_merged(parts, bases, name) for name in ('exchange_ns', 'local_ns'))
     return Prepared(tuple(instrument for _, instrument in markets), exchange, local, tuple(capacity), begin, min(begin, happened),
         max(end, last),

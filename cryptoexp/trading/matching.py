@@ -10,8 +10,8 @@ __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE
            'NO_TOUCH', 'BEST', 'WORST', 'AT_EXCHANGE', 'AT_HOME', 'TIME', 'BID_TICK', 'ASK_TICK', 'BID_LOTS',
            'ASK_LOTS', 'BOUGHT', 'SOLD', 'CODE', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Layout',
            'OVERRUNS', 'Desk', 'Rows', 'transition', 'compile_engine', 'rows_of', 'blank_arrays', 'new_desk', 'Short',
-           'apply_level', 'run_desk', 'Intake', 'check_rows', 'plain_table', 'fill_table', 'order_table', 'first_price',
-           'Output', 'Engine', 'open_desk', 'sum_up', 'enter_order', 'quotable', 'quotable_lots']
+           'apply_level', 'run_desk', 'Joined', 'Intake', 'check_rows', 'plain_table', 'fill_table', 'order_table',
+           'first_price', 'Output', 'Engine', 'open_desk', 'sum_up', 'enter_order', 'quotable', 'quotable_lots']
 
 # %% ../../nbs/trading/03_matching.ipynb #c03
 import functools
@@ -25,6 +25,7 @@ import numba
 import numpy as np
 import pandas as pd
 from numba import njit, types
+from numba.typed import Dict
 
 from ..config import MarketMakingConfig
 from ..market.book import NO_ASK, NO_BID, room_for
@@ -518,7 +519,7 @@ def _order_moves(desk: Desk, slot: int, since_ns: int, before: int, lots: int) -
     if since_ns <= order.arrived_ns: order.front -= gone - printed
     order.front = max(0.0, min(order.front, float(lots)))
 
-# %% ../../nbs/trading/03_matching.ipynb #c59
+# %% ../../nbs/trading/03_matching.ipynb #c61
 @rare
 def _taken_from(desk: Desk, config: int, index: int, tick: int) -> int:
     "Lots that a configuration took from a level since that level last changed"
@@ -558,7 +559,7 @@ def _untake(desk: Desk, index: int, tick: int) -> None:
                 desk.taken[config, at] = desk.taken[config, state.taken_count]
                 break
 
-# %% ../../nbs/trading/03_matching.ipynb #c61
+# %% ../../nbs/trading/03_matching.ipynb #c63
 @rare
 def _on_offer(desk: Desk, rows: Rows, row: int, asset: int, bids: bool, tick: int, lots: int) -> None:
     "A level of `lots` now stands at `tick` on the side opposite to our orders (bids: ours are bids), at or through them"
@@ -598,7 +599,7 @@ def _nobody_there(desk: Desk, asset: int, bids: bool, beyond: int) -> None:
             slot = order.next - 1
         level += step
 
-# %% ../../nbs/trading/03_matching.ipynb #c63
+# %% ../../nbs/trading/03_matching.ipynb #c65
 @inner
 def _on_exchange_row(desk: Desk, rows: Rows, row: int, asset: int, flags: int, tick: int, lots: int) -> None:
     "A row that may concern our orders"
@@ -623,7 +624,7 @@ def _on_exchange_row(desk: Desk, rows: Rows, row: int, asset: int, flags: int, t
             if improved and reaches: _on_offer(desk, rows, row, asset, not bids, tick, lots)
     if flags & LAST and kind != TRADE: _end_message(desk, asset)
 
-# %% ../../nbs/trading/03_matching.ipynb #c65
+# %% ../../nbs/trading/03_matching.ipynb #c67
 @inner
 def _exchange_row(desk: Desk, rows: Rows, row: int) -> None:
     "Any row, in any of several markets"
@@ -654,7 +655,7 @@ def _end_message(desk: Desk, asset: int) -> None:
     side.snapshot_bid = side.snapshot_ask = 0
     side.exchange_bid, side.exchange_ask = desk.edges[asset, AT_EXCHANGE, 0, BEST], desk.edges[asset, AT_EXCHANGE, 1, BEST]
 
-# %% ../../nbs/trading/03_matching.ipynb #c67
+# %% ../../nbs/trading/03_matching.ipynb #c69
 @inner
 def _exchange_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     "Take what happens at the exchange up to `limit_ns`; False where the outputs are full before that"
@@ -673,7 +674,7 @@ def _exchange_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     clock.exchange_row = row
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c69
+# %% ../../nbs/trading/03_matching.ipynb #c71
 @inner
 def _short_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     "The same on a prepared tape, row by row of those that may matter"
@@ -704,7 +705,7 @@ def _watch_again(desk: Desk, row: int) -> None:
             taken = desk.taken[config, at]
             _watch(desk, taken.side, taken.tick, row)
 
-# %% ../../nbs/trading/03_matching.ipynb #c70
+# %% ../../nbs/trading/03_matching.ipynb #c72
 @inner
 def _short_row(desk: Desk, rows: Rows, row: int) -> None:
     "A row that may matter: a print, a best price that moves, or a change at a level that is watched"
@@ -738,7 +739,7 @@ def _short_row(desk: Desk, rows: Rows, row: int) -> None:
     reached = clock.whole == 0 and side.own_count > 0 and ((tick >= side.own_ask) if bids else (tick <= side.own_bid))
     if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0 or reached: _watch(desk, index, tick, row)
 
-# %% ../../nbs/trading/03_matching.ipynb #c71
+# %% ../../nbs/trading/03_matching.ipynb #c73
 @inner
 def _plain_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     "Rows of a single market up to one that may concern our orders; answers that row"
@@ -774,7 +775,7 @@ def _plain_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     side.market_lots += traded
     return row
 
-# %% ../../nbs/trading/03_matching.ipynb #c73
+# %% ../../nbs/trading/03_matching.ipynb #c75
 @rare
 def _take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     "Walk the other side's displayed levels up to the order's limit"
@@ -811,7 +812,7 @@ def _could_take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> int:
         tick += order.side
     return lots
 
-# %% ../../nbs/trading/03_matching.ipynb #c74
+# %% ../../nbs/trading/03_matching.ipynb #c76
 @inner
 def _arrive(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     "An order reaches the exchange"
@@ -842,7 +843,7 @@ def _arrive(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
         _tell(desk, slot, time_ns, 0, 0, 0)
     else: order.confirmed_ns = _heard_at(desk, order.config, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c80
+# %% ../../nbs/trading/03_matching.ipynb #c82
 @inner
 def _on_request(desk: Desk, rows: Rows, config: int) -> None:
     "The earliest request of a configuration reaches the exchange"
@@ -882,7 +883,7 @@ def _replaced(desk: Desk, rows: Rows, slot: int, time_ns: int, tick: int, lots: 
         order.remaining, order.tick, order.status = lots, tick, SENT
         _arrive(desk, rows, slot, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c85
+# %% ../../nbs/trading/03_matching.ipynb #c87
 @rare
 def _finish(desk: Desk, config: int, slot: int) -> None:
     "We know that an order has ended: it leaves the desk for the log"
@@ -912,7 +913,7 @@ def _on_news(desk: Desk, config: int) -> None:
     if news.ends: _finish(desk, config, news.slot)
     if news.lots > 0: _weigh(desk, config)
 
-# %% ../../nbs/trading/03_matching.ipynb #c87
+# %% ../../nbs/trading/03_matching.ipynb #c89
 @inner
 def _request(desk: Desk, config: int, slot: int, action: int, tick: int, lots: int, time_ns: int) -> None:
     clock, state, rule = desk.clock[0], desk.state[config], desk.rules[config * desk.clock[0].assets]
@@ -954,7 +955,7 @@ def _turned_away(desk: Desk, config: int, slot: int, action: int, heard_ns: int)
         order.retry_ns = order.confirmed_ns = state.last_heard_ns
         if desk.clock[0].whole == 0: order.known_tick = order.tick   # hftbacktest goes on believing the wished price
 
-# %% ../../nbs/trading/03_matching.ipynb #c88
+# %% ../../nbs/trading/03_matching.ipynb #c90
 @inner
 def _new_order(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> int:
     "A fresh order in a free slot; answers the slot"
@@ -996,7 +997,7 @@ def _retry(desk: Desk, config: int, time_ns: int) -> None:
 def _cancel_all(desk: Desk, config: int, time_ns: int) -> None:
     for at in range(desk.state[config].order_count): _cancel(desk, config, desk.alive[config, at], time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c92
+# %% ../../nbs/trading/03_matching.ipynb #c94
 @rare
 def _working(desk: Desk, config: int, asset: int, side: int) -> tuple[int, int]:
     "Lots of one side that may still fill, as far as we know, and the cash they hold back (1e-8 quote)"
@@ -1024,6 +1025,7 @@ def _most(desk: Desk, config: int, asset: int) -> int:
     side, at = desk.sides[asset], config * desk.clock[0].assets + asset
     return most_lots(_equity(desk, config), side.local_bid - side.shift, side.local_ask - side.shift, desk.rules[at:at + 1])
 
+# %% ../../nbs/trading/03_matching.ipynb #c95
 @inner
 def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, force: int) -> int:
     "How many of the wished lots the limits let pass; 0 with the reason counted"
@@ -1040,9 +1042,12 @@ def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: in
         desk.refusals[config, OUT_OF_RANGE] += 1
         return 0
     if rules[0].unlimited != 0: return min(lots, rules[0].max_lots)
+    if 4 * tick < side_of.local_bid + side_of.local_ask - 2 * side_of.shift or tick > side_of.local_bid + side_of.local_ask - 2 * side_of.shift:
+        desk.refusals[config, OUT_OF_RANGE] += 1
+        return 0
     return _within_limits(desk, config, asset, side, tick, lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c93
+# %% ../../nbs/trading/03_matching.ipynb #c96
 @rare
 def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int) -> int:
     "The same for an order that the limits are to be asked about"
@@ -1059,7 +1064,7 @@ def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lo
     desk.refusals[config, none if passed < lots else TOO_SMALL] += 1
     return 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c97
+# %% ../../nbs/trading/03_matching.ipynb #c102
 @inner
 def _send(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> None:
     slot = _new_order(desk, config, asset, side, tick, lots, purpose, force, time_ns)
@@ -1095,7 +1100,7 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
             passed = _allowed(desk, config, asset, side, tick, lots, force)
             if passed > 0: _send(desk, config, asset, side, tick + base, passed, QUOTE, force, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c98
+# %% ../../nbs/trading/03_matching.ipynb #c103
 @inner
 def _apply_single_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     "The same for one wish a side and no tolerance: the oldest quote at the wished price stays, the others go"
@@ -1140,7 +1145,7 @@ def _match_wishes(desk: Desk, config: int, asset: int, index: int, tolerance: fl
         if best_slot < 0: return
         desk.orders[best_slot].kept, desk.matched[best_level] = 1, 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c99
+# %% ../../nbs/trading/03_matching.ipynb #c104
 @rare
 def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: int) -> None:
     "Orders that no wish keeps become wishes that no order covers, oldest first; those left over are cancelled"
@@ -1169,7 +1174,7 @@ def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: in
                 order.known_tick, order.confirmed_ns = tick + base, NEVER
                 _request(desk, config, oldest, REPLACE, tick + base, lots, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c103
+# %% ../../nbs/trading/03_matching.ipynb #c108
 @inner
 def _usable(side: Any) -> bool:
     "Whether a book may be quoted on: whole, two-sided, uncrossed"
@@ -1208,7 +1213,7 @@ def _weigh(desk: Desk, config: int) -> bool:
     _cancel_all(desk, config, clock.time_ns)
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c104
+# %% ../../nbs/trading/03_matching.ipynb #c109
 @rare
 def _weigh_all(desk: Desk, middle: int) -> None:
     "Weigh every account, unless prices as high and as low have been seen since a position or a peak last changed"
@@ -1222,7 +1227,7 @@ def _weigh_all(desk: Desk, middle: int) -> None:
     if clock.band_low > clock.band_high or later != peaks: clock.band_low = clock.band_high = middle
     else: clock.band_low, clock.band_high = min(clock.band_low, middle), max(clock.band_high, middle)
 
-# %% ../../nbs/trading/03_matching.ipynb #c109
+# %% ../../nbs/trading/03_matching.ipynb #c114
 @rare
 def _obey(desk: Desk, asset: int, code: int) -> None:
     "Do what a control row says"
@@ -1262,7 +1267,7 @@ def _local_row(desk: Desk, rows: Rows, row: int) -> None:
             clock.time_ns = rows.time_ns[row]
             _weigh_all(desk, side.local_bid + side.local_ask)
 
-# %% ../../nbs/trading/03_matching.ipynb #c110
+# %% ../../nbs/trading/03_matching.ipynb #c115
 @inner
 def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
     "Take the rows that reach us up to `limit_ns`"
@@ -1276,7 +1281,7 @@ def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
         row += 1
     clock.local_row = row
 
-# %% ../../nbs/trading/03_matching.ipynb #c112
+# %% ../../nbs/trading/03_matching.ipynb #c117
 @inner
 def _path_run(desk: Desk, limit_ns: int) -> None:
     "The same from the path of a prepared tape, where only our touch is of interest"
@@ -1292,7 +1297,7 @@ def _path_run(desk: Desk, limit_ns: int) -> None:
     side.local_bid, side.local_ask = path[at - 1, BID_TICK], path[at - 1, ASK_TICK]
     side.bought_lots, side.sold_lots, clock.local_row = path[at - 1, BOUGHT], path[at - 1, SOLD], at
 
-# %% ../../nbs/trading/03_matching.ipynb #c113
+# %% ../../nbs/trading/03_matching.ipynb #c118
 @rare
 def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     "Rows of a single market up to one that is more than a level or a print; answers that row"
@@ -1331,7 +1336,7 @@ def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     side.sold_lots += sold
     return row
 
-# %% ../../nbs/trading/03_matching.ipynb #c115
+# %% ../../nbs/trading/03_matching.ipynb #c120
 @rare
 def _band_tick(desk: Desk, asset: int, side: int, band: float) -> int:
     "The price up to which an order in a hurry may reach (side: that of the order)"
@@ -1369,7 +1374,7 @@ def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
                     return True
     return state.halted != 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c117
+# %% ../../nbs/trading/03_matching.ipynb #c122
 @inner
 def _look(desk: Desk, config: int, time_ns: int) -> bool:
     "Fill in the view; False where the model is not to be asked"
@@ -1411,7 +1416,7 @@ def _look(desk: Desk, config: int, time_ns: int) -> bool:
                     FORCE] = 0
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c118
+# %% ../../nbs/trading/03_matching.ipynb #c123
 @rare
 def _show_depth(desk: Desk) -> None:
     "The best levels of our books"
@@ -1435,7 +1440,7 @@ def _show_orders(desk: Desk, config: int, time_ns: int) -> None:
         row.tick, row.placed_ns, row.cancelling = order.known_tick - desk.sides[order.asset].shift, order.placed_ns, order.cancel_sent
         row.confirmed = order.confirmed_ns <= time_ns
 
-# %% ../../nbs/trading/03_matching.ipynb #c121
+# %% ../../nbs/trading/03_matching.ipynb #c126
 @inner
 def _conclude(desk: Desk, config: int, code: int, time_ns: int) -> None:
     "The model has answered: its wishes become orders"
@@ -1449,7 +1454,7 @@ def _conclude(desk: Desk, config: int, code: int, time_ns: int) -> None:
         account.filled_buy_lots = account.filled_sell_lots = 0
         if _usable(side): _apply_wishes(desk, config, asset, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c123
+# %% ../../nbs/trading/03_matching.ipynb #c128
 @rare
 def _sample(desk: Desk, config: int, time_ns: int) -> None:
     "Leave the touch of the exchange, our best quotes, position and cash for the figures"
@@ -1473,7 +1478,7 @@ def _sample(desk: Desk, config: int, time_ns: int) -> None:
             else: row.quote_ask_tick = tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, tick)
         clock.sample_count += 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c125
+# %% ../../nbs/trading/03_matching.ipynb #c130
 DRY, FULL, QUESTION, OVERRUN = range(4)
 
 @rare
@@ -1510,7 +1515,7 @@ def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -
     elif clock.local_row < local_rows.time_ns.size: due = min(due, local_rows.time_ns[clock.local_row])
     return min(horizon, max(due, clock.time_ns + clock.least_entry_ns))
 
-# %% ../../nbs/trading/03_matching.ipynb #c127
+# %% ../../nbs/trading/03_matching.ipynb #c132
 @inner
 def _hear(desk: Desk, local_rows: Rows, until_ns: int) -> None:
     "What reaches us up to a moment: rows and news, in order; at the same nanosecond rows first"
@@ -1536,7 +1541,7 @@ def _serve_requests(desk: Desk, rows: Rows, until_ns: int) -> None:
         while state.next_request_ns <= until_ns: _on_request(desk, rows, config)
         clock.next_request_ns = min(clock.next_request_ns, state.next_request_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c129
+# %% ../../nbs/trading/03_matching.ipynb #c134
 @inner
 def _view_of(desk: Desk, config: int) -> View:
     "The view as the model of one configuration gets it"
@@ -1566,7 +1571,7 @@ def _turn(desk: Desk, config: int, quoter: Quoter) -> bool:
     state.next_decision_ns += rule.interval_ns
     return False
 
-# %% ../../nbs/trading/03_matching.ipynb #c130
+# %% ../../nbs/trading/03_matching.ipynb #c135
 def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
     clock = desk.clock[0]
     while True:
@@ -1590,7 +1595,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
         if clock.overrun: return OVERRUN
         for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c132
+# %% ../../nbs/trading/03_matching.ipynb #c137
 @functools.cache
 def transition() -> Any:
     "The compiled transition function; the types of desks and rows are always the same"
@@ -1613,7 +1618,7 @@ def rows_of(times_ns: np.ndarray, events: Events, base: int = 0, since_ns: np.nd
     return Rows(np.ascontiguousarray(times_ns), np.ascontiguousarray(events.flags), (events.tick + base).astype(np.int32),
                 np.ascontiguousarray(events.lots), np.zeros(0, np.int64) if since_ns is None else np.ascontiguousarray(since_ns))
 
-# %% ../../nbs/trading/03_matching.ipynb #c134
+# %% ../../nbs/trading/03_matching.ipynb #c139
 Layout = Sequence[tuple[str, Any, tuple[int, ...]]]   # name, dtype, shape
 
 def _pages(size: int) -> Any:
@@ -1648,7 +1653,7 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     for name in ('own_ask', 'own_bid_low', 'exchange_ask', 'local_ask'): sides[name] = NO_ASK
     state['next_order_id'], state['start_e8'], state['next_request_ns'], state['next_news_ns'] = 1, -1, NEVER, NEVER
 
-# %% ../../nbs/trading/03_matching.ipynb #c135
+# %% ../../nbs/trading/03_matching.ipynb #c140
 def new_desk(
     rules: Any,                               # RULES, shape (configs * assets,)
     capacity: Sequence[tuple[int, int]],      # the lowest tick of each instrument's books, and the first beyond them
@@ -1692,7 +1697,7 @@ class Short(NamedTuple):
     first: np.ndarray
     touches: np.ndarray
 
-# %% ../../nbs/trading/03_matching.ipynb #c136
+# %% ../../nbs/trading/03_matching.ipynb #c141
 def _given(
     parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None, path: np.ndarray | None, short: Short | None,
 ) -> dict[str, np.ndarray]:
@@ -1704,13 +1709,13 @@ def _given(
                 first=np.zeros((2, 1), np.int32) if short is None else short.first,
                 touches=np.zeros((0, 4), np.int32) if short is None else short.touches)
 
-# %% ../../nbs/trading/03_matching.ipynb #c138
+# %% ../../nbs/trading/03_matching.ipynb #c143
 @njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 def apply_level(levels: np.ndarray, edges: np.ndarray, kind: int, flags: int, tick: int, lots: int, base: int, rescan: bool) -> None:
     "What a row does to the only book of `levels` and `edges` (shape (1, 1, 2, 2)), by the engine's rules"
     _apply(levels, edges, 0, 0, kind, flags, tick, lots, base, rescan)
 
-# %% ../../nbs/trading/03_matching.ipynb #c140
+# %% ../../nbs/trading/03_matching.ipynb #c145
 def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
              parts: dict[str, list[np.ndarray]]) -> None:
     "Drive the transition function until nothing is due; outputs are moved into `parts`"
@@ -1751,12 +1756,38 @@ def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
         if size: parts[name].append(np.array(getattr(desk, name)[:size]))
         desk.clock[0][count] = 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c143
+# %% ../../nbs/trading/03_matching.ipynb #c148
+@njit(cache=True)
+def _follow(events: tuple[np.ndarray, ...], joined: Any, totals: Any, since_ns: np.ndarray) -> None:
+    flags, exchange_ns, _, ticks, lots, ids = events
+    for row in range(flags.size):
+        kind, level = flags[row] & KIND_MASK, 2 * ticks[row] + (1 if flags[row] & BUY else 0)
+        if kind == CLEAR:
+            joined.clear()
+            totals.clear()
+        if (kind != DEPTH and kind != SNAPSHOT) or flags[row] & LOCAL_ONLY: continue
+        if lots[row] > totals.get(level, 0): joined[ids[row]] = exchange_ns[row]
+        elif ids[row] != 0 and ids[row] in joined: since_ns[row] = joined[ids[row]]
+        totals[level] = lots[row]
+
+class Joined:
+    "When each order of a feed joined its queue"
+    def __init__(self) -> None:
+        self._joined, self._totals = (Dict.empty(types.int64, types.int64) for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def follow(self, events: Events) -> np.ndarray:   # int64, shape (n,); NEVER: no order, or nobody saw it joining
+        "The moment, on the exchange's clock, at which the order behind each row joined; rows in the order of the exchange"
+        since_ns = np.full(len(events), NEVER)
+        _follow(tuple(map(np.ascontiguousarray, events.columns)), self._joined, self._totals, since_ns)
+        return since_ns
+
+# %% ../../nbs/trading/03_matching.ipynb #c149
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
-    def __init__(self, hold_ns: int, use_best_quotes: bool = True):
+    def __init__(self, hold_ns: int, use_best_quotes: bool = True, by_order: bool = False):
         if hold_ns <= 0: raise ValueError(f'hold_ns is the largest feed latency and must be positive, not {hold_ns}')
         self.use_best_quotes = use_best_quotes  # False: best quotes are checked and counted, but nobody needs them
+        self.joined = Joined() if by_order else None
         self.hold_ns, self.rows, self.late_rows, self.first_ns, self.latest_ns = int(hold_ns), 0, 0, 0, 0
         self.waiting = self._happened = from_rows([])
 
@@ -1788,11 +1819,12 @@ class Intake:
         parts = []
         for name, times in (('_happened', self._happened.exchange_ns), ('waiting', self.waiting.local_ns)):
             pending, cut = getattr(self, name), int(np.searchsorted(times, until_ns, 'right'))
-            parts.append(rows_of(times[:cut], pending[:cut]))
+            known = self.joined.follow(pending[:cut]) if self.joined is not None and name == '_happened' else None
+            parts.append(rows_of(times[:cut], pending[:cut], since_ns=known))
             setattr(self, name, pending[cut:])
         return parts[0], parts[1]
 
-# %% ../../nbs/trading/03_matching.ipynb #c146
+# %% ../../nbs/trading/03_matching.ipynb #c152
 def check_rows(events: Events, first: int = 0) -> None:
     "ValueError for rows that no engine can read; `first` is the number of the first one, for the message"
     kind = events.kind
@@ -1810,7 +1842,7 @@ def check_rows(events: Events, first: int = 0) -> None:
             raise ValueError(f'row {first + row} (local time {int(events.local_ns[row])} ns, flags {int(events.flags[row]):#04x}, tick '
                              f'{int(events.tick[row])}, lots {int(events.lots[row])}) {text}; see market/events for what a row may be')
 
-# %% ../../nbs/trading/03_matching.ipynb #c149
+# %% ../../nbs/trading/03_matching.ipynb #c155
 def plain_table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
     "Records written piece by piece as one table, codes as they are"
     return pd.DataFrame(np.concatenate([np.zeros(0, dtype), *parts]))
@@ -1838,7 +1870,7 @@ def first_price(events: Events) -> int | None:
     ends = np.flatnonzero(events.flags[first:] >= LAST)
     return int(np.median(events.tick[first:first + ends[0] + 1][priced[first:first + ends[0] + 1]])) if ends.size else None
 
-# %% ../../nbs/trading/03_matching.ipynb #c150
+# %% ../../nbs/trading/03_matching.ipynb #c156
 class Output:
     "What an engine has written so far, as tables"
     def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
@@ -1852,7 +1884,7 @@ class Output:
     @property
     def samples(self) -> pd.DataFrame: return plain_table(self._parts['samples'], SAMPLE).drop(columns=['config', 'asset'])
 
-# %% ../../nbs/trading/03_matching.ipynb #c152
+# %% ../../nbs/trading/03_matching.ipynb #c158
 class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
@@ -1865,12 +1897,13 @@ class Engine(Output):
         compiled: bool = True,                 # False: run the model in Python even if it could be compiled
         venue: Venue | None = None,            # None: fees and latencies of the configuration, the cautious queue
         depth: int = 0, own_orders: bool = False,  # what a model of one's own is to be shown besides the market
+        by_order: bool = False,                # whether the id of a level's row names the order that changed it
     ):
         super().__init__()
         model, own = model_of(config)
         self.instrument, self.config = instrument, replace(config, trading_pair=instrument.pair)  # a recording says itself what it is of
         self.venue = venue or Venue.from_config(config)
-        self.intake = Intake(hold_ns, use_best_quotes)
+        self.intake = Intake(hold_ns, use_best_quotes, by_order)
         given = np.zeros(1) if parameters is None else np.asarray(parameters, float)
         self._setting = (model.levels, own) if quoter is None else (levels, given)
         self._python = model.quoter if quoter is None else quoter
@@ -1896,7 +1929,7 @@ class Engine(Output):
         run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
         sum_up(self.desk)
 
-# %% ../../nbs/trading/03_matching.ipynb #c153
+# %% ../../nbs/trading/03_matching.ipynb #c159
 def open_desk(engine: Engine, price: int) -> Desk:
     "A desk for an engine that has just learned the price (ticks), with its first decision set"
     (levels, parameters), venue, rules = engine._setting, engine.venue, engine._rules
@@ -1915,7 +1948,7 @@ def sum_up(desk: Desk) -> None:
     for name in ('position_lots', 'known_position_lots'): state[name] = int(desk.accounts[0][name])
     state.own_lots, state.market_lots = int(desk.accounts[0].own_lots), int(desk.sides[0].market_lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c157
+# %% ../../nbs/trading/03_matching.ipynb #c163
 _enter_wrapper: Any = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 
 @_enter_wrapper
@@ -1955,7 +1988,7 @@ def enter_order(
     cost = sum(abs(worth_e8(int(fill.tick), int(fill.lots), rule)) for fill in done)
     return {**order, 'cost_e8': int(cost), 'fee_e8': int(done['fee_e8'].sum())}, ''
 
-# %% ../../nbs/trading/03_matching.ipynb #c161
+# %% ../../nbs/trading/03_matching.ipynb #c167
 def quotable(engine: Engine) -> bool:
     "Whether our book is whole, two-sided and uncrossed at this moment"
     if engine.desk is None: return False

@@ -9,6 +9,7 @@ installed; what is left alone keeps its stored output. A failing cell stops the 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -162,14 +163,33 @@ def clean(path: Path) -> None:
     write_nb(notebook, path)
 
 
+def imported(path: Path) -> set[Path]:
+    "The modules of the package that a module imports"
+    found, parts = set(), path.relative_to(ROOT).with_suffix('').parts
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if not isinstance(node, ast.ImportFrom): continue
+        module = tuple(node.module.split('.')) if node.module else ()
+        if node.level: module = (*parts[:len(parts) - node.level], *module)
+        for place in (module, *((*module, alias.name) for alias in node.names)):
+            file = ROOT.joinpath(*place).with_suffix('.py')
+            if place[:1] == (PACKAGE,) and file.is_file(): found.add(file)
+    return found
+
+
 def forget_stale_kernels() -> None:
-    """Delete compiled functions that are older than any module of the package.
+    """Delete compiled functions that are older than their module, or than a module which that one builds upon.
 
     Numba's cache looks at the file of the function alone: after a change in limits.py it would go on using the engine that
     was compiled with the old limits."""
-    newest = max(path.stat().st_mtime for path in (ROOT/PACKAGE).rglob('*.py'))
-    for path in (ROOT/PACKAGE).rglob('*.nb[ci]'):
-        if path.stat().st_mtime < newest: path.unlink(missing_ok=True)
+    modules = {path: imported(path) for path in (ROOT/PACKAGE).rglob('*.py')}
+    for module in modules:
+        known, fresh = {module}, {module}
+        while fresh:
+            fresh = set().union(*(modules[path] for path in fresh)) - known
+            known |= fresh
+        newest = max(path.stat().st_mtime for path in known)
+        for path in (module.parent/'__pycache__').glob(f'{module.stem}.*.nb[ci]'):
+            if path.stat().st_mtime < newest: path.unlink(missing_ok=True)
 
 
 def main() -> int:

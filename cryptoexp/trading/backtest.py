@@ -398,7 +398,7 @@ def run_configurations(
     position_lots: np.ndarray | int = 0,  # at the start, shape (configs, assets)
     latency: np.ndarray | None = None,    # the tables that latency_first and latency_rows of the rules point into
     funding: np.ndarray | None = None,
-    whole: bool = False,                  # hftbacktest's rules: whole fills, its clock, its end
+    whole: bool | None = None,            # hftbacktest's rules: whole fills, its clock, its end; None: where the venue of the rules has them
     record: bool = True,                  # False: totals only, no tables of fills, orders and samples
     every_message: bool = True,           # weigh drawdown and exposure at every message; False: at decisions only
     depth: int = 0, own_orders: bool = False, compiled: bool = True,
@@ -407,6 +407,7 @@ def run_configurations(
     "All configurations in one pass over the rows"
     configs, assets = len(parameters), len(prepared.instruments)
     if len(rules) != configs * assets: raise ValueError(f'{len(rules)} rules for {configs} configurations of {assets} instruments')
+    if whole is None: whole = bool(rules.await_confirmation.all())
     slots = slots or max(512 if configs == 1 else 64, 8 * levels * assets)
     ring = ring or 1 << (max(1 << 14 if configs == 1 else 1 << 10, 4 * slots) - 1).bit_length()
     desk = new_desk(rules, prepared.capacity, levels, parameters, cash_e8, position_lots, latency, funding, slots=slots, ring=ring,

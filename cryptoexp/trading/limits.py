@@ -21,7 +21,7 @@ from .venue import Venue, inverse_value_e8, linear_value_e8, money_numbers
 RULES = np.dtype([   # what a decision reads comes first
     ('interval_ns', 'i8'), ('latency_rows', 'i8'), ('unlimited', 'i8'), ('tolerance', 'f8'),   # rows 0: constant latency
     ('replace', 'i8'), ('await_confirmation', 'i8'), ('reduce_by_taking', 'i8'), ('inverse', 'i8'),
-    ('multiplier', 'i8'), ('divisor', 'i8'), ('margin', 'i8'),   # with `inverse`: what linear_value_e8 and inverse_value_e8 of the venue take
+    ('multiplier', 'i8'), ('divisor', 'i8'), ('margin', 'i8'),   # see linear_value_e8 and inverse_value_e8 of the venue
     ('entry_ns', 'i8'), ('response_ns', 'i8'), ('max_lots', 'i8'), ('min_tick', 'i8'), ('max_tick', 'i8'),
     ('queue', 'i8'), ('exponent', 'f8'), ('lot_up', 'f8'), ('lot_down', 'f8'), ('lot_size', 'f8'),
     ('maker_fee_e8', 'i8'), ('taker_fee_e8', 'i8'),     # fraction of the notional, in 1e-8

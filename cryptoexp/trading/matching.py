@@ -35,7 +35,8 @@ from cryptoexp.market.events import (
 )
 from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from cryptoexp.trading.limits import (
-    NO_COINS, NO_ROOM, NO_SUCH_FORCE, OUT_OF_RANGE, REFUSALS, RULES, TOO_MANY, TOO_SMALL, enough, fee_e8, make_rules, mid_worth_e8, most_lots, reserve_e8,
+    NO_COINS, NO_ROOM, NO_SUCH_FORCE, OUT_OF_RANGE, REFUSALS, RULES, TOO_MANY,
+    TOO_SMALL, enough, fee_e8, make_rules, mid_worth_e8, most_lots, reserve_e8,
     room_to_buy, room_to_sell, standard_lots, too_risky, worth_e8,
 )
 from cryptoexp.trading.quoting import (
@@ -1042,7 +1043,8 @@ def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: in
         desk.refusals[config, OUT_OF_RANGE] += 1
         return 0
     if rules[0].unlimited != 0: return min(lots, rules[0].max_lots)
-    if 4 * tick < side_of.local_bid + side_of.local_ask - 2 * side_of.shift or tick > side_of.local_bid + side_of.local_ask - 2 * side_of.shift:
+    twice = side_of.local_bid + side_of.local_ask - 2 * side_of.shift   # of our mid
+    if 4 * tick < twice or tick > twice:
         desk.refusals[config, OUT_OF_RANGE] += 1
         return 0
     return _within_limits(desk, config, asset, side, tick, lots)
@@ -1234,7 +1236,7 @@ def _obey(desk: Desk, asset: int, code: int) -> None:
     clock, side = desk.clock[0], desk.sides[asset]
     if code == STALE: side.stale = 1
     elif code == RESUME: side.stale = 0
-    if code != STALE and code != STOP and code != KILL: return
+    if (code != STALE and code != STOP and code != KILL) or clock.parity_end: return   # hftbacktest knows no such rows
     for config in range(clock.configs):
         if code == STOP: desk.state[config].stopped = 1
         elif code == KILL: desk.state[config].halted = 1
@@ -1634,7 +1636,7 @@ def blank_arrays(layout: Layout, dense: int = 1 << 16) -> dict[str, np.ndarray]:
         places[name] = size > dense, totals[size > dense]
         totals[size > dense] += -(-size // 64) * 64
     memory = np.zeros(max(1, totals[0]), np.uint8), _pages(max(1, totals[1]))
-    return {name: np.frombuffer(memory[large], dtype, math.prod(shape), start).reshape(shape)  # type: ignore[call-overload]
+    return {name: np.frombuffer(memory[large], dtype, math.prod(shape), start).reshape(shape)
             for (name, dtype, shape), (large, start) in zip(layout, places.values())}
 
 def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[int, int]], latency: np.ndarray | None) -> None:
@@ -1773,7 +1775,7 @@ def _follow(events: tuple[np.ndarray, ...], joined: Any, totals: Any, since_ns: 
 class Joined:
     "When each order of a feed joined its queue"
     def __init__(self) -> None:
-        self._joined, self._totals = (Dict.empty(types.int64, types.int64) for _ in range(2))  # type: ignore[no-untyped-call]
+        self._joined, self._totals = (Dict.empty(types.int64, types.int64) for _ in range(2))
 
     def follow(self, events: Events) -> np.ndarray:   # int64, shape (n,); NEVER: no order, or nobody saw it joining
         "The moment, on the exchange's clock, at which the order behind each row joined; rows in the order of the exchange"

@@ -81,11 +81,11 @@ def short() -> list[Tape]: return [drawn(seed, 240) for seed in SEEDS]
 
 @pytest.fixture(scope='module')
 def spot(data_folder: Path) -> Tape:
-    return read_recording([data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')])
+    return read_recording([data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')], streams='diff-only')
 
 
 @pytest.fixture(scope='module')
-def usdm(data_folder: Path) -> Tape: return read_recording(data_folder/'binance_usdm/btcusdt_20240808.gz')
+def usdm(data_folder: Path) -> Tape: return read_recording(data_folder/'binance_usdm/btcusdt_20240808.gz', streams='diff-only')
 
 
 # ---- cheats

@@ -305,10 +305,11 @@ async def read(wire: Wire, socket: Socket) -> str:  # why it ended
         wire.take(text)
     return 'the venue said goodbye'
 
-# %% ../../nbs/market/06_feed.ipynb #c35
+# %% ../../nbs/market/06_feed.ipynb #c34a
 DIFF_ONLY = ('diff-only: the live book follows the depth diffs, ten a second, and not the best quotes in between; a replay of what was '
              'recorded is fused by default and fills differently, replay it diff-only to compare')
 
+# %% ../../nbs/market/06_feed.ipynb #c35
 class BinanceFeed(Feed):
     "The live market of Binance spot, or of a server that speaks like it"
     wire: Wire

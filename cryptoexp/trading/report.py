@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HORIZONS', 'CURVE', 'SIDES', 'DAY_NS', 'MOST_POINTS', 'BUY_COLOUR', 'SELL_COLOUR', 'MID_COLOUR', 'ACCENT',
-           'MARKOUT_FORMATS', 'SHOWN_FILLS', 'FIGURES', 'STREAMS', 'course', 'markout_table', 'money_numbers',
+           'MARKOUT_FORMATS', 'STREAMS', 'SHOWN_FILLS', 'FIGURES', 'course', 'markout_table', 'money_numbers',
            'order_numbers', 'side_numbers', 'ratio', 'inventory_numbers', 'number', 'quoting_numbers', 'annual_sharpe',
            'performance', 'thinned', 'elapsed', 'new_figure', 'say', 'name_lines', 'draw', 'draw_fills', 'price_figure',
            'inventory_figure', 'equity_figure', 'markout_figure', 'money_text', 'percent', 'basis_points',
@@ -376,6 +376,10 @@ def number_table(session: Session, told: Mapping[str, Any]) -> pd.DataFrame:
         rows.append((f'{name}s', f'{side["fills"]:,} fills, {side["amount"]} {grid.base} at {price} on average'))
     return pd.DataFrame(rows, columns=['number', 'value'])
 
+# %% ../../nbs/trading/05_report.ipynb #c51a
+STREAMS = {'fused': 'fused: best quotes drive the best prices between depth diffs',
+           'diff-only': 'diff-only: the book follows depth diffs alone', 'unknown': 'it is not known which streams made the book'}
+
 # %% ../../nbs/trading/05_report.ipynb #c52
 SHOWN_FILLS = 10  # at the beginning and at the end of the page's table
 FIGURES: dict[Callable[[Session], Figure], str] = {
@@ -383,9 +387,6 @@ FIGURES: dict[Callable[[Session], Figure], str] = {
     equity_figure: 'Profit after fees, valued at the mid; below it the fall from the highest equity so far.',
     inventory_figure: 'What we held, and its share of equity beside the target and the cap.',
     markout_figure: 'Move of the mid after a fill, seen from our side, with two standard errors; fills of one move are not independent.'}
-
-STREAMS = {'fused': 'fused: best quotes drive the best prices between depth diffs',
-           'diff-only': 'diff-only: the book follows depth diffs alone', 'unknown': 'it is not known which streams made the book'}
 
 def new_page(session: Session) -> Page:
     "The top of the page: what ran, on what, under which assumption, and every doubt"

@@ -89,7 +89,7 @@ def read(words: str) -> Source:
         rows = np.concatenate([part['data'] if isinstance(part, np.lib.npyio.NpzFile) else part for part in parts])
         if rows.dtype != event_dtype: raise ValueError(f'{words}: rows of {rows.dtype}, not of hftbacktest')
         return source(name, rows, None)
-    tape = load(files)
+    tape = load(files, streams='diff-only')  # hftbacktest knows no best quotes
     if tape.instrument.kind == 'spot': return source(name, to_hftbacktest(tape), tape.instrument)
     from hftbacktest.data.utils import binancefutures
     with tempfile.TemporaryDirectory() as folder:

@@ -44,6 +44,7 @@ EXAMPLES = '''examples:
   cryptoexp trade                                        half a day of the embedded (synthetic) BTC/USDT market
   cryptoexp trade --preset zero-fee-tier --duration 30m  the same market for a maker without fees
   cryptoexp trade --source btcusdt_20240808.gz btcusdt_20240809.gz   a recording, or several that join
+  cryptoexp trade --source btcusdt_20240808.gz --streams diff-only   the same without its best quotes: slower, other fills
   cryptoexp trade --source binance --duration 10m        the live market, on paper (needs a network, no key)
   cryptoexp trade --config my.toml --set maker_fee=0 --json > summary.json
 '''
@@ -60,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = trade.add_argument
     add('--source', nargs='+', default=['embedded'], metavar='SOURCE',
         help="'embedded' (synthetic, default), 'binance', or recordings to replay")
+    add('--streams', choices=('fused', 'diff-only'),
+        help='what makes the book of a recording: fused (best quotes drive the best prices between depth diffs) or diff-only '
+             '(depth diffs alone); default: fused where the recording holds both, a saved tape as it was saved')
     add('--pair', metavar='BASE/QUOTE', help='what to trade on a live source (default BTC/USDT)')
     add('--preset', metavar='NAME', help='what to assume about the account, see --presets')
     add('--presets', action='store_true', help='list the presets and stop')
@@ -92,6 +96,8 @@ def configuration(arguments: argparse.Namespace) -> Any:  # MarketMakingConfig
         except ValueError as error: problems.append(Problem(name, str(error)))
     if arguments.pair and is_offline(arguments.source):
         problems.append(Problem('--pair', 'the embedded market and recordings say themselves what they are of; it is for live sources'))
+    if arguments.streams and arguments.source in (['embedded'], ['binance'], ['coinbase']):
+        problems.append(Problem('--streams', f'it is for recordings; {arguments.source[0]} leaves no choice, its book is diff-only'))
     if problems: raise ConfigError(problems)
     if arguments.pair: overrides['trading_pair'] = arguments.pair.upper().replace('-', '/')
     if arguments.seed is not None: overrides['seed'] = arguments.seed
@@ -163,7 +169,7 @@ def trade(arguments: argparse.Namespace) -> int:
     from cryptoexp.trading.report import terminal_report
     with shown_progress(title, arguments.json) as turn:
         maker = MarketMaker(config, source=source, preset=arguments.preset, duration=arguments.duration, speed=arguments.speed,
-            out=arguments.out, on_turn=turn)
+            out=arguments.out, streams=arguments.streams, on_turn=turn)
         result = asyncio.run(maker.run())
     for note in [*result.session.notes, *result.summary()['warnings']]: print('note:', note, file=sys.stderr)
     if arguments.json: print(json.dumps(result.summary(), indent=2))

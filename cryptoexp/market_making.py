@@ -93,8 +93,11 @@ def open_feed(
     duration_ns: int,                   # market time that the embedded market is to last
     speed: float | None = None,         # market time against wall time; None: as fast as possible (live: 1)
     on_line: Callable[[int, bytes], None] | None = None,  # told every raw line of a live feed
+    streams: tape.Streams | None = None,  # of recordings: 'fused' or 'diff-only'; None: fused where it can be, a saved tape as it is
 ) -> Feed:                              # an async context manager and iterator of batches
     "The feed that a source names; FileNotFoundError, ValueError or LookupError where there is none"
+    if streams is not None and not is_file(source):
+        raise ValueError(f'streams={streams!r} is for recordings; {source} has one stream that makes its book, and is diff-only')
     if source == 'embedded': return embedded_feed(duration_ns, config.seed, speed)
     if source == 'binance':
         urls = config.venue_urls
@@ -105,10 +108,10 @@ def open_feed(
         raise LookupError(f'{source} can be asked for single quotes only, and a running session needs its streams: '
                           'use binance, the embedded market or a recording')
     paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(path) for path in source]
-    recording = tape.load(paths, base_latency_ns=base_latency_ns(config))
+    recording = tape.load(paths, base_latency_ns=base_latency_ns(config), streams=streams)
     rows = recording.timeline()
     return EventFeed(rows, recording.instrument, source_name(recording), recording.synthetic, largest_latency_ns(rows), speed,
-                     notes=list(recording.problems))
+                     use_best_quotes=recording.fused, notes=list(recording.problems))
 
 def base_latency_ns(config: MarketMakingConfig) -> int:
     "The least latency of market data, ns"
@@ -126,11 +129,12 @@ class MarketMaker:
         out: str | Path | None = None,   # folder under which a run's own folder is made; None: nothing is written
         quoter: Quoter | None = None, levels: int = 1,  # a model of one's own, and its levels a side
         compiled: bool = True,           # False: ask the model in Python
+        streams: tape.Streams | None = None,  # of recordings: which make the book, see open_feed
         on_turn: Callable[['MarketMaker'], None] | None = None,  # called after each turn
     ):
         config.validate()
         self.config, self.source, self.preset, self.speed, self.out = config, source, preset, speed, out
-        self.duration_ns = None if duration is None else round(duration * 1e9)
+        self.streams, self.duration_ns = streams, None if duration is None else round(duration * 1e9)
         self.engine: Engine | None = None
         self.result: Result | None = None
         self.paths: dict[str, Path] = {}
@@ -266,7 +270,7 @@ async def run_session(maker: MarketMaker) -> Result:
     maker._start_ns = 0
     await asyncio.to_thread(compile_engine)   # before the first row of a live market arrives, not after
     with stopped_by_signals(maker):
-        async with open_feed(source, maker.config, maker.duration_ns or 0, maker.speed) as feed:
+        async with open_feed(source, maker.config, maker.duration_ns or 0, maker.speed, streams=maker.streams) as feed:
             folder = None if maker.out is None else new_run_folder(maker.out,
                 f'{Path(feed.name).name.split(".")[0]}-{feed.instrument.symbol.lower()}')
             maker.feed, maker._batches = feed, aiter(feed)

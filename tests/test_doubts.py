@@ -27,7 +27,7 @@ from cryptoexp.market.events import (
     from_rows,
 )
 from cryptoexp.market.synthetic import SyntheticMarket, embedded_instrument
-from cryptoexp.market.tape import Clock, Tape, read_recording
+from cryptoexp.market.tape import Clock, Tape, fuse, read_recording
 from cryptoexp.trading import doubts as room
 from cryptoexp.trading.backtest import Result, backtest
 from cryptoexp.trading.doubts import (
@@ -81,11 +81,11 @@ def short() -> list[Tape]: return [drawn(seed, 240) for seed in SEEDS]
 
 @pytest.fixture(scope='module')
 def spot(data_folder: Path) -> Tape:
-    return read_recording([data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')])
+    return read_recording([data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')], streams='diff-only')
 
 
 @pytest.fixture(scope='module')
-def usdm(data_folder: Path) -> Tape: return read_recording(data_folder/'binance_usdm/btcusdt_20240808.gz')
+def usdm(data_folder: Path) -> Tape: return read_recording(data_folder/'binance_usdm/btcusdt_20240808.gz', streams='diff-only')
 
 
 # ---- cheats
@@ -469,10 +469,11 @@ def test_another_date_changes_nothing_for_the_honest(market: Tape, free: MarketM
 def test_honest_controls_are_not_accused(spot: Tape, usdm: Tape, market: Tape, free: MarketMakingConfig) -> None:
     "With fees nothing is said; without them the fees alone"
     usual = VENUES['binance-spot']()
+    fused = fuse(spot)
     for controlled in (examine(spot), examine(spot, leaning, usual, config=free), examine(market, leaning, usual, config=free),
-                       examine(usdm, leaning, VENUES['binance-usdm'](), config=free)):
+                       examine(fused, leaning, usual, config=free), examine(usdm, leaning, VENUES['binance-usdm'](), config=free)):
         assert controlled.doubts == () and str(controlled).startswith('0 doubts') and 'No doubts' in controlled._repr_html_()
-    for tape in (spot, market): assert [one.name for one in examine(tape, config=free).doubts] == ['fees']
+    for tape in (spot, fused, market): assert [one.name for one in examine(tape, config=free).doubts] == ['fees']
 
 
 def test_an_examination_changes_nothing_and_shows_itself(market: Tape, free: MarketMakingConfig) -> None:

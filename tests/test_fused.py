@@ -249,7 +249,7 @@ def test_fused_on_disk_and_in_words(tmp_path):
 
 
 def test_spot_recording_fused(data_folder):
-    made = tape.read_recording([data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')])
+    made = tape.read_recording([data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')], streams='diff-only')
     before = made.timeline()
     fused = tape.fuse(made)
     for exchange in (False, True):
@@ -270,9 +270,35 @@ def test_spot_recording_fused(data_folder):
 
 
 def test_futures_recording_fused(data_folder):
-    fused = tape.fuse(tape.read_recording(data_folder/'binance_usdm/btcusdt_20240808.gz'))
+    fused = tape.read_recording(data_folder/'binance_usdm/btcusdt_20240808.gz')
+    assert fused.fused
     assert all(tape.agreement(fused, exchange).agrees.all() for exchange in (False, True)) and tape.crossings(fused) == 0
     fused.timeline()
+
+
+# ---- which streams make the book
+
+PATHS = {'spot': ['binance_spot/btcusdt_20240808.gz', 'binance_spot/btcusdt_20240809.gz'], 'usdm': ['binance_usdm/btcusdt_20240808.gz']}
+
+
+@pytest.mark.parametrize('name', PATHS)
+def test_fused_is_the_default_of_a_recording(data_folder, name):
+    paths = [data_folder/path for path in PATHS[name]]
+    made, alone = tape.load(paths), tape.load(paths, streams='diff-only')
+    assert made.fused and 'diff-only' not in made.notes and made.problems == []
+    assert not alone.fused and alone.notes['diff-only'] == 'as asked' and alone.problems == []
+    again = tape.fuse(alone)
+    assert made.events.equals(again.events) and made.notes == again.notes
+
+
+def test_a_saved_tape_stays_as_it_was_saved(tmp_path):
+    alone = Venue(5).tape
+    fused = tape.fuse(alone)
+    paths = [one.save(tmp_path/f'{one.fused}.parquet') for one in (alone, fused)]
+    assert [tape.load(path).fused for path in paths] == [tape.load([path]).fused for path in paths] == [False, True]
+    assert tape.load(paths[0], streams='fused').events.equals(fused.events) and not tape.load(paths[0], streams='diff-only').fused
+    with pytest.raises(ValueError, match='can\'t be taken apart'): tape.load(paths[1], streams='diff-only')
+    with pytest.raises(ValueError, match='one of fused, diff-only'): tape.load(paths[0], streams='both')
 
 
 # ---- files of hftbacktest
@@ -403,7 +429,7 @@ def test_a_clear_of_one_side():
 def test_recordings_as_files(data_folder, tmp_path, name):
     paths = {'spot': [data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')],
              'usdm': [data_folder/'binance_usdm/btcusdt_20240808.gz']}[name]
-    made = tape.read_recording(paths)
+    made = tape.read_recording(paths, streams='diff-only')
     path = tape.save_hftbacktest(tape.to_hftbacktest(made), tmp_path/'a.npz')
     rows = made.timeline()
     back = tape.from_hftbacktest(tape.load_hftbacktest(path), made.instrument)
@@ -418,5 +444,5 @@ def test_a_file_of_their_converter(data_folder):
     assert not (rows.flags & (EXCHANGE_ONLY | LOCAL_ONLY)).any() and len(data) - len(rows) == 25_137
     again = tape.to_hftbacktest(rows, tape.instrument_of(data, 'BTC/USDT', 'usdm'))
     assert all(np.array_equal(data[name], again[name]) for name in ('ev', 'exch_ts', 'local_ts', 'px', 'qty', 'fval'))
-    ours = tape.read_recording(data_folder/'binance_usdm/btcusdt_20240808.gz').events
+    ours = tape.read_recording(data_folder/'binance_usdm/btcusdt_20240808.gz', streams='diff-only').events
     assert Counter(ours.kind[ours.kind == TRADE].tolist()) == Counter(rows.kind[rows.kind == TRADE].tolist())

@@ -63,7 +63,8 @@ def test_a_session_over_the_wire(tmp_path: Path) -> None:
     assert maker.result is not None and maker.feed is None
     assert maker.result.session.source.startswith('binance') and len(maker.result.samples) > 100
     assert set(maker.result.orders.status) <= {'filled', 'cancelled', 'expired'}, 'nothing is left working'
-    assert json.loads(maker.paths['summary.json'].read_text())['synthetic'] is False
+    told = json.loads(maker.paths['summary.json'].read_text())
+    assert told['synthetic'] is False and told['streams'] == 'diff-only' and any('a replay' in note for note in told['notes'])
     adds_up(maker.paths['trades.csv'])
 
 
@@ -179,6 +180,15 @@ def test_a_recording_through_the_command_line(data_folder: Path, tmp_path: Path)
     (tmp_path / 'again').mkdir()
     paths = backtest(load(files), preset='zero-fee-tier').write(tmp_path / 'again')
     for name in ('trades.csv', 'orders.csv', 'summary.json'): assert paths[name].read_bytes() == (folder / name).read_bytes(), name
+    slow = shell('trade', '--source', *map(str, files), '--streams', 'diff-only', '--preset', 'zero-fee-tier', '--json',
+                 '--out', str(tmp_path / 'slow'))
+    told, alone = json.loads(done.stdout), json.loads(slow.stdout)
+    assert (told['streams'], alone['streams']) == ('fused', 'diff-only') and told['fills'] < alone['fills']
+    assert 'fused: best quotes drive' in (folder / 'report.html').read_text()
+    assert 'diff-only: the book follows' in next((tmp_path / 'slow').glob('*/report.html')).read_text()
+    (tmp_path / 'slow' / 'again').mkdir()
+    paths = backtest(load(files, streams='diff-only'), preset='zero-fee-tier').write(tmp_path / 'slow' / 'again')
+    assert paths['summary.json'].read_text() == slow.stdout
     assert json.loads(shell('trade', '--source', str(files[0]), '--out', str(tmp_path / 'wide'), '--json').stdout)['fills'] == 0
 
 
@@ -227,6 +237,7 @@ def test_mistakes_are_one_message_with_status_two(tmp_path: Path) -> None:
     blocked.write_text('')
     cases = {
         ('--source', str(not_a_recording)): 'recording', ('--config', str(config)): 'maker_fee', ('--preset', 'zero-fee'): 'zero-fee-tier',
+        ('--streams', 'fused'): 'it is for recordings',
         ('--source', 'nowhere.gz'): 'nowhere.gz', ('--out', str(blocked / 'runs')): 'cannot write', ('--set', 'maker_fee'): 'FIELD=VALUE',
         ('--set', 'max_drawdown=7', '--set', 'total_capital=nan'): '2 problems',
         ('--source', 'binance', '--set',

@@ -214,7 +214,7 @@ def test_the_recording_adds_up(data_folder: Path) -> None:
     rows = tape.timeline()
     touching = {'min_profit_threshold': 0.0, 'spread_percentage': 1e-6, 'volatility_widening': 0.0}
     config = load_config(preset='maker-rebate', overrides=touching)
-    engine = Engine(tape.instrument, config, hold_ns=int((rows.local_ns - rows.exchange_ns).max()))
+    engine = Engine(tape.instrument, config, hold_ns=int((rows.local_ns - rows.exchange_ns).max()), use_best_quotes=tape.fused)
     engine.feed(rows)
     engine.finish()
     session = session_of(engine, 'recording', Digest().update(rows).hexdigest(), preset='maker-rebate')

@@ -46,7 +46,7 @@ class Market(NamedTuple):
 @pytest.fixture(scope='session')
 def markets(usdm_tape: np.ndarray, data_folder: Path) -> dict[str, Market]:
     "The perpetual as hftbacktest converts it, and spot, for which it has no converter, as our writer does (without best quotes)"
-    spot = to_hftbacktest(load(sorted((data_folder/'binance_spot').glob('btcusdt_*.gz'))))
+    spot = to_hftbacktest(load(sorted((data_folder/'binance_spot').glob('btcusdt_*.gz')), streams='diff-only'))
     return dict(usdm=Market(usdm_tape, 0.1, 0.001, 1.0), spot=Market(spot, 0.01, 0.00001, 100.0))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_whole():
 
 
 def test_agreement_and_times(tmp_path):
-    made = tape.read_recording(written(tmp_path, LINES))
+    made = tape.read_recording(written(tmp_path, LINES), streams='diff-only')
     common = tape.agreement(made)
     assert len(common) == 293 and common.agrees.all() and tape.crossings(made) == 0
     rows = made.timeline()
@@ -292,6 +293,29 @@ def test_sides():
     assert ((quotes.flags[::2] & BUY) != 0).all() and (quotes.flags[1::2] >= LAST).all() and (quotes.tick[::2] < quotes.tick[1::2]).all()
 
 
+@pytest.mark.parametrize('futures', [False, True])
+def test_what_is_not_of_one_book_stays_diff_only_and_says_so(tmp_path, futures):
+    lines = market(6, 200, futures)
+    def of(change: Callable[[bytes], bytes | None]) -> tape.Tape:
+        kept = [line for line in (change(line) if b'"A"' in line else line for line in lines) if line]
+        return tape.read_recording(written(tmp_path, kept))
+    def renumbered(line, by):
+        stamp, text = line.split(b' ', 1)
+        message = json.loads(text)
+        message['data']['u'] += by
+        return stamp + b' ' + json.dumps(message).encode()
+    whole = of(lambda line: line)
+    assert whole.fused and whole.problems == []
+    silent = of(lambda line: None)
+    assert not silent.fused and silent.notes['diff-only'] == 'it holds no best quotes' and silent.problems == []
+    for by in (-40, 40, 10 ** 6):
+        moved = of(lambda line, by=by: renumbered(line, by))
+        assert not moved.fused and len(moved.problems) == 1 and moved.problems[0].startswith('diff-only, best quotes and diffs can\'t')
+    later = set(lines[len(lines) // 2:])
+    stopped = of(lambda line: None if line in later else line)
+    assert not stopped.fused and 'one of them stopped' in stopped.problems[0]
+
+
 def test_parquet_round_trip(tmp_path):
     made = tape.read_recording(written(tmp_path, LINES))
     back = tape.load(made.save(tmp_path/'a.parquet'))
@@ -339,7 +363,7 @@ def test_clock_against_brute_force():
 
 
 def test_spot_recording(data_folder):
-    made = tape.read_recording([data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')])
+    made = tape.read_recording([data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')], streams='diff-only')
     assert {name: made.notes.get(name, 0) for name in ('diffs', 'stale diffs', 'gaps', 'best quotes', 'trades', 'trade id jumps')} == {
         'diffs': 6_493, 'stale diffs': 2, 'gaps': 0, 'best quotes': 73_174, 'trades': 19_904, 'trade id jumps': 0}
     assert made.problems == [] and tape.crossings(made) == 0

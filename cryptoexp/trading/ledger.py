@@ -63,6 +63,7 @@ class Session:
     bound: Mapping[str, int]       # how often each consideration set the width of the quotes
     notes: Sequence[str] = ()      # what the reader of the report should know: problems of the source, gaps, …
     minute_lots: Mapping[int, int] = field(default_factory=dict)  # traded in the market, by minute since the epoch; empty: not counted
+    streams: str = 'unknown'       # what made the book: 'fused', or 'diff-only' (see market.tape)
 
     def __post_init__(self) -> None:
         missing = [f'{table}.{name}' for table, names in TABLES.items() for name in names if name not in getattr(self, table)]
@@ -99,7 +100,7 @@ def session_of(
         start_ns=intake.first_ns, end_ns=intake.latest_ns, fills=engine.fills, orders=engine.orders, samples=samples,
         start_bid_tick=bid, start_ask_tick=ask, counters=counters | {'rows': intake.rows, 'late_rows': intake.late_rows},
         refusals=dict(zip(REFUSALS, engine.desk.refusals[0].tolist())), bound=dict(zip(BOUND, engine.desk.bound[0].tolist())),
-        notes=list(notes), minute_lots=dict(minute_lots or {}))
+        notes=list(notes), minute_lots=dict(minute_lots or {}), streams='fused' if intake.use_best_quotes else 'diff-only')
 
 # %% ../../nbs/trading/04_ledger.ipynb #c14
 def whole_and_decimals(
@@ -371,7 +372,7 @@ def summary(
         final_position=plain(sums.position), final_equity=plain(sums.final_equity),
         max_drawdown=float(session.counters['max_drawdown']), max_exposure=float(session.counters['max_exposure']),
         spread_constraint_bound={'decisions': sum(session.bound.values()), **session.bound}, config=session.config.to_dict(),
-        refusals=dict(session.refusals), orders=order_counts(session), halted=bool(session.counters['halted']),
+        streams=session.streams, refusals=dict(session.refusals), orders=order_counts(session), halted=bool(session.counters['halted']),
         taker_volume=plain(sums.taker_volume), realised_pnl=plain(sums.realised), unrealised_pnl=plain(sums.unrealised),
         start_equity=plain(sums.start_equity), market_volume=plain(int(session.counters['market_lots']) * instrument.lot_size),
         participation={'overall': overall, 'worst_minute': worst, 'minutes_above': above, 'limit': PARTICIPATION},

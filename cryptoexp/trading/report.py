@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HORIZONS', 'CURVE', 'SIDES', 'DAY_NS', 'MOST_POINTS', 'BUY_COLOUR', 'SELL_COLOUR', 'MID_COLOUR', 'ACCENT',
-           'MARKOUT_FORMATS', 'SHOWN_FILLS', 'FIGURES', 'course', 'markout_table', 'money_numbers', 'order_numbers',
-           'side_numbers', 'ratio', 'inventory_numbers', 'number', 'quoting_numbers', 'annual_sharpe', 'performance',
-           'thinned', 'elapsed', 'new_figure', 'say', 'name_lines', 'draw', 'draw_fills', 'price_figure',
+           'MARKOUT_FORMATS', 'STREAMS', 'SHOWN_FILLS', 'FIGURES', 'course', 'markout_table', 'money_numbers',
+           'order_numbers', 'side_numbers', 'ratio', 'inventory_numbers', 'number', 'quoting_numbers', 'annual_sharpe',
+           'performance', 'thinned', 'elapsed', 'new_figure', 'say', 'name_lines', 'draw', 'draw_fills', 'price_figure',
            'inventory_figure', 'equity_figure', 'markout_figure', 'money_text', 'percent', 'basis_points',
            'length_text', 'no_fill_reason', 'bound_table', 'refusal_table', 'markout_wide', 'headline', 'config_table',
            'number_table', 'new_page', 'shown_fills', 'report_page', 'columns_of', 'terminal_report', 'show']
@@ -376,6 +376,10 @@ def number_table(session: Session, told: Mapping[str, Any]) -> pd.DataFrame:
         rows.append((f'{name}s', f'{side["fills"]:,} fills, {side["amount"]} {grid.base} at {price} on average'))
     return pd.DataFrame(rows, columns=['number', 'value'])
 
+# %% ../../nbs/trading/05_report.ipynb #c51a
+STREAMS = {'fused': 'fused: best quotes drive the best prices between depth diffs',
+           'diff-only': 'diff-only: the book follows depth diffs alone', 'unknown': 'it is not known which streams made the book'}
+
 # %% ../../nbs/trading/05_report.ipynb #c52
 SHOWN_FILLS = 10  # at the beginning and at the end of the page's table
 FIGURES: dict[Callable[[Session], Figure], str] = {
@@ -390,7 +394,8 @@ def new_page(session: Session) -> Page:
     assumption = f'\nPreset {session.preset}: {PRESETS[session.preset].assumption}.' if session.preset in PRESETS else ''
     lasted = f', {length_text((session.end_ns - session.start_ns) / 1e9)}, {session.counters["rows"]:,} rows'
     notes = ['SYNTHETIC MARKET: prices and trades were drawn by a computer, not recorded from a venue.'] if session.synthetic else []
-    return Page(f'{session.instrument.pair} · market making on paper', f'{session.source}\n{begin} to {end} UTC{lasted}{assumption}',
+    return Page(f'{session.instrument.pair} · market making on paper', f'{session.source}, {STREAMS[session.streams]}\n'
+                f'{begin} to {end} UTC{lasted}{assumption}',
                 notes + warnings(session), f'cryptoexp {__version__} · simulated fills: no order left this machine')
 
 def shown_fills(session: Session) -> pd.DataFrame:
@@ -432,7 +437,7 @@ def columns_of(frame: pd.DataFrame, formats: Mapping[str, str] | None = None) ->
 def terminal_report(session: Session) -> RenderableType:  # for rich.Console.print
     "The report in a terminal"
     told = performance(session)
-    title = Text(f'{session.instrument.pair} on {session.source}', style='bold')
+    title = Text(f'{session.instrument.pair} on {session.source}, {session.streams}', style='bold')
     if session.synthetic: title.append('  SYNTHETIC MARKET', style='bold yellow')
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     cards = headline(session, told)

@@ -440,7 +440,7 @@ def money_numbers(
     instrument: Instrument,
 ) -> tuple[str, int, int]:  # kind of the market, multiplier, divisor: what linear_value_e8 and inverse_value_e8 take
     "How the money of this market is counted; `ConfigError` where venue and instrument do not fit"
-    kind = venue.kind or instrument.kind
+    kind = venue.kind or ('linear' if instrument.kind == 'usdm' else instrument.kind)   # Binance's word for it
     if kind not in KINDS: raise ConfigError([Problem('kind', f'{instrument.symbol} is a {kind!r}; name one of {KINDS} for the venue.')])
     if kind != 'inverse': return kind, instrument.money_multiplier, instrument.money_divisor
     if venue.contract_size is None:

@@ -373,7 +373,7 @@ def headline(session: Session, told: Mapping[str, Any]) -> dict[str, tuple[str, 
     "The numbers asked first: name -> value and remark"
     money, sums, venue = session.currency, totals(session), session.venue
     paid = {} if venue is None or venue.funding is None else {
-        f'funding, {money}': (money_text(sums.funding, sign=True), f'{len(session.fundings):,} payments, positive: paid')}
+        f'funding, {money}': (money_text(sums.funding, sign=True), f'{len(session.fundings):,} times; positive: paid')}
     fee, turnover = told['break_even_maker_fee_bps'], told['turnover']
     return {f'profit, {money}': (money_text(told['pnl'], sign=True), 'nothing was traded' if not sums.volume else
                                       f'{basis_points(told["pnl_bps_of_volume"])} of volume'),

@@ -219,7 +219,7 @@ class Account:
             oldest[0], oldest[1], left, money = oldest[0] + sign * size, oldest[1] - cost, left - size, money - given
             if not oldest[0]: self.queue.popleft()
         if left: self.queue.append([sign * left, money])
-        self.cost += money * bool(left)
+        self.cost += money   # of what is left; 0 where nothing is
 
     def fill(self, side: int, tick: int, lots: int, fee_e8: int) -> None:
         "An order of ours was filled: lots against cash, and the fee"
@@ -231,7 +231,6 @@ class Account:
         "Funding: paid, or received where negative"
         paid = paid_e8 * 10 ** (self.decimals - 8)
         self.cash, self.funding = self.cash - paid, self.funding + paid
-
     def worth(self, tick: int, lots: int) -> int:   # what buying moves in cash
         return 2 * tick * lots * self.half if self.rule is None else int(worth_e8(tick, lots, self.rule))
     def worth_at(self, mid: int, lots: int) -> int:   # mid in half ticks; 0: there is none, and nothing is worth anything

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HORIZONS', 'CURVE', 'SIDES', 'MONEY_HORIZONS', 'DAY_NS', 'MOST_POINTS', 'BUY_COLOUR', 'SELL_COLOUR', 'MID_COLOUR',
-           'ACCENT', 'MARKOUT_FORMATS', 'SHOWN_FILLS', 'FIGURES', 'valued', 'course', 'fill_markouts', 'markout_table',
+           'ACCENT', 'MARKOUT_FORMATS', 'FIGURES', 'SHOWN_FILLS', 'valued', 'course', 'fill_markouts', 'markout_table',
            'markout_money', 'money_numbers', 'order_numbers', 'side_numbers', 'ratio', 'inventory_numbers', 'number',
            'quoting_numbers', 'annual_sharpe', 'performance', 'thinned', 'elapsed', 'new_figure', 'say', 'name_lines',
            'draw', 'draw_fills', 'price_figure', 'inventory_figure', 'equity_figure', 'markout_figure', 'money_text',
@@ -68,12 +68,13 @@ SIDES = {'buy': 1, 'sell': -1}
 def fill_markouts(
     session: Session,
     seconds: Sequence[float],           # n horizons
-) -> tuple[np.ndarray, np.ndarray]:     # bps, shape (fills, n); value, shape (fills,)
-    "The markout of each fill by horizon (NaN: no mid so late), and its value in the currency of the account"
+) -> tuple[np.ndarray, np.ndarray]:     # bps, shape (fills, n); value of each fill, shape (fills,): ticks × lots, inverse lots / ticks
+    "The markout of each fill by horizon (NaN: no mid so late), and its value on a scale of its own"
     fills, known = session.fills, touches(session)
     later = markouts(known.time_ns.to_numpy(), known.mid.to_numpy() / 2, fills.time_ns.to_numpy(),
                      fills.side.to_numpy(), fills.tick.to_numpy(), [round(second * 1e9) for second in seconds])
-    return later, abs(valued(session, fills.tick.to_numpy() * float(session.instrument.tick_size), fills.lots.to_numpy()))
+    ticks, lots = fills.tick.to_numpy(float), fills.lots.to_numpy()
+    return later, lots / ticks if session.kind == 'inverse' else ticks * lots
 
 def markout_table(
     session: Session,
@@ -102,8 +103,9 @@ def markout_money(
     "Markouts of all fills: their mean in bps, weighted by value, and what they came to for each fill in the currency of the account"
     (later, value), table = fill_markouts(session, seconds), markout_table(session, seconds)
     side = session.fills.side.to_numpy()[:, None]
+    unit = float(abs(valued(session, float(session.instrument.tick_size), 1)))                      # a lot at one tick
     move = side * later / 1e4                                                                       # of the mid, as a part of the price
-    gain = value[:, None] * side * (1 - 1 / (1 + move) if session.kind == 'inverse' else move)      # coins are worth 1 / price
+    gain = unit * value[:, None] * side * (1 - 1 / (1 + move) if session.kind == 'inverse' else move)      # coins are worth 1 / price
     told = table[table.side == 'both'].drop(columns=['side', 'error_bps']).reset_index(drop=True)
     used = ~np.isnan(gain)
     means = [float(gain[used[:, at], at].mean()) if used[:, at].any() else np.nan for at in range(len(seconds))]
@@ -399,6 +401,8 @@ def config_table(config: MarketMakingConfig, session: Session | None = None) -> 
             for name, value in config.to_dict().items()]
     return pd.DataFrame(rows, columns=['field', 'value', 'default, where it differs', 'unit'])
 
+
+# %% ../../nbs/trading/05_report.ipynb #c51a
 def number_table(session: Session, told: Mapping[str, Any]) -> pd.DataFrame:
     "The further numbers, in words"
     grid, unit, inventory, quoting = session.instrument, session.unit, told['inventory'], told['quoting']
@@ -427,7 +431,6 @@ def number_table(session: Session, told: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=['number', 'value'])
 
 # %% ../../nbs/trading/05_report.ipynb #c52
-SHOWN_FILLS = 10  # at the beginning and at the end of the page's table
 FIGURES: dict[Callable[[Session], Figure], str] = {
     price_figure: 'The mid of the exchange with our fills, and the distance of our quotes from it.',
     equity_figure: 'Profit after fees, valued at the mid; below it the fall from the highest equity so far.',
@@ -445,6 +448,10 @@ def new_page(session: Session) -> Page:
     notes = ['SYNTHETIC MARKET: prices and trades were drawn by a computer, not recorded from a venue.'] if session.synthetic else []
     return Page(f'{session.instrument.pair} · market making on paper', f'{session.source}\n{begin} to {end} UTC{lasted}{assumption}',
                 notes + warnings(session), f'cryptoexp {__version__} · simulated fills: no order left this machine')
+
+
+# %% ../../nbs/trading/05_report.ipynb #c52a
+SHOWN_FILLS = 10  # at the beginning and at the end of the page's table
 
 def shown_fills(session: Session) -> pd.DataFrame:
     "The first and the last fills of the trade log"

@@ -137,7 +137,7 @@ class Oracle:
         self.sent = self.arrivals = self.cancels = self.late_cancels = 0
         self.flow = dict(bought_lots=0, sold_lots=0, filled_buy_lots=0, filled_sell_lots=0)
         self.refused = {'no coins': 0, 'no funds or no room': 0, 'below the smallest order': 0, 'too many orders': 0,
-            'price out of range': 0}
+            'price out of range': 0, 'unknown time in force': 0}
         self.fills: list[tuple[Any, ...]] = []
         self.finished: list[Order] = []
         self.samples: list[tuple[int, ...]] = []
@@ -350,6 +350,10 @@ class Oracle:
         return max(0, min(self.cap_lots() - self.known_position - working, funded))
 
     def allowed(self, side: int, tick: int, lots: int) -> int:
+        low, high = self.local_touch
+        if low is not None and high is not None and not (low + high) / 4 <= tick <= low + high:   # half of the mid, and twice of it
+            self.refused['price out of range'] += 1
+            return 0
         passed = self.most_order(min(lots, self.room(side, tick)))
         if passed > 0 and self.large_enough(tick, passed): return passed
         short = 'no funds or no room' if side > 0 else 'no coins'

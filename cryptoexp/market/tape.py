@@ -153,8 +153,11 @@ class Tape:
 
     @property
     def fused(self) -> bool:
-        "Whether best quotes drive the book: read its rows with `use_best_quotes=True` (see `fuse`)"
+        "Whether best quotes drive the book, see `fuse`"
         return bool(self.notes.get('fused', False))
+
+    @property
+    def by_order(self) -> bool: return bool(self.notes.get('by_order', False))   # the id of a level's row names the order that changed it
 
     def describe(self) -> pd.DataFrame:
         "What the tape holds, one fact a row: `fact`, `value`"

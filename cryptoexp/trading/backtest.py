@@ -20,7 +20,7 @@ from numba import njit
 from ..config import MarketMakingConfig, load_config
 from ..market.book import NO_ASK, NO_BID, room_for
 from cryptoexp.market.events import (
-    BEST_QUOTE, SNAPSHOT, SELL, DEPTH, BUY, CLEAR, CONTROL, EXCHANGE_ONLY, KILL, KIND_MASK, LAST, LOCAL_ONLY, SIGNAL, STALE, STOP,
+    BEST_QUOTE, RESUME, SNAPSHOT, SELL, DEPTH, BUY, CLEAR, CONTROL, EXCHANGE_ONLY, KILL, KIND_MASK, LAST, LOCAL_ONLY, SIGNAL, STALE, STOP,
     TRADE, Digest, Events, concat,
     from_rows,
 )
@@ -29,7 +29,7 @@ from ..market.tape import Tape
 from .ledger import Session, count_minutes, session_of, summary, trade_log, write_run
 from .limits import mid_worth_e8
 from cryptoexp.trading.matching import (
-    NEVER, NO_TOUCH, SAMPLE, Engine, Output, Rows, Short, apply_level, blank, check_rows, fill_table, first_price, new_desk,
+    NEVER, NO_TOUCH, SAMPLE, Engine, Output, Rows, Short, apply_level, blank_arrays, Joined, check_rows, fill_table, first_price, new_desk,
     order_table, plain_table,
     rows_of, run_desk, Desk,
 )
@@ -95,8 +95,10 @@ def backtest(
     rows, config = tape.timeline(), config or load_config(preset=preset)
     if venue is not None: config = replace(config, maker_fee=venue.maker_fee, taker_fee=venue.taker_fee)
     engine = Engine(tape.instrument, config, quoter, levels, parameters, largest_latency_ns(rows), tape.fused, compiled, venue, depth,
-        own_orders)
+                    own_orders, tape.by_order)
     run, size = Run(engine, source_name(tape), tape.synthetic, preset), batch_rows or max(1, len(rows))
+    if len(rows) and not ((rows.kind == CONTROL) & (rows.tick == RESUME)).any():   # then the book is whole from the beginning
+        rows = concat([from_rows([(CONTROL | LAST, int(rows.local_ns[0]), int(rows.local_ns[0]), RESUME, 0, 0)]), rows])
     for start in range(0, len(rows), size): run.feed(rows[start:start + size])
     return run.finish([*tape.problems, *([] if venue is None else [f'venue: {venue}'])])
 
@@ -151,6 +153,7 @@ class Prepared:
     end_ns: int                 # the last row, on either
     best_quotes: bool           # whether best quotes drive the books
     controls: bool              # whether a row before the last may cancel what rests
+    resumes: tuple[bool, ...]   # of each instrument: whether its rows say from when on its book is whole; else it always is
     paths: dict[bool, np.ndarray] = field(default_factory=dict, repr=False)   # see path_of
     shorts: dict[bool, Short | None] = field(default_factory=dict, repr=False)       # see short_of
 
@@ -187,6 +190,9 @@ def _walk_path(rows: Rows, bottom: int, base: int, top: int, best_quotes: bool, 
     return count
 
 # %% ../../nbs/trading/06_backtest.ipynb #c31
+def _empty_book(low: int, top: int) -> np.ndarray:
+    return blank_arrays([('book', np.int64, (2, top - low))])['book']
+
 def path_of(prepared: Prepared, whole: bool) -> np.ndarray:   # int64, shape (n, 8), empty where only the rows will do
     "Our touch message by message, made once for a prepared tape"
     rows, known = prepared.local, prepared.paths
@@ -195,7 +201,7 @@ def path_of(prepared: Prepared, whole: bool) -> np.ndarray:   # int64, shape (n,
     if whole not in known:
         (low, top), messages = prepared.capacity[0], int((rows.flags >= LAST).sum())
         path, edges = np.empty((messages + 1, 8), np.int64), np.array([[[[NO_BID, NO_ASK], [NO_ASK, NO_BID]]]])
-        count = _walk_path(rows, 0, -low, top - low, prepared.best_quotes, whole, blank((2, top - low), np.int64), edges, path)
+        count = _walk_path(rows, 0, -low, top - low, prepared.best_quotes, whole, _empty_book(low, top), edges, path)
         known[whole] = path[:count].copy()
     return known[whole]
 
@@ -270,9 +276,10 @@ def _make_short(prepared: Prepared, whole: bool) -> Short | None:
     if not whole and np.isin(kinds[int(np.argmax(kinds == DEPTH)):], (CLEAR, SNAPSHOT)).any(): return None   # a picture in between
     if (rows.lots[kinds == CLEAR] != 0).any(): return None
     low, top = prepared.capacity[0]
-    visit, touches, first = np.zeros(len(kinds), np.uint8), np.empty((len(kinds), 4), np.int32), np.zeros((2, top - low + 1), np.int32)
+    visit = np.zeros(-(-len(kinds) // 8) * 8, np.uint8)
+    touches, first = np.empty((len(kinds), 4), np.int32), np.zeros((2, top - low + 1), np.int32)
     def book() -> tuple[np.ndarray, np.ndarray]:
-        return blank((2, top - low), np.int64), np.array([[[[NO_BID, NO_ASK], [NO_ASK, NO_BID]]]])
+        return _empty_book(low, top), np.array([[[[NO_BID, NO_ASK], [NO_ASK, NO_BID]]]])
     count = _mark_rows(rows, -low, top - low, whole, *book(), visit, touches, first)
     by_tick = np.empty(int(first.sum()), np.int32)
     _sort_rows(rows, -low, top - low, whole, *book(), first, by_tick)
@@ -280,46 +287,61 @@ def _make_short(prepared: Prepared, whole: bool) -> Short | None:
 
 # %% ../../nbs/trading/06_backtest.ipynb #c35
 def prepare(
-    markets: Sequence[tuple[Events, Instrument]],   # rows in the order of their corrected local time
-    best_quotes: bool = False,                      # whether best quotes drive the books: a fused tape
-    closing: bool = True,                           # end with a row that cancels what rests
+    markets: Tape | Sequence[Tape | tuple[Events, Instrument]],   # tapes; or rows in the order of their corrected local time
+    best_quotes: bool = False,   # of rows: whether best quotes drive the book; a tape says it itself
+    closing: bool = True,        # end with a row that cancels what rests
+    by_order: bool = False,      # of rows: whether the id of a level's row names the order that changed it; a tape says it itself
 ) -> Prepared:
     "Sort, check and shrink the rows of one or several instruments; ValueError where an engine could not read them"
-    parts, capacity = [], []
-    for events, instrument in markets:
-        check_rows(events)
-        early = (events.exchange_ns >= events.local_ns) & (events.kind != CONTROL) & ((events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)) == 0)
-        if early.any():
-            row = int(np.argmax(early))
-            ahead = int(events.exchange_ns[row] - events.local_ns[row])
-            raise ValueError(f'{instrument.symbol}, row {row}: it reached us {ahead / 1e6:.3f} ms before '
-                             'it happened; fit the clock of the tape first')
-        if (back := np.diff(events.local_ns) < 0).any():
-            raise ValueError(f'{instrument.symbol}, row {int(np.argmax(back)) + 1}: it reached us before the row above it; '
-                             'sort by local_ns (stable)')
-        price = first_price(events)
-        if price is None: raise ValueError(f'{instrument.symbol}: no price in {len(events):,} rows, so there is nothing to trade on')
-        capacity.append((0, room_for(price)))
-        parts.append(events if best_quotes else events[events.kind != BEST_QUOTE])
-    begin, end = min(int(part.local_ns[0]) for part in parts), max(int(part.local_ns[-1]) for part in parts)
+    given = [(one.timeline(), one.instrument, one.fused, one.by_order) if isinstance(one, Tape) else (*one, best_quotes, by_order)
+             for one in ([markets] if isinstance(markets, Tape) else markets)]
+    capacity = [(0, room_for(_checked(events, instrument))) for events, instrument, _, _ in given]
+    if any(named for *_, named in given) and len(given) > 1:
+        raise ValueError('queues by order id are followed in one instrument, not in several at once')
+    begin, end = min(int(events.local_ns[0]) for events, *_ in given), max(int(events.local_ns[-1]) for events, *_ in given)
+    parts = [events if fused else events[events.kind != BEST_QUOTE] for events, _, fused, _ in given]
+    codes = [events.tick[events.kind == CONTROL] for events in parts]
     if closing: parts[0] = concat([parts[0], from_rows([(CONTROL | LAST, end, end, STOP, 0, 0)])])
-    happened = min(int(part.exchange_ns[(part.flags & LOCAL_ONLY) == 0].min()) for part in parts)
-    last = max(int(part.exchange_ns[(part.flags & LOCAL_ONLY) == 0].max()) for part in parts)
-    bases = (np.cumsum([0, *(top for _, top in capacity[:-1])])).tolist()
-    controls = any(bool(np.isin(part.tick[part.kind == CONTROL], (STALE, STOP,
-        KILL)).sum() > (closing and part is parts[0])) for part in parts)
-    if len(parts) == 1:
-        rows = rising(parts[0])
-        traded = rows.tick[rows.kind == TRADE] if (rows.kind == TRADE).any() else np.array([price])
-        capacity = [(int(traded.min()) // 2, 2 * int(traded.max()) + 1)]   # no order of ours will stand at half the lowest price
-        local = rows_of(rows.local_ns, rows, -capacity[0][0])
-        exchange = local._replace(time_ns=np.ascontiguousarray(rows.exchange_ns))
-    else: exchange, local = (_merged(parts, bases, name) for name in ('exchange_ns', 'local_ns'))
-    return Prepared(tuple(instrument for _, instrument in markets), exchange, local, tuple(capacity), begin, min(begin, happened),
-        max(end, last),
-                    best_quotes, controls)
+    there = [part.exchange_ns[(part.flags & LOCAL_ONLY) == 0] for part in parts]
+    if len(parts) == 1: exchange, local, capacity[0] = _in_both_orders(parts[0], given[0][3])
+    else:
+        bases = np.cumsum([0, *(top for _, top in capacity[:-1])]).tolist()
+        exchange, local = (_merged(parts, bases, name) for name in ('exchange_ns', 'local_ns'))
+    return Prepared(tuple(instrument for _, instrument, _, _ in given), exchange, local, tuple(capacity), begin,
+                    min(begin, *(int(times.min()) for times in there)), max(end, *(int(times.max()) for times in there)),
+                    any(fused for _, _, fused, _ in given), bool(np.isin(np.concatenate(codes), (STALE, STOP, KILL)).any()),
+                    tuple(RESUME in told for told in codes))
 
 # %% ../../nbs/trading/06_backtest.ipynb #c36
+def _checked(events: Events, instrument: Instrument) -> int:
+    "The first price of rows, in ticks; ValueError where an engine can't read them"
+    check_rows(events)
+    early = (events.exchange_ns >= events.local_ns) & (events.kind != CONTROL) & ((events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)) == 0)
+    if early.any():
+        row = int(np.argmax(early))
+        ahead = int(events.exchange_ns[row] - events.local_ns[row])
+        raise ValueError(f'{instrument.symbol}, row {row} (local time {int(events.local_ns[row])} ns): it reached us {ahead / 1e6:.3f} ms '
+                         'before it happened; fit the clock of the tape first')
+    if (back := np.diff(events.local_ns) < 0).any():
+        row = int(np.argmax(back)) + 1
+        raise ValueError(f'{instrument.symbol}, row {row} (local time {int(events.local_ns[row])} ns): it reached us before the row above '
+                         'it; sort by local_ns (stable)')
+    price = first_price(events)
+    if price is None: raise ValueError(f'{instrument.symbol}: no price in {len(events):,} rows, so there is nothing to trade on')
+    return price
+
+def _in_both_orders(events: Events, by_order: bool) -> tuple[Rows, Rows, tuple[int, int]]:
+    "The rows of one instrument in an order that serves both clocks, and the lowest tick of its books and the first beyond them"
+    rows = rising(events)
+    priced = rows.kind == TRADE if (rows.kind == TRADE).any() else rows.lots > 0
+    low, top = int(rows.tick[priced].min()) // 4, 4 * int(rows.tick[priced].max()) + 1   # the engine lets nobody quote that far away
+    local = rows_of(rows.local_ns, rows, -low)
+    happening = np.where(rows.flags & LOCAL_ONLY, 0, rows.exchange_ns)   # what concerns us only must not break the order
+    exchange = local._replace(time_ns=np.maximum.accumulate(happening))
+    if by_order: exchange = exchange._replace(since_ns=Joined().follow(rows))
+    return exchange, local, (low, top)
+
+# %% ../../nbs/trading/06_backtest.ipynb #c37
 def _merged(parts: list[Events], bases: list[int], clock: str) -> Rows:
     "The rows of several instruments by one clock; at the same time the instruments in order"
     seen = [part[(part.flags & (LOCAL_ONLY if clock == 'exchange_ns' else EXCHANGE_ONLY)) == 0] for part in parts]
@@ -329,7 +351,7 @@ def _merged(parts: list[Events], bases: list[int], clock: str) -> Rows:
     order = np.argsort(times, kind='stable')
     return rows_of(times[order], moved[order])
 
-# %% ../../nbs/trading/06_backtest.ipynb #c43
+# %% ../../nbs/trading/06_backtest.ipynb #c44
 class Runs(Output):
     "Many configurations after one pass over the same rows"
     def __init__(self, desk: Desk, prepared: Prepared) -> None:
@@ -366,7 +388,7 @@ class Runs(Output):
     opening: np.ndarray   # lots held at the start, shape (configs, assets)
     cash_e8: np.ndarray   # cash at the start, shape (configs,)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c44
+# %% ../../nbs/trading/06_backtest.ipynb #c45
 def run_configurations(
     prepared: Prepared,
     rules: Any,                           # RULES, shape (configs * assets,), as make_rules gives them, one configuration after the other
@@ -397,19 +419,19 @@ def run_configurations(
     clock.use_best_quotes, clock.external_quoter, clock.marking = prepared.best_quotes, function is None, every_message and not whole
     stops = bool(((rules.max_drawdown < 1) | (rules.max_loss < 1)).any())
     clock.cautious = not whole and (prepared.controls or (every_message and stops))
-    if whole: desk.sides.stale = 0
+    desk.sides.stale = np.array(prepared.resumes) & (not whole)
     begin = prepared.start_ns if whole else prepared.first_ns
     desk.state.next_decision_ns = begin + rules.interval_ns[::assets]
     clock.next_decision_ns = desk.state.next_decision_ns.min()
     runs = Runs(desk, prepared)
     runs.opening = np.broadcast_to(np.asarray(position_lots), (configs, assets))
     runs.cash_e8 = np.broadcast_to(np.asarray(cash_e8), (configs,))
-    slowest = int((rules.entry_ns + rules.response_ns).max()) if latency is None else int((latency[:, 2] - latency[:, 0]).max())
+    slowest = max(int((rules.entry_ns + rules.response_ns).max()), 0 if latency is None else int((latency[:, 2] - latency[:, 0]).max()))
     until = NEVER - 1 if whole else int(prepared.local.time_ns[-1]) + slowest
     run_desk(desk, prepared.exchange, prepared.local, until, function, quoter, runs._parts)
     return runs
 
-# %% ../../nbs/trading/06_backtest.ipynb #c52
+# %% ../../nbs/trading/06_backtest.ipynb #c53
 import itertools
 import threading
 import weakref
@@ -426,7 +448,7 @@ from .limits import make_rules
 from .quoting import model_of
 from .venue import QueueModel
 
-# %% ../../nbs/trading/06_backtest.ipynb #c53
+# %% ../../nbs/trading/06_backtest.ipynb #c54
 class Ready(NamedTuple):
     "A tape made ready, once for all that is run on it"
     prepared: Prepared
@@ -442,19 +464,15 @@ def make_ready(tape: Tape) -> Ready:
     with _LOCK:
         known = _READY.get(key)
         if known is not None and known[0]() is tape: return known[1]
-        rows = tape.timeline()
-        if not len(rows): raise ValueError(f'{", ".join(tape.source) or "this tape"} has no rows')
-        first, last = int(rows.local_ns[0]), int(rows.local_ns[-1])
-        closed = concat([rows, from_rows([(CONTROL | LAST, last, last, STOP, 0, 0)])])
-        prepared = prepare([(closed, tape.instrument)], tape.fused, closing=False)
-        cancels = bool(np.isin(rows.tick[rows.kind == CONTROL], (STALE, STOP, KILL)).any())
-        ready = Ready(replace(prepared, first_ns=first, controls=cancels), first, last)
+        if not len(tape): raise ValueError(f'{source_name(tape)} has no rows')
+        prepared = prepare(tape)
+        ready = Ready(prepared, prepared.first_ns, int(prepared.local.time_ns[-1]))
         path_of(ready.prepared, False)   # made before threads ask for it
         for other in list(_READY)[:-1]: _READY.pop(other, None)
         _READY[key] = weakref.ref(tape, lambda _: _READY.pop(key, None)), ready
         return ready
 
-# %% ../../nbs/trading/06_backtest.ipynb #c56
+# %% ../../nbs/trading/06_backtest.ipynb #c57
 def worth(middle: np.ndarray, lots: np.ndarray, rule: Any) -> np.ndarray:
     "Value of positions (negative: short) at prices in ticks, in the currency of the account"
     if rule.inverse: return -lots * float(rule.multiplier) / (middle * float(rule.divisor)) / MONEY_SCALE
@@ -490,7 +508,7 @@ def settled_e8(runs: Runs, place: int, trace: Trace) -> int:
     state, lots = runs.desk.state[place], int(runs.desk.accounts[place].position_lots)
     return int(state.cash_e8) + (mid_worth_e8(int(trace.mid[-1]), 0, lots, runs.desk.rules[place]) if lots and len(trace.mid) else 0)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c58
+# %% ../../nbs/trading/06_backtest.ipynb #c59
 QUEUE_BRACKET = (QueueModel('behind'), QueueModel('power', 1), QueueModel('power', 2), QueueModel('power', 3), QueueModel('log'),
                  QueueModel('ahead'))
 
@@ -531,7 +549,7 @@ class Bracket:
         page.table(self.table, formats={'volume': ',.0f', 'fees': ',.2f', 'pnl': ',.2f', 'pnl_bps': '.3f', 'final_position': '.5f'})
         return page.figure(self.figure(), 'The place of our orders in the queue is assumed, not observed.')._repr_html_()
 
-# %% ../../nbs/trading/06_backtest.ipynb #c59
+# %% ../../nbs/trading/06_backtest.ipynb #c60
 def bracket(
     tape: Tape,
     quoter: Quoter | None = None,              # a model of one's own; None: the one that the configuration names
@@ -559,7 +577,7 @@ def bracket(
     return Bracket(*_compared(runs, ready, list(map(str, queues)), int((table[:, 2] - table[:, 0]).max())), source_name(tape), venue,
                    tape.synthetic)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c60
+# %% ../../nbs/trading/06_backtest.ipynb #c61
 def _compared(runs: Runs, ready: Ready, names: list[str], slowest_ns: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Profits and courses, one for each name"
     totals, rows, courses = runs.totals(), [], {}

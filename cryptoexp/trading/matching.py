@@ -8,13 +8,14 @@ __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE
            'REJECTED', 'ENDED_BY', 'NEW', 'CANCEL', 'REPLACE', 'ORDER_FIELDS', 'ORDER', 'REQUEST', 'NEWS', 'FILL',
            'SAMPLE', 'TAKEN', 'CLOCK', 'SIDE', 'ACCOUNT', 'STATE', 'NEVER', 'MOST_OUTPUT', 'SPARE', 'HEARD_MOST',
            'NO_TOUCH', 'BEST', 'WORST', 'AT_EXCHANGE', 'AT_HOME', 'TIME', 'BID_TICK', 'ASK_TICK', 'BID_LOTS',
-           'ASK_LOTS', 'BOUGHT', 'SOLD', 'CODE', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'OVERRUNS',
-           'Desk', 'Rows', 'transition', 'compile_engine', 'rows_of', 'blank', 'new_desk', 'Short', 'apply_level',
-           'run_desk', 'Intake', 'check_rows', 'plain_table', 'fill_table', 'order_table', 'first_price', 'Output',
-           'Engine', 'open_desk', 'sum_up', 'enter_order', 'quotable', 'quotable_lots']
+           'ASK_LOTS', 'BOUGHT', 'SOLD', 'CODE', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Layout',
+           'OVERRUNS', 'Desk', 'Rows', 'transition', 'compile_engine', 'rows_of', 'blank_arrays', 'new_desk', 'Short',
+           'apply_level', 'run_desk', 'Joined', 'Intake', 'check_rows', 'plain_table', 'fill_table', 'order_table',
+           'first_price', 'Output', 'Engine', 'open_desk', 'sum_up', 'enter_order', 'quotable', 'quotable_lots']
 
 # %% ../../nbs/trading/03_matching.ipynb #c03
 import functools
+import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ import numba
 import numpy as np
 import pandas as pd
 from numba import njit, types
+from numba.typed import Dict
 
 from ..config import MarketMakingConfig
 from ..market.book import NO_ASK, NO_BID, room_for
@@ -33,7 +35,7 @@ from cryptoexp.market.events import (
 )
 from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from cryptoexp.trading.limits import (
-    NO_COINS, NO_ROOM, OUT_OF_RANGE, REFUSALS, RULES, TOO_MANY, TOO_SMALL, enough, fee_e8, make_rules, mid_worth_e8, most_lots, reserve_e8,
+    NO_COINS, NO_ROOM, NO_SUCH_FORCE, OUT_OF_RANGE, REFUSALS, RULES, TOO_MANY, TOO_SMALL, enough, fee_e8, make_rules, mid_worth_e8, most_lots, reserve_e8,
     room_to_buy, room_to_sell, standard_lots, too_risky, worth_e8,
 )
 from cryptoexp.trading.quoting import (
@@ -41,7 +43,7 @@ from cryptoexp.trading.quoting import (
     SIGNALS,
     SIGNATURE, TICK, Quoter, View, compile_quoter, model_of, new_view,
 )
-from .venue import QUEUE_BEHIND, Venue, entry_latency, queue_after, response_latency
+from .venue import QUEUE_BEHIND, QUEUE_L3, Venue, entry_latency, queue_after, response_latency
 
 # %% ../../nbs/trading/03_matching.ipynb #c23
 SENT, RESTING, FILLED, CANCELLED, EXPIRED = range(5)
@@ -54,11 +56,10 @@ BY_ITSELF, WOULD_TAKE, UNFILLED, REJECTED = range(4)
 ENDED_BY = ('', 'would take', 'nothing left within its limit', 'rejected by the venue')
 NEW, CANCEL, REPLACE = range(3)
 
-ORDER_FIELDS = (
-    'order_id', 'config', 'asset', 'side', 'tick', 'lots', 'remaining', 'status', 'purpose', 'force', 'ended_by',
-    'known_remaining', 'known_tick', 'cancel_sent', 'retry_ns', 'kept', 'next', 'before', 'place', 'placed_ns', 'arrived_ns',
-    'confirmed_ns', 'ended_ns',
-    'queue_ahead_lots')
+ORDER_FIELDS = (   # what a decision reads comes first: eight numbers are one line of the processor's cache
+    'order_id', 'side', 'asset', 'purpose', 'cancel_sent', 'known_tick', 'confirmed_ns', 'status',
+    'config', 'tick', 'remaining', 'known_remaining', 'force', 'next', 'before', 'lots',
+    'kept', 'retry_ns', 'place', 'placed_ns', 'arrived_ns', 'ended_ns', 'queue_ahead_lots', 'ended_by')
 ORDER = np.dtype([(name, 'i8') for name in ORDER_FIELDS] + [('front', 'f8'), ('traded', 'f8')])
 REQUEST = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'order_id', 'action', 'tick', 'lots')])
 NEWS = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'tick', 'lots', 'fee_e8', 'ends')])
@@ -74,7 +75,7 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'whole',
     'cautious', 'marking', 'recording', 'parity_end', 'depth', 'own_orders', 'next_request_ns', 'next_news_ns', 'next_decision_ns',
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'arrivals', 'overrun', 'band_low', 'band_high',
-    'funding_at', 'at_config', 'end_ns', 'beyond', 'short', 'touch_at')])
+    'funding_at', 'at_config', 'end_ns', 'beyond', 'short', 'touch_at', 'row_now')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
@@ -83,12 +84,11 @@ ACCOUNT = np.dtype([(name, 'i8') for name in (   # one configuration in one mark
     'position_lots', 'known_position_lots', 'seen_bought', 'seen_sold', 'filled_buy_lots', 'filled_sell_lots', 'own_lots', 'fills',
     'first_bid', 'first_ask', 'last_bid', 'last_ask')])
 STATE = np.dtype([(name, 'i8') for name in (     # one configuration
-    'next_decision_ns', 'next_request_ns', 'next_news_ns', 'request_head', 'request_tail', 'news_head', 'news_tail', 'last_sent_ns',
-    'last_heard_ns', 'order_count', 'next_order_id', 'taken_count', 'heard_count', 'stopped', 'halted', 'cash_e8', 'known_cash_e8',
-    'start_e8',
-    'peak_e8', 'orders_sent', 'cancels_sent', 'late_cancels', 'expired', 'waited', 'decisions', 'position_lots', 'known_position_lots',
-    'own_lots', 'market_lots', 'maker_e8', 'taker_e8', 'fees_e8', 'funding_e8', 'fills', 'last_equity_e8')] + [('max_drawdown', 'f8'),
-    ('max_exposure', 'f8')])
+    'next_decision_ns', 'next_news_ns', 'next_request_ns', 'last_heard_ns', 'last_sent_ns', 'stopped', 'halted', 'order_count',
+    'heard_count', 'decisions', 'last_equity_e8', 'known_cash_e8', 'request_head', 'request_tail', 'news_head', 'news_tail',
+    'next_order_id', 'orders_sent', 'cancels_sent', 'late_cancels', 'cash_e8', 'fees_e8', 'maker_e8', 'taker_e8',
+    'fills', 'taken_count', 'expired', 'waited', 'start_e8', 'peak_e8', 'position_lots', 'known_position_lots',
+    'own_lots', 'market_lots', 'funding_e8')] + [('max_drawdown', 'f8'), ('max_exposure', 'f8')])
 
 # %% ../../nbs/trading/03_matching.ipynb #c26
 class Desk(NamedTuple):
@@ -139,6 +139,7 @@ class Rows(NamedTuple):
     flags: np.ndarray      # uint8
     tick: np.ndarray       # int32: of the books' arrays, so several instruments stand side by side
     lots: np.ndarray       # int64
+    since_ns: np.ndarray   # int64: when the order that changed a level had joined its queue; empty: the feed doesn't name orders
 
 # %% ../../nbs/trading/03_matching.ipynb #c29
 NEVER, MOST_OUTPUT, SPARE, HEARD_MOST = 1 << 62, 1 << 16, 1 << 13, 64
@@ -330,6 +331,15 @@ def _tell(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, fee: int) -
     desk.clock[0].next_news_ns = min(desk.clock[0].next_news_ns, due)
 
 # %% ../../nbs/trading/03_matching.ipynb #c43
+@inner
+def _note_touch(desk: Desk, config: int) -> None:
+    "Remember the touch of the exchange at a decision or a fill: the first and the last value an account"
+    for asset in range(desk.clock[0].assets):
+        side, account = desk.sides[asset], desk.accounts[config * desk.clock[0].assets + asset]
+        if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: continue
+        account.last_bid, account.last_ask = side.exchange_bid - side.shift, side.exchange_ask - side.shift
+        if account.first_ask == 0: account.first_bid, account.first_ask = account.last_bid, account.last_ask
+
 @rare
 def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool, reason: int) -> None:
     clock, order = desk.clock[0], desk.orders[slot]
@@ -345,6 +355,7 @@ def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool
     account.position_lots += order.side * lots
     account.own_lots += lots
     account.fills += 1
+    _note_touch(desk, order.config)
     order.remaining -= lots
     if order.remaining == 0: order.status, order.ended_ns = FILLED, time_ns
     if clock.fill_count >= MOST_OUTPUT: clock.overrun = 4
@@ -407,42 +418,53 @@ def _print_whole(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> N
 
 # %% ../../nbs/trading/03_matching.ipynb #c50
 @rare
-def _search(by_tick: np.ndarray, times_ns: np.ndarray, first: int, low: int, high: int, row: int, time_ns: int) -> int:
-    "How many of the rows first … first + high have happened, at least `low`: up to `row`, or (row < 0) up to `time_ns`"
+def _search(by_tick: np.ndarray, first: int, low: int, high: int, row: int) -> int:
+    "How many of the rows first … first + high have happened once `row` has, at least `low`"
     step = 1
-    while low + step <= high and _is_past(by_tick[first + low + step - 1], times_ns, row, time_ns): low, step = low + step, 2 * step
+    while low + step <= high and by_tick[first + low + step - 1] <= row: low, step = low + step, 2 * step
     high = min(high, low + step)
     while low < high:
         middle = (low + high + 1) // 2
-        if _is_past(by_tick[first + middle - 1], times_ns, row, time_ns): low = middle
+        if by_tick[first + middle - 1] <= row: low = middle
         else: high = middle - 1
     return low
 
 @inner
-def _is_past(other: int, times_ns: np.ndarray, row: int, time_ns: int) -> bool:
-    return other <= row if row >= 0 else times_ns[other] <= time_ns
+def _row_now(desk: Desk, rows: Rows, time_ns: int) -> int:
+    "The last row that has happened at a moment; moments never go back"
+    clock, times = desk.clock[0], rows.time_ns
+    if clock.short == 0: return -1
+    row, step, high = clock.row_now, 1, times.size   # as many rows as have happened
+    while row + step <= high and times[row + step - 1] <= time_ns: row, step = row + step, 2 * step
+    high = min(high, row + step)
+    while row < high:
+        middle = (row + high + 1) // 2
+        if times[middle - 1] <= time_ns: row = middle
+        else: high = middle - 1
+    clock.row_now = row
+    return row - 1
 
 # %% ../../nbs/trading/03_matching.ipynb #c52
 @inner
-def _happened(desk: Desk, rows: Rows, index: int, tick: int, row: int, time_ns: int) -> int:
-    "How many of a level's rows have happened"
+def _happened(desk: Desk, index: int, tick: int, row: int) -> int:
+    "How many of a level's rows have happened once `row` has"
     first = desk.first[index, tick]
     known, most = desk.place[index, tick], desk.first[index, tick + 1] - first
-    if known < most and _is_past(desk.by_tick[first + known], rows.time_ns, row, time_ns):
-        known = desk.place[index, tick] = _search(desk.by_tick, rows.time_ns, first, known, most, row, time_ns)
+    if known < most and desk.by_tick[first + known] <= row:
+        known = desk.place[index, tick] = _search(desk.by_tick, first, known, most, row)
     return known
 
 @inner
-def _level_now(desk: Desk, rows: Rows, index: int, tick: int, row: int, time_ns: int) -> int:
+def _level_now(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
     "Lots displayed at a level of the exchange"
     if desk.clock[0].short == 0: return desk.exchange[index, tick]
-    count = _happened(desk, rows, index, tick, row, time_ns)
+    count = _happened(desk, index, tick, row)
     return rows.lots[desk.by_tick[desk.first[index, tick] + count - 1]] if count else 0
 
 @inner
-def _watch(desk: Desk, rows: Rows, index: int, tick: int, row: int, time_ns: int) -> None:
+def _watch(desk: Desk, index: int, tick: int, row: int) -> None:
     "The next row of a level is to be looked at"
-    if desk.clock[0].short: _watch_next(desk, index, tick, _happened(desk, rows, index, tick, row, time_ns))
+    if desk.clock[0].short: _watch_next(desk, index, tick, _happened(desk, index, tick, row))
 
 @inner
 def _watch_next(desk: Desk, index: int, tick: int, count: int) -> None:
@@ -453,19 +475,19 @@ def _watch_next(desk: Desk, index: int, tick: int, count: int) -> None:
         clock.exchange_row = min(clock.exchange_row, following)
 
 @rare
-def _watch_crossed(desk: Desk, rows: Rows, asset: int, bids: bool, row: int, time_ns: int) -> None:
+def _watch_crossed(desk: Desk, asset: int, bids: bool, row: int) -> None:
     "Where our order stands at or through the other side's best, any level between them may bring a fill"
     side = desk.sides[asset]
     if desk.clock[0].short == 0 or desk.clock[0].whole != 0: return
     _tighten(desk, asset, bids)
     if bids:
-        for tick in range(desk.edges[asset, AT_EXCHANGE, 1, BEST], side.own_bid + 1): _watch(desk, rows, 1, tick, row, time_ns)
+        for tick in range(desk.edges[asset, AT_EXCHANGE, 1, BEST], side.own_bid + 1): _watch(desk, 1, tick, row)
     else:
-        for tick in range(side.own_ask, desk.edges[asset, AT_EXCHANGE, 0, BEST] + 1): _watch(desk, rows, 0, tick, row, time_ns)
+        for tick in range(side.own_ask, desk.edges[asset, AT_EXCHANGE, 0, BEST] + 1): _watch(desk, 0, tick, row)
 
 # %% ../../nbs/trading/03_matching.ipynb #c53
 @inner
-def _queue_moves(desk: Desk, index: int, tick: int, before: int, lots: int) -> None:
+def _queue_moves(desk: Desk, rows: Rows, row: int, index: int, tick: int, before: int, lots: int) -> None:
     "The total at a level where orders of ours rest changes"
     slot = desk.heads[index, tick] - 1
     while slot >= 0:
@@ -475,6 +497,10 @@ def _queue_moves(desk: Desk, index: int, tick: int, before: int, lots: int) -> N
             up, down = rule.lot_up, rule.lot_down
             order.front = queue_after(rule.queue, rule.exponent, order.front, order.traded, before * up / down, lots * up / down)
         elif rule.queue == QUEUE_BEHIND: order.front = min(order.front, float(lots))
+        elif rule.queue == QUEUE_L3:
+            _order_moves(desk, slot, rows.since_ns[row], before, lots)
+            slot = order.next - 1
+            continue
         else:
             size = rule.lot_size
             order.front = max(0.0, queue_after(rule.queue, rule.exponent, order.front * size, order.traded * size, before * size,
@@ -482,7 +508,18 @@ def _queue_moves(desk: Desk, index: int, tick: int, before: int, lots: int) -> N
         order.traded = 0.0
         slot = order.next - 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c57
+# %% ../../nbs/trading/03_matching.ipynb #c55
+@rare
+def _order_moves(desk: Desk, slot: int, since_ns: int, before: int, lots: int) -> None:
+    "An order that joined its queue at `since_ns` (NEVER: nobody knows) has changed the total at a level where ours rests"
+    order, gone = desk.orders[slot], float(before - lots)
+    if gone <= 0.0: return
+    printed = min(gone, order.traded)
+    order.traded -= printed
+    if since_ns <= order.arrived_ns: order.front -= gone - printed
+    order.front = max(0.0, min(order.front, float(lots)))
+
+# %% ../../nbs/trading/03_matching.ipynb #c61
 @rare
 def _taken_from(desk: Desk, config: int, index: int, tick: int) -> int:
     "Lots that a configuration took from a level since that level last changed"
@@ -522,7 +559,7 @@ def _untake(desk: Desk, index: int, tick: int) -> None:
                 desk.taken[config, at] = desk.taken[config, state.taken_count]
                 break
 
-# %% ../../nbs/trading/03_matching.ipynb #c59
+# %% ../../nbs/trading/03_matching.ipynb #c63
 @rare
 def _on_offer(desk: Desk, rows: Rows, row: int, asset: int, bids: bool, tick: int, lots: int) -> None:
     "A level of `lots` now stands at `tick` on the side opposite to our orders (bids: ours are bids), at or through them"
@@ -544,7 +581,7 @@ def _on_offer(desk: Desk, rows: Rows, row: int, asset: int, bids: bool, tick: in
             if order.status == FILLED: _leave(desk, slot)
             slot = following
         level += step
-    _watch_crossed(desk, rows, asset, bids, row, time_ns)
+    _watch_crossed(desk, asset, bids, row)
 
 @rare
 def _nobody_there(desk: Desk, asset: int, bids: bool, beyond: int) -> None:
@@ -562,7 +599,7 @@ def _nobody_there(desk: Desk, asset: int, bids: bool, beyond: int) -> None:
             slot = order.next - 1
         level += step
 
-# %% ../../nbs/trading/03_matching.ipynb #c61
+# %% ../../nbs/trading/03_matching.ipynb #c65
 @inner
 def _on_exchange_row(desk: Desk, rows: Rows, row: int, asset: int, flags: int, tick: int, lots: int) -> None:
     "A row that may concern our orders"
@@ -577,7 +614,7 @@ def _on_exchange_row(desk: Desk, rows: Rows, row: int, asset: int, flags: int, t
         before, best = desk.exchange[index, tick], desk.edges[asset, AT_EXCHANGE, index, BEST]
         if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)
         _apply(desk.exchange, desk.edges, asset, AT_EXCHANGE, kind, flags, tick, lots, side.shift, clock.whole != 0)
-        if desk.heads[index, tick] != 0: _queue_moves(desk, index, tick, before, lots)
+        if desk.heads[index, tick] != 0: _queue_moves(desk, rows, row, index, tick, before, lots)
         if kind == BEST_QUOTE: _nobody_there(desk, asset, bids, tick)
         if kind == SNAPSHOT and bids: side.snapshot_bid = 1
         elif kind == SNAPSHOT: side.snapshot_ask = 1
@@ -587,7 +624,7 @@ def _on_exchange_row(desk: Desk, rows: Rows, row: int, asset: int, flags: int, t
             if improved and reaches: _on_offer(desk, rows, row, asset, not bids, tick, lots)
     if flags & LAST and kind != TRADE: _end_message(desk, asset)
 
-# %% ../../nbs/trading/03_matching.ipynb #c63
+# %% ../../nbs/trading/03_matching.ipynb #c67
 @inner
 def _exchange_row(desk: Desk, rows: Rows, row: int) -> None:
     "Any row, in any of several markets"
@@ -618,7 +655,7 @@ def _end_message(desk: Desk, asset: int) -> None:
     side.snapshot_bid = side.snapshot_ask = 0
     side.exchange_bid, side.exchange_ask = desk.edges[asset, AT_EXCHANGE, 0, BEST], desk.edges[asset, AT_EXCHANGE, 1, BEST]
 
-# %% ../../nbs/trading/03_matching.ipynb #c65
+# %% ../../nbs/trading/03_matching.ipynb #c69
 @inner
 def _exchange_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     "Take what happens at the exchange up to `limit_ns`; False where the outputs are full before that"
@@ -637,7 +674,7 @@ def _exchange_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     clock.exchange_row = row
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c67
+# %% ../../nbs/trading/03_matching.ipynb #c71
 @inner
 def _short_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     "The same on a prepared tape, row by row of those that may matter"
@@ -658,16 +695,17 @@ def _short_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
         if clock.fill_count > MOST_OUTPUT - SPARE or clock.overrun: return False
 
 @rare
-def _watch_again(desk: Desk, rows: Rows, row: int) -> None:
+def _watch_again(desk: Desk, row: int) -> None:
     "A clear may have been the next row of any level of ours: look for the one after it"
     for config in range(desk.clock[0].configs):
         for at in range(desk.state[config].order_count):
             order = desk.orders[desk.alive[config, at]]
-            if order.status == RESTING: _watch(desk, rows, 0 if order.side > 0 else 1, order.tick, row, 0)
-        for at in range(desk.state[config].taken_count): _watch(desk, rows, desk.taken[config, at].side, desk.taken[config, at].tick,
-            row, 0)
+            if order.status == RESTING: _watch(desk, 0 if order.side > 0 else 1, order.tick, row)
+        for at in range(desk.state[config].taken_count):
+            taken = desk.taken[config, at]
+            _watch(desk, taken.side, taken.tick, row)
 
-# %% ../../nbs/trading/03_matching.ipynb #c68
+# %% ../../nbs/trading/03_matching.ipynb #c72
 @inner
 def _short_row(desk: Desk, rows: Rows, row: int) -> None:
     "A row that may matter: a print, a best price that moves, or a change at a level that is watched"
@@ -685,22 +723,23 @@ def _short_row(desk: Desk, rows: Rows, row: int) -> None:
             tick, lots)
         return
     if flags & KIND_MASK == CLEAR:
-        _watch_again(desk, rows, row)
+        _watch_again(desk, row)
         return
+    if tick < side.bottom or tick >= side.top: return
     bids = (flags & BUY) != 0
     index = 0 if bids else 1
     if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0:
-        count, first = _happened(desk, rows, index, tick, row, 0), desk.first[index, tick]
+        count, first = _happened(desk, index, tick, row), desk.first[index, tick]
         before = rows.lots[desk.by_tick[first + count - 2]] if count > 1 else 0
         if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)
-        if desk.heads[index, tick] != 0: _queue_moves(desk, index, tick, before, lots)
+        if desk.heads[index, tick] != 0: _queue_moves(desk, rows, row, index, tick, before, lots)
     if lots > 0 and side.own_count > 0:
         improved = clock.whole == 0 or (tick > bid if bids else tick < ask)
         if improved and ((tick >= side.own_ask) if bids else (tick <= side.own_bid)): _on_offer(desk, rows, row, 0, not bids, tick, lots)
     reached = clock.whole == 0 and side.own_count > 0 and ((tick >= side.own_ask) if bids else (tick <= side.own_bid))
-    if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0 or reached: _watch(desk, rows, index, tick, row, 0)
+    if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0 or reached: _watch(desk, index, tick, row)
 
-# %% ../../nbs/trading/03_matching.ipynb #c69
+# %% ../../nbs/trading/03_matching.ipynb #c73
 @inner
 def _plain_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     "Rows of a single market up to one that may concern our orders; answers that row"
@@ -736,7 +775,7 @@ def _plain_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     side.market_lots += traded
     return row
 
-# %% ../../nbs/trading/03_matching.ipynb #c71
+# %% ../../nbs/trading/03_matching.ipynb #c75
 @rare
 def _take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     "Walk the other side's displayed levels up to the order's limit"
@@ -747,14 +786,15 @@ def _take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     if clock.whole != 0:
         if tick != NO_BID and tick != NO_ASK: _fill(desk, slot, time_ns, tick, order.remaining, False, BY_TAKING)
         return
+    row = _row_now(desk, rows, time_ns)
     last = worst if order.force == MARKET_ORDER else min(order.tick, worst) if buys else max(order.tick, worst)
     while order.remaining > 0 and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
-        shown = _level_now(desk, rows, index, tick, -1, time_ns)
+        shown = _level_now(desk, rows, index, tick, row)
         if shown > 0:
             size = min(order.remaining, shown - _taken_from(desk, order.config, index, tick))
             if size > 0:
                 _take_from(desk, order.config, index, tick, size)
-                _watch(desk, rows, index, tick, -1, time_ns)
+                _watch(desk, index, tick, row)
                 _fill(desk, slot, time_ns, tick, size, False, BY_TAKING)
         tick += order.side
 
@@ -765,14 +805,14 @@ def _could_take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> int:
     index = 1 if order.side > 0 else 0
     tick, worst = desk.edges[order.asset, AT_EXCHANGE, index, BEST], desk.edges[order.asset, AT_EXCHANGE, index, WORST]
     last = min(order.tick, worst) if order.side > 0 else max(order.tick, worst)
-    lots = 0
+    lots, row = 0, _row_now(desk, rows, time_ns)
     while lots < order.remaining and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
-        shown = _level_now(desk, rows, index, tick, -1, time_ns)
+        shown = _level_now(desk, rows, index, tick, row)
         if shown > 0: lots += shown - _taken_from(desk, order.config, index, tick)
         tick += order.side
     return lots
 
-# %% ../../nbs/trading/03_matching.ipynb #c72
+# %% ../../nbs/trading/03_matching.ipynb #c76
 @inner
 def _arrive(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     "An order reaches the exchange"
@@ -791,18 +831,19 @@ def _arrive(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
             clock.arrivals += 1
             order.status, order.place, order.traded = RESTING, clock.arrivals, 0.0
             index = 0 if order.side > 0 else 1
-            order.queue_ahead_lots = _level_now(desk, rows, index, order.tick, -1, time_ns)
+            row = _row_now(desk, rows, time_ns)
+            order.queue_ahead_lots = _level_now(desk, rows, index, order.tick, row)
             if clock.short: _watch_next(desk, index, order.tick, desk.place[index, order.tick])
             order.front = order.queue_ahead_lots * rule.lot_up / rule.lot_down
             _rest(desk, slot)
-            if crosses: _watch_crossed(desk, rows, order.asset, order.side > 0, -1, time_ns)
+            if crosses: _watch_crossed(desk, order.asset, order.side > 0, row)
     if order.status == EXPIRED:
         order.ended_ns = time_ns
         desk.state[order.config].expired += 1
         _tell(desk, slot, time_ns, 0, 0, 0)
     else: order.confirmed_ns = _heard_at(desk, order.config, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c78
+# %% ../../nbs/trading/03_matching.ipynb #c82
 @inner
 def _on_request(desk: Desk, rows: Rows, config: int) -> None:
     "The earliest request of a configuration reaches the exchange"
@@ -810,8 +851,10 @@ def _on_request(desk: Desk, rows: Rows, config: int) -> None:
     ring = desk.requests.shape[1]
     request = desk.requests[config, state.request_head & (ring - 1)]
     state.request_head += 1
-    following = desk.requests[config, state.request_head & (ring - 1)].due_ns
-    state.next_request_ns = following if state.request_head < state.request_tail else NEVER
+    if state.request_head == state.request_tail:
+        state.request_head = state.request_tail = 0
+        state.next_request_ns = NEVER
+    else: state.next_request_ns = desk.requests[config, state.request_head & (ring - 1)].due_ns
     order = desk.orders[request.slot]
     if request.action == NEW: _arrive(desk, rows, request.slot, request.due_ns)
     elif order.order_id != request.order_id or order.status != RESTING:
@@ -840,7 +883,7 @@ def _replaced(desk: Desk, rows: Rows, slot: int, time_ns: int, tick: int, lots: 
         order.remaining, order.tick, order.status = lots, tick, SENT
         _arrive(desk, rows, slot, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c83
+# %% ../../nbs/trading/03_matching.ipynb #c87
 @rare
 def _finish(desk: Desk, config: int, slot: int) -> None:
     "We know that an order has ended: it leaves the desk for the log"
@@ -862,12 +905,15 @@ def _on_news(desk: Desk, config: int) -> None:
     state, ring = desk.state[config], desk.news.shape[1]
     news = desk.news[config, state.news_head & (ring - 1)]
     state.news_head += 1
-    state.next_news_ns = desk.news[config, state.news_head & (ring - 1)].due_ns if state.news_head < state.news_tail else NEVER
+    if state.news_head == state.news_tail:
+        state.news_head = state.news_tail = 0
+        state.next_news_ns = NEVER
+    else: state.next_news_ns = desk.news[config, state.news_head & (ring - 1)].due_ns
     if news.lots > 0: _learn(desk, news.slot, news.tick, news.lots, news.fee_e8)
     if news.ends: _finish(desk, config, news.slot)
     if news.lots > 0: _weigh(desk, config)
 
-# %% ../../nbs/trading/03_matching.ipynb #c85
+# %% ../../nbs/trading/03_matching.ipynb #c89
 @inner
 def _request(desk: Desk, config: int, slot: int, action: int, tick: int, lots: int, time_ns: int) -> None:
     clock, state, rule = desk.clock[0], desk.state[config], desk.rules[config * desk.clock[0].assets]
@@ -909,7 +955,7 @@ def _turned_away(desk: Desk, config: int, slot: int, action: int, heard_ns: int)
         order.retry_ns = order.confirmed_ns = state.last_heard_ns
         if desk.clock[0].whole == 0: order.known_tick = order.tick   # hftbacktest goes on believing the wished price
 
-# %% ../../nbs/trading/03_matching.ipynb #c86
+# %% ../../nbs/trading/03_matching.ipynb #c90
 @inner
 def _new_order(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> int:
     "A fresh order in a free slot; answers the slot"
@@ -951,7 +997,7 @@ def _retry(desk: Desk, config: int, time_ns: int) -> None:
 def _cancel_all(desk: Desk, config: int, time_ns: int) -> None:
     for at in range(desk.state[config].order_count): _cancel(desk, config, desk.alive[config, at], time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c90
+# %% ../../nbs/trading/03_matching.ipynb #c94
 @rare
 def _working(desk: Desk, config: int, asset: int, side: int) -> tuple[int, int]:
     "Lots of one side that may still fill, as far as we know, and the cash they hold back (1e-8 quote)"
@@ -979,11 +1025,15 @@ def _most(desk: Desk, config: int, asset: int) -> int:
     side, at = desk.sides[asset], config * desk.clock[0].assets + asset
     return most_lots(_equity(desk, config), side.local_bid - side.shift, side.local_ask - side.shift, desk.rules[at:at + 1])
 
+# %% ../../nbs/trading/03_matching.ipynb #c95
 @inner
-def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int) -> int:
+def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, force: int) -> int:
     "How many of the wished lots the limits let pass; 0 with the reason counted"
     state, at = desk.state[config], config * desk.clock[0].assets + asset
     rules = desk.rules[at:at + 1]
+    if force < POST_ONLY or force > MARKET_ORDER:
+        desk.refusals[config, NO_SUCH_FORCE] += 1
+        return 0
     if state.order_count >= desk.alive.shape[1]:
         desk.refusals[config, TOO_MANY] += 1
         return 0
@@ -992,9 +1042,12 @@ def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: in
         desk.refusals[config, OUT_OF_RANGE] += 1
         return 0
     if rules[0].unlimited != 0: return min(lots, rules[0].max_lots)
+    if 4 * tick < side_of.local_bid + side_of.local_ask - 2 * side_of.shift or tick > side_of.local_bid + side_of.local_ask - 2 * side_of.shift:
+        desk.refusals[config, OUT_OF_RANGE] += 1
+        return 0
     return _within_limits(desk, config, asset, side, tick, lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c91
+# %% ../../nbs/trading/03_matching.ipynb #c96
 @rare
 def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int) -> int:
     "The same for an order that the limits are to be asked about"
@@ -1011,7 +1064,7 @@ def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lo
     desk.refusals[config, none if passed < lots else TOO_SMALL] += 1
     return 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c95
+# %% ../../nbs/trading/03_matching.ipynb #c102
 @inner
 def _send(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> None:
     slot = _new_order(desk, config, asset, side, tick, lots, purpose, force, time_ns)
@@ -1040,13 +1093,14 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
             elif rule.replace == 0: _cancel(desk, config, slot, time_ns)
         if rule.replace: _replace_orders(desk, config, asset, index, time_ns)
         for level in range(desk.matched.size):
-            lots = desk.wishes[asset, index, level, LOTS]
+            wish = desk.wishes[asset, index, level]
+            tick, lots, force = wish[TICK], wish[LOTS], wish[FORCE]
+            if lots < 0: desk.refusals[config, TOO_SMALL] += 1
             if desk.matched[level] or lots <= 0: continue
-            tick = desk.wishes[asset, index, level, TICK]
-            passed = _allowed(desk, config, asset, side, tick, lots)
-            if passed > 0: _send(desk, config, asset, side, tick + base, passed, QUOTE, desk.wishes[asset, index, level, FORCE], time_ns)
+            passed = _allowed(desk, config, asset, side, tick, lots, force)
+            if passed > 0: _send(desk, config, asset, side, tick + base, passed, QUOTE, force, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c96
+# %% ../../nbs/trading/03_matching.ipynb #c103
 @inner
 def _apply_single_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     "The same for one wish a side and no tolerance: the oldest quote at the wished price stays, the others go"
@@ -1065,8 +1119,9 @@ def _apply_single_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> N
             if slot == kept or order.side != side or order.asset != asset or order.purpose != QUOTE or order.cancel_sent: continue
             if waits and order.confirmed_ns > time_ns: state.waited += 1
             else: _cancel(desk, config, slot, time_ns)
+        if lots < 0: desk.refusals[config, TOO_SMALL] += 1
         if lots > 0 and kept < 0:
-            passed = _allowed(desk, config, asset, side, tick - base, lots)
+            passed = _allowed(desk, config, asset, side, tick - base, lots, wishes[index, 0, FORCE])
             if passed > 0: _send(desk, config, asset, side, tick, passed, QUOTE, wishes[index, 0, FORCE], time_ns)
 
 @inner
@@ -1090,7 +1145,7 @@ def _match_wishes(desk: Desk, config: int, asset: int, index: int, tolerance: fl
         if best_slot < 0: return
         desk.orders[best_slot].kept, desk.matched[best_level] = 1, 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c97
+# %% ../../nbs/trading/03_matching.ipynb #c104
 @rare
 def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: int) -> None:
     "Orders that no wish keeps become wishes that no order covers, oldest first; those left over are cancelled"
@@ -1112,14 +1167,14 @@ def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: in
             desk.matched[level] = 1
             tick, held = desk.wishes[asset, index, level, TICK], order.known_remaining
             order.known_remaining = 0
-            lots = _allowed(desk, config, asset, side, tick, desk.wishes[asset, index, level, LOTS])
+            lots = _allowed(desk, config, asset, side, tick, desk.wishes[asset, index, level, LOTS], order.force)
             order.known_remaining = held
             if lots <= 0: _cancel(desk, config, oldest, time_ns)
             else:
                 order.known_tick, order.confirmed_ns = tick + base, NEVER
                 _request(desk, config, oldest, REPLACE, tick + base, lots, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c101
+# %% ../../nbs/trading/03_matching.ipynb #c108
 @inner
 def _usable(side: Any) -> bool:
     "Whether a book may be quoted on: whole, two-sided, uncrossed"
@@ -1158,7 +1213,7 @@ def _weigh(desk: Desk, config: int) -> bool:
     _cancel_all(desk, config, clock.time_ns)
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c102
+# %% ../../nbs/trading/03_matching.ipynb #c109
 @rare
 def _weigh_all(desk: Desk, middle: int) -> None:
     "Weigh every account, unless prices as high and as low have been seen since a position or a peak last changed"
@@ -1172,7 +1227,7 @@ def _weigh_all(desk: Desk, middle: int) -> None:
     if clock.band_low > clock.band_high or later != peaks: clock.band_low = clock.band_high = middle
     else: clock.band_low, clock.band_high = min(clock.band_low, middle), max(clock.band_high, middle)
 
-# %% ../../nbs/trading/03_matching.ipynb #c107
+# %% ../../nbs/trading/03_matching.ipynb #c114
 @rare
 def _obey(desk: Desk, asset: int, code: int) -> None:
     "Do what a control row says"
@@ -1212,7 +1267,7 @@ def _local_row(desk: Desk, rows: Rows, row: int) -> None:
             clock.time_ns = rows.time_ns[row]
             _weigh_all(desk, side.local_bid + side.local_ask)
 
-# %% ../../nbs/trading/03_matching.ipynb #c108
+# %% ../../nbs/trading/03_matching.ipynb #c115
 @inner
 def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
     "Take the rows that reach us up to `limit_ns`"
@@ -1226,7 +1281,7 @@ def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
         row += 1
     clock.local_row = row
 
-# %% ../../nbs/trading/03_matching.ipynb #c110
+# %% ../../nbs/trading/03_matching.ipynb #c117
 @inner
 def _path_run(desk: Desk, limit_ns: int) -> None:
     "The same from the path of a prepared tape, where only our touch is of interest"
@@ -1242,7 +1297,7 @@ def _path_run(desk: Desk, limit_ns: int) -> None:
     side.local_bid, side.local_ask = path[at - 1, BID_TICK], path[at - 1, ASK_TICK]
     side.bought_lots, side.sold_lots, clock.local_row = path[at - 1, BOUGHT], path[at - 1, SOLD], at
 
-# %% ../../nbs/trading/03_matching.ipynb #c111
+# %% ../../nbs/trading/03_matching.ipynb #c118
 @rare
 def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     "Rows of a single market up to one that is more than a level or a print; answers that row"
@@ -1281,7 +1336,7 @@ def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     side.sold_lots += sold
     return row
 
-# %% ../../nbs/trading/03_matching.ipynb #c113
+# %% ../../nbs/trading/03_matching.ipynb #c120
 @rare
 def _band_tick(desk: Desk, asset: int, side: int, band: float) -> int:
     "The price up to which an order in a hurry may reach (side: that of the order)"
@@ -1319,7 +1374,7 @@ def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
                     return True
     return state.halted != 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c115
+# %% ../../nbs/trading/03_matching.ipynb #c122
 @inner
 def _look(desk: Desk, config: int, time_ns: int) -> bool:
     "Fill in the view; False where the model is not to be asked"
@@ -1361,7 +1416,7 @@ def _look(desk: Desk, config: int, time_ns: int) -> bool:
                     FORCE] = 0
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c116
+# %% ../../nbs/trading/03_matching.ipynb #c123
 @rare
 def _show_depth(desk: Desk) -> None:
     "The best levels of our books"
@@ -1385,7 +1440,7 @@ def _show_orders(desk: Desk, config: int, time_ns: int) -> None:
         row.tick, row.placed_ns, row.cancelling = order.known_tick - desk.sides[order.asset].shift, order.placed_ns, order.cancel_sent
         row.confirmed = order.confirmed_ns <= time_ns
 
-# %% ../../nbs/trading/03_matching.ipynb #c119
+# %% ../../nbs/trading/03_matching.ipynb #c126
 @inner
 def _conclude(desk: Desk, config: int, code: int, time_ns: int) -> None:
     "The model has answered: its wishes become orders"
@@ -1399,16 +1454,7 @@ def _conclude(desk: Desk, config: int, code: int, time_ns: int) -> None:
         account.filled_buy_lots = account.filled_sell_lots = 0
         if _usable(side): _apply_wishes(desk, config, asset, time_ns)
 
-@inner
-def _note_touch(desk: Desk, config: int) -> None:
-    "Remember the touch of the exchange at a decision: the first and the last value an account"
-    for asset in range(desk.clock[0].assets):
-        side, account = desk.sides[asset], desk.accounts[config * desk.clock[0].assets + asset]
-        if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: continue
-        account.last_bid, account.last_ask = side.exchange_bid - side.shift, side.exchange_ask - side.shift
-        if account.first_ask == 0: account.first_bid, account.first_ask = account.last_bid, account.last_ask
-
-# %% ../../nbs/trading/03_matching.ipynb #c121
+# %% ../../nbs/trading/03_matching.ipynb #c128
 @rare
 def _sample(desk: Desk, config: int, time_ns: int) -> None:
     "Leave the touch of the exchange, our best quotes, position and cash for the figures"
@@ -1432,7 +1478,7 @@ def _sample(desk: Desk, config: int, time_ns: int) -> None:
             else: row.quote_ask_tick = tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, tick)
         clock.sample_count += 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c123
+# %% ../../nbs/trading/03_matching.ipynb #c130
 DRY, FULL, QUESTION, OVERRUN = range(4)
 
 @rare
@@ -1442,6 +1488,7 @@ def _settle_fundings(desk: Desk, time_ns: int) -> None:
     while clock.funding_at < desk.funding.shape[0] and desk.funding[clock.funding_at, 0] <= time_ns:
         rate = desk.funding[clock.funding_at, 1]
         for config in range(clock.configs):
+            if clock.recording: _sample(desk, config, desk.funding[clock.funding_at, 0])   # what the payment was reckoned from
             for asset in range(clock.assets):
                 at, side, state = config * clock.assets + asset, desk.sides[asset], desk.state[config]
                 position = desk.accounts[at].position_lots
@@ -1468,7 +1515,7 @@ def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -
     elif clock.local_row < local_rows.time_ns.size: due = min(due, local_rows.time_ns[clock.local_row])
     return min(horizon, max(due, clock.time_ns + clock.least_entry_ns))
 
-# %% ../../nbs/trading/03_matching.ipynb #c125
+# %% ../../nbs/trading/03_matching.ipynb #c132
 @inner
 def _hear(desk: Desk, local_rows: Rows, until_ns: int) -> None:
     "What reaches us up to a moment: rows and news, in order; at the same nanosecond rows first"
@@ -1494,13 +1541,13 @@ def _serve_requests(desk: Desk, rows: Rows, until_ns: int) -> None:
         while state.next_request_ns <= until_ns: _on_request(desk, rows, config)
         clock.next_request_ns = min(clock.next_request_ns, state.next_request_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c127
+# %% ../../nbs/trading/03_matching.ipynb #c134
 @inner
 def _view_of(desk: Desk, config: int) -> View:
     "The view as the model of one configuration gets it"
-    count = desk.state[config].order_count if desk.clock[0].own_orders else 0
-    heard = desk.state[config].heard_count if desk.clock[0].own_orders else 0
-    return View(desk.seen.market, desk.seen.depth, desk.own[:count], desk.heard[config, :heard], desk.seen.signals)
+    if desk.clock[0].own_orders == 0: return desk.seen
+    orders, fills = desk.own[:desk.state[config].order_count], desk.heard[config, :desk.state[config].heard_count]
+    return View(desk.seen.market, desk.seen.depth, orders, fills, desk.seen.signals)
 
 @inner
 def _turn(desk: Desk, config: int, quoter: Quoter) -> bool:
@@ -1524,7 +1571,7 @@ def _turn(desk: Desk, config: int, quoter: Quoter) -> bool:
     state.next_decision_ns += rule.interval_ns
     return False
 
-# %% ../../nbs/trading/03_matching.ipynb #c128
+# %% ../../nbs/trading/03_matching.ipynb #c135
 def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
     clock = desk.clock[0]
     while True:
@@ -1548,7 +1595,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
         if clock.overrun: return OVERRUN
         for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c130
+# %% ../../nbs/trading/03_matching.ipynb #c137
 @functools.cache
 def transition() -> Any:
     "The compiled transition function; the types of desks and rows are always the same"
@@ -1566,33 +1613,47 @@ def compile_engine() -> None:
 def _silent(view: View, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
     return 0
 
-def rows_of(times_ns: np.ndarray, events: Events, base: int = 0) -> Rows:
+def rows_of(times_ns: np.ndarray, events: Events, base: int = 0, since_ns: np.ndarray | None = None) -> Rows:
     "The columns that an engine reads, with ticks moved to where the instrument's books begin"
     return Rows(np.ascontiguousarray(times_ns), np.ascontiguousarray(events.flags), (events.tick + base).astype(np.int32),
-                np.ascontiguousarray(events.lots))
+                np.ascontiguousarray(events.lots), np.zeros(0, np.int64) if since_ns is None else np.ascontiguousarray(since_ns))
 
-# %% ../../nbs/trading/03_matching.ipynb #c132
-def blank(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    "Zeros in pages that cost nothing before they are touched: NumPy asks for huge ones, and a book touches few places of many"
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape) if size > 1 << 16 else np.zeros(shape, dtype)
+# %% ../../nbs/trading/03_matching.ipynb #c139
+Layout = Sequence[tuple[str, Any, tuple[int, ...]]]   # name, dtype, shape
 
-def _set_out(clock: Any, sides: Any, state: Any, rules: Any, capacity: Sequence[tuple[int, int]], latency: np.ndarray | None) -> None:
+def _pages(size: int) -> Any:
+    "Zeros of which those cost nothing that are never touched"
+    if not hasattr(mmap, 'MAP_PRIVATE'): return mmap.mmap(-1, size)   # Windows
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+def blank_arrays(layout: Layout, dense: int = 1 << 16) -> dict[str, np.ndarray]:
+    "Arrays of zeros by name: small ones (up to `dense` bytes) side by side in warm memory, large ones in fresh pages"
+    places, totals = {}, [0, 0]
+    for name, dtype, shape in layout:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        places[name] = size > dense, totals[size > dense]
+        totals[size > dense] += -(-size // 64) * 64
+    memory = np.zeros(max(1, totals[0]), np.uint8), _pages(max(1, totals[1]))
+    return {name: np.frombuffer(memory[large], dtype, math.prod(shape), start).reshape(shape)  # type: ignore[call-overload]
+            for (name, dtype, shape), (large, start) in zip(layout, places.values())}
+
+def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[int, int]], latency: np.ndarray | None) -> None:
     "Nothing has happened yet, and nothing is due"
-    clock.band_low, clock.recording, clock.cautious, clock.marking = 1, 1, 1, 1
-    clock.next_request_ns = clock.next_news_ns = clock.next_decision_ns = NEVER
-    clock.least_entry_ns = rules.entry_ns.min()
+    clock, sides, state = empty['clock'], empty['sides'], empty['state']
+    for name in ('band_low', 'recording', 'cautious', 'marking'): clock[name] = 1
+    for name in ('next_request_ns', 'next_news_ns', 'next_decision_ns'): clock[name] = NEVER
+    clock['least_entry_ns'] = rules.entry_ns.min()
     if latency is not None:
         accepted = latency[latency[:, 1] > 0]
-        clock.least_entry_ns = min(int((accepted[:, 1] - accepted[:, 0]).min()), int(clock.least_entry_ns[0]))
+        clock['least_entry_ns'] = min(int((accepted[:, 1] - accepted[:, 0]).min()), int(rules.entry_ns.min()))
     lows, tops = np.array(capacity, np.int64).T
-    sides.bottom, sides.top = np.cumsum(tops - lows) - (tops - lows), np.cumsum(tops - lows)
-    sides.shift = sides.bottom - lows
-    sides.stale, sides.own_bid, sides.own_bid_low, sides.own_ask, sides.own_ask_high = 1, NO_BID, NO_ASK, NO_ASK, NO_BID
-    for name in ('exchange', 'local'): sides[f'{name}_bid'], sides[f'{name}_ask'] = NO_BID, NO_ASK
-    state.next_order_id, state.start_e8, state.next_request_ns, state.next_news_ns = 1, -1, NEVER, NEVER
+    sides['bottom'], sides['top'] = np.cumsum(tops - lows) - (tops - lows), np.cumsum(tops - lows)
+    sides['shift'], sides['stale'] = sides['bottom'] - lows, 1
+    for name in ('own_bid', 'own_ask_high', 'exchange_bid', 'local_bid'): sides[name] = NO_BID
+    for name in ('own_ask', 'own_bid_low', 'exchange_ask', 'local_ask'): sides[name] = NO_ASK
+    state['next_order_id'], state['start_e8'], state['next_request_ns'], state['next_news_ns'] = 1, -1, NEVER, NEVER
 
-# %% ../../nbs/trading/03_matching.ipynb #c133
+# %% ../../nbs/trading/03_matching.ipynb #c140
 def new_desk(
     rules: Any,                               # RULES, shape (configs * assets,)
     capacity: Sequence[tuple[int, int]],      # the lowest tick of each instrument's books, and the first beyond them
@@ -1609,57 +1670,52 @@ def new_desk(
     configs, assets, ticks = len(parameters), len(capacity), sum(top - low for low, top in capacity)
     if ring & (ring - 1): raise ValueError(f'a ring holds a power of two of messages, not {ring}')
     if ticks >= 1 << 31: raise ValueError(f'{ticks:,} ticks of prices do not fit: leave an instrument out, or take a coarser tick')
-    records = {name: blank(shape, dtype).view(np.recarray) for name, dtype, shape in (
-        ('clock', CLOCK, (1,)), ('sides', SIDE, (assets,)), ('state', STATE, (configs,)), ('accounts', ACCOUNT, (configs * assets,)),
-        ('taken', TAKEN, (configs, taken)), ('orders', ORDER, (configs * slots,)), ('requests', REQUEST, (configs, ring)),
-        ('news', NEWS, (configs, ring)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
-        ('samples', SAMPLE, (MOST_OUTPUT,)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)))}
-    clock, state, accounts = (records[name] for name in ('clock', 'state', 'accounts'))
-    clock.configs, clock.assets, clock.depth, clock.own_orders, clock.short = configs, assets, depth, own_orders, short is not None
-    _set_out(clock, records['sides'], state, rules, capacity, latency)
-    state.cash_e8 = state.known_cash_e8 = cash_e8
-    accounts.position_lots = accounts.known_position_lots = np.broadcast_to(position_lots, (configs, assets)).ravel()
-    numbers = {name: blank(shape, dtype) for name, dtype, shape in (
-        ('exchange', 'i8', (2, 1 if short else ticks)), ('local', 'i8', (2, ticks)), ('place', 'i4', (2, ticks
-            if short else 1)), ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks)),
-        ('scratch', 'f8', (configs, SCRATCH)), ('wishes', 'i8', (assets, 2, levels, 3)), ('matched', 'i8', (levels,)),
+    visit = np.zeros(0, np.uint8) if short is None else short.visit.copy()   # a run adds its own marks
+    empty = blank_arrays((
+        ('clock', CLOCK, (1,)), ('sides', SIDE, (assets,)), ('accounts', ACCOUNT, (configs * assets,)), ('state', STATE, (configs,)),
+        ('wishes', 'i8', (assets, 2, levels, 3)), ('matched', 'i8', (levels,)), ('scratch', 'f8', (configs, SCRATCH)),
         ('budget', 'i8', (configs, 2)), ('refusals', 'i8', (configs, len(REFUSALS))), ('bound', 'i8', (configs, len(BOUND))),
-        ('cursor', 'i8', (configs, 2)))}
-    return Desk(**records, **numbers, rules=rules, seen=new_view(assets, depth), **_given(parameters, latency, funding, path),
-        **_visited(short),
-                edges=np.broadcast_to(np.array([[NO_BID, NO_ASK], [NO_ASK, NO_BID]]), (assets, 2, 2, 2)).copy(),
-                alive=np.arange(configs * slots).reshape(configs, slots))
+        ('cursor', 'i8', (configs, 2)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)),
+        ('orders', ORDER, (configs * slots,)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs, ring)),
+        ('taken', TAKEN, (configs, taken)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
+        ('samples', SAMPLE, (MOST_OUTPUT,)), ('exchange', 'i8', (2, 1 if short else ticks)), ('local', 'i8', (2, ticks)),
+        ('place', 'i4', (2, ticks if short else 1)), ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks))))
+    for name, value in (('configs', configs), ('assets', assets), ('depth', depth), ('own_orders', own_orders),
+                        ('short', short is not None)): empty['clock'][name] = value
+    _set_out(empty, rules, capacity, latency)
+    empty['state']['cash_e8'] = empty['state']['known_cash_e8'] = cash_e8
+    for name in ('position_lots', 'known_position_lots'): empty['accounts'][name].reshape(configs, assets)[:] = position_lots
+    known = {name: array.view(np.recarray) if array.dtype.names else array for name, array in empty.items()}
+    return Desk(**known, **_given(parameters, latency, funding, path, short), rules=rules, seen=new_view(assets, depth),
+                visit=visit, visit8=visit.view(np.uint64), alive=np.arange(configs * slots).reshape(configs, slots),
+                edges=np.broadcast_to(np.array([[NO_BID, NO_ASK], [NO_ASK, NO_BID]]), (assets, 2, 2, 2)).copy())
 
 class Short(NamedTuple):
     "Which rows of a prepared tape may matter, and where the rows of each level are; see Desk"
-    visit: np.ndarray
+    visit: np.ndarray     # a multiple of eight of them
     by_tick: np.ndarray
     first: np.ndarray
     touches: np.ndarray
 
-# %% ../../nbs/trading/03_matching.ipynb #c134
-def _visited(short: Short | None) -> dict[str, np.ndarray]:
-    "The arrays of a desk for it; the marks are copied, since a run adds its own"
-    if short is None: short = Short(np.zeros(0, np.uint8), np.zeros(0, np.int32), np.zeros((2, 1), np.int32), np.zeros((0, 4), np.int32))
-    visit = np.zeros(-(-len(short.visit) // 8) * 8, np.uint8)
-    visit[:len(short.visit)] = short.visit
-    return dict(visit=visit, visit8=visit.view(np.uint64), by_tick=short.by_tick, first=short.first, touches=short.touches)
-
+# %% ../../nbs/trading/03_matching.ipynb #c141
 def _given(
-    parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None, path: np.ndarray | None,
+    parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None, path: np.ndarray | None, short: Short | None,
 ) -> dict[str, np.ndarray]:
     "What the caller brought, or nothing of the same shape"
     return dict(parameters=np.ascontiguousarray(parameters, float), latency=np.zeros((1, 3), np.int64) if latency is None else latency,
                 funding=np.zeros((0, 2), np.int64) if funding is None else funding,
-                path=np.zeros((0, 8), np.int64) if path is None else path)
+                path=np.zeros((0, 8), np.int64) if path is None else path,
+                by_tick=np.zeros(0, np.int32) if short is None else short.by_tick,
+                first=np.zeros((2, 1), np.int32) if short is None else short.first,
+                touches=np.zeros((0, 4), np.int32) if short is None else short.touches)
 
-# %% ../../nbs/trading/03_matching.ipynb #c136
+# %% ../../nbs/trading/03_matching.ipynb #c143
 @njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 def apply_level(levels: np.ndarray, edges: np.ndarray, kind: int, flags: int, tick: int, lots: int, base: int, rescan: bool) -> None:
     "What a row does to the only book of `levels` and `edges` (shape (1, 1, 2, 2)), by the engine's rules"
     _apply(levels, edges, 0, 0, kind, flags, tick, lots, base, rescan)
 
-# %% ../../nbs/trading/03_matching.ipynb #c138
+# %% ../../nbs/trading/03_matching.ipynb #c145
 def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
              parts: dict[str, list[np.ndarray]]) -> None:
     "Drive the transition function until nothing is due; outputs are moved into `parts`"
@@ -1667,13 +1723,17 @@ def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
     clock.exchange_row = clock.local_row = 0
     step = transition()
     compiled = quoter or compile_quoter(_silent)
-    while (outcome := step(desk, exchange_rows, local_rows, until_ns, compiled)) in (FULL, QUESTION):
-        if outcome == QUESTION:
-            config = int(clock.at_config)
-            count, heard = (int(desk.state[config][name]) * int(clock.own_orders) for name in ('order_count', 'heard_count'))
-            view = desk.seen._replace(orders=desk.own[:count], fills=desk.heard[config, :heard])
-            clock.answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes)
-        else: _collect(desk, parts)
+    if (desk.rules.queue == QUEUE_L3).any() and not exchange_rows.since_ns.size == exchange_rows.time_ns.size:
+        raise ValueError("the queue model l3 needs a tape that names the order behind each change (by_order); take 'behind', or a bracket")
+    try:
+        while (outcome := step(desk, exchange_rows, local_rows, until_ns, compiled)) in (FULL, QUESTION):
+            if outcome == QUESTION: _ask(desk, python)
+            else: _collect(desk, parts)
+    except Exception as error:
+        if clock.deciding:
+            error.add_note(f'raised by the quoting model, asked at {int(clock.time_ns)} ns for configuration {int(clock.at_config)}, when '
+                           f'row {int(clock.local_row) - 1} of {max(len(local_rows.time_ns), len(desk.path))} had reached us')
+        raise
     _collect(desk, parts)
     if outcome == OVERRUN: raise RuntimeError(OVERRUNS[int(clock.overrun)])
 
@@ -1683,18 +1743,51 @@ OVERRUNS = {5: 'more samples at one decision than the output has room for: run f
             4: 'more fills in one step than the output has room for',
             3: 'more requests are on their way to the exchange than there is room for: shorten entry_latency_ms, or give a larger ring'}
 
+def _ask(desk: Desk, python: Quoter) -> None:
+    "Put the question of the present decision to a model that runs in Python"
+    clock, config = desk.clock[0], int(desk.clock[0].at_config)
+    count, heard = (int(desk.state[config][name]) * int(clock.own_orders) for name in ('order_count', 'heard_count'))
+    view = desk.seen._replace(orders=desk.own[:count], fills=desk.heard[config, :heard])
+    clock.answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes)
+
 def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
     for name, count in (('fills', 'fill_count'), ('finished', 'finished_count'), ('samples', 'sample_count')):
         size = int(desk.clock[0][count])
         if size: parts[name].append(np.array(getattr(desk, name)[:size]))
         desk.clock[0][count] = 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c141
+# %% ../../nbs/trading/03_matching.ipynb #c148
+@njit(cache=True)
+def _follow(events: tuple[np.ndarray, ...], joined: Any, totals: Any, since_ns: np.ndarray) -> None:
+    flags, exchange_ns, _, ticks, lots, ids = events
+    for row in range(flags.size):
+        kind, level = flags[row] & KIND_MASK, 2 * ticks[row] + (1 if flags[row] & BUY else 0)
+        if kind == CLEAR:
+            joined.clear()
+            totals.clear()
+        if (kind != DEPTH and kind != SNAPSHOT) or flags[row] & LOCAL_ONLY: continue
+        if lots[row] > totals.get(level, 0): joined[ids[row]] = exchange_ns[row]
+        elif ids[row] != 0 and ids[row] in joined: since_ns[row] = joined[ids[row]]
+        totals[level] = lots[row]
+
+class Joined:
+    "When each order of a feed joined its queue"
+    def __init__(self) -> None:
+        self._joined, self._totals = (Dict.empty(types.int64, types.int64) for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def follow(self, events: Events) -> np.ndarray:   # int64, shape (n,); NEVER: no order, or nobody saw it joining
+        "The moment, on the exchange's clock, at which the order behind each row joined; rows in the order of the exchange"
+        since_ns = np.full(len(events), NEVER)
+        _follow(tuple(map(np.ascontiguousarray, events.columns)), self._joined, self._totals, since_ns)
+        return since_ns
+
+# %% ../../nbs/trading/03_matching.ipynb #c149
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
-    def __init__(self, hold_ns: int, use_best_quotes: bool = True):
+    def __init__(self, hold_ns: int, use_best_quotes: bool = True, by_order: bool = False):
         if hold_ns <= 0: raise ValueError(f'hold_ns is the largest feed latency and must be positive, not {hold_ns}')
         self.use_best_quotes = use_best_quotes  # False: best quotes are checked and counted, but nobody needs them
+        self.joined = Joined() if by_order else None
         self.hold_ns, self.rows, self.late_rows, self.first_ns, self.latest_ns = int(hold_ns), 0, 0, 0, 0
         self.waiting = self._happened = from_rows([])
 
@@ -1726,11 +1819,12 @@ class Intake:
         parts = []
         for name, times in (('_happened', self._happened.exchange_ns), ('waiting', self.waiting.local_ns)):
             pending, cut = getattr(self, name), int(np.searchsorted(times, until_ns, 'right'))
-            parts.append(rows_of(times[:cut], pending[:cut]))
+            known = self.joined.follow(pending[:cut]) if self.joined is not None and name == '_happened' else None
+            parts.append(rows_of(times[:cut], pending[:cut], since_ns=known))
             setattr(self, name, pending[cut:])
         return parts[0], parts[1]
 
-# %% ../../nbs/trading/03_matching.ipynb #c144
+# %% ../../nbs/trading/03_matching.ipynb #c152
 def check_rows(events: Events, first: int = 0) -> None:
     "ValueError for rows that no engine can read; `first` is the number of the first one, for the message"
     kind = events.kind
@@ -1748,7 +1842,7 @@ def check_rows(events: Events, first: int = 0) -> None:
             raise ValueError(f'row {first + row} (local time {int(events.local_ns[row])} ns, flags {int(events.flags[row]):#04x}, tick '
                              f'{int(events.tick[row])}, lots {int(events.lots[row])}) {text}; see market/events for what a row may be')
 
-# %% ../../nbs/trading/03_matching.ipynb #c147
+# %% ../../nbs/trading/03_matching.ipynb #c155
 def plain_table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
     "Records written piece by piece as one table, codes as they are"
     return pd.DataFrame(np.concatenate([np.zeros(0, dtype), *parts]))
@@ -1776,7 +1870,7 @@ def first_price(events: Events) -> int | None:
     ends = np.flatnonzero(events.flags[first:] >= LAST)
     return int(np.median(events.tick[first:first + ends[0] + 1][priced[first:first + ends[0] + 1]])) if ends.size else None
 
-# %% ../../nbs/trading/03_matching.ipynb #c148
+# %% ../../nbs/trading/03_matching.ipynb #c156
 class Output:
     "What an engine has written so far, as tables"
     def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
@@ -1790,7 +1884,7 @@ class Output:
     @property
     def samples(self) -> pd.DataFrame: return plain_table(self._parts['samples'], SAMPLE).drop(columns=['config', 'asset'])
 
-# %% ../../nbs/trading/03_matching.ipynb #c150
+# %% ../../nbs/trading/03_matching.ipynb #c158
 class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
@@ -1803,12 +1897,13 @@ class Engine(Output):
         compiled: bool = True,                 # False: run the model in Python even if it could be compiled
         venue: Venue | None = None,            # None: fees and latencies of the configuration, the cautious queue
         depth: int = 0, own_orders: bool = False,  # what a model of one's own is to be shown besides the market
+        by_order: bool = False,                # whether the id of a level's row names the order that changed it
     ):
         super().__init__()
         model, own = model_of(config)
         self.instrument, self.config = instrument, replace(config, trading_pair=instrument.pair)  # a recording says itself what it is of
         self.venue = venue or Venue.from_config(config)
-        self.intake = Intake(hold_ns, use_best_quotes)
+        self.intake = Intake(hold_ns, use_best_quotes, by_order)
         given = np.zeros(1) if parameters is None else np.asarray(parameters, float)
         self._setting = (model.levels, own) if quoter is None else (levels, given)
         self._python = model.quoter if quoter is None else quoter
@@ -1834,7 +1929,7 @@ class Engine(Output):
         run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
         sum_up(self.desk)
 
-# %% ../../nbs/trading/03_matching.ipynb #c151
+# %% ../../nbs/trading/03_matching.ipynb #c159
 def open_desk(engine: Engine, price: int) -> Desk:
     "A desk for an engine that has just learned the price (ticks), with its first decision set"
     (levels, parameters), venue, rules = engine._setting, engine.venue, engine._rules
@@ -1853,7 +1948,7 @@ def sum_up(desk: Desk) -> None:
     for name in ('position_lots', 'known_position_lots'): state[name] = int(desk.accounts[0][name])
     state.own_lots, state.market_lots = int(desk.accounts[0].own_lots), int(desk.sides[0].market_lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c155
+# %% ../../nbs/trading/03_matching.ipynb #c163
 _enter_wrapper: Any = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 
 @_enter_wrapper
@@ -1865,7 +1960,7 @@ def _enter(desk: Desk, rows: Rows, side: int, tick: int, lots: int) -> int:
 
 @_enter_wrapper
 def _may_enter(desk: Desk, side: int, tick: int, lots: int) -> int:
-    return _allowed(desk, 0, 0, side, tick, lots)
+    return _allowed(desk, 0, 0, side, tick, lots, GOOD_TILL_CANCELLED)
 
 def enter_order(
     engine: Engine,
@@ -1893,7 +1988,7 @@ def enter_order(
     cost = sum(abs(worth_e8(int(fill.tick), int(fill.lots), rule)) for fill in done)
     return {**order, 'cost_e8': int(cost), 'fee_e8': int(done['fee_e8'].sum())}, ''
 
-# %% ../../nbs/trading/03_matching.ipynb #c159
+# %% ../../nbs/trading/03_matching.ipynb #c167
 def quotable(engine: Engine) -> bool:
     "Whether our book is whole, two-sided and uncrossed at this moment"
     if engine.desk is None: return False

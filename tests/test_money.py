@@ -397,8 +397,6 @@ def test_a_real_perpetual_adds_up(data_folder: Path, inverse: bool) -> None:
     assert totals(session).cash == Decimal(int(session.samples.cash_e8.iloc[-1])).scaleb(-8)
 
 
-@pytest.mark.xfail(raises=ValueError, strict=True, reason='the engine leaves no sample at a funding time between two decisions: '
-                   'take this mark away when it does')
 @pytest.mark.parametrize('inverse', [False, True])
 def test_a_real_payment_between_decisions_adds_up(data_folder: Path, inverse: bool) -> None:
     session = real_session(data_folder, inverse=inverse, after_decision_ns=12_345_678)

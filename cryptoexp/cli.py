@@ -163,7 +163,7 @@ def trade(arguments: argparse.Namespace) -> int:
         'binance': f'{config.trading_pair} on Binance, live, on paper'}
     what = words.get(source, source) if isinstance(source, str) else f'replay of {", ".join(path.name for path in source)}'
     title = f'cryptoexp {__version__}: {what}'
-    if not arguments.json: print(title, 'loading; the first run on a machine compiles the engine, which takes some seconds …', sep='\n',
+    if not arguments.json: print(title, 'loading; the first run on a machine compiles the engine, which takes a minute or two …', sep='\n',
         file=sys.stderr, flush=True)
     from cryptoexp.market_making import MarketMaker
     from cryptoexp.trading.report import terminal_report

@@ -97,7 +97,8 @@ def prepared_files(
         order = np.argsort(getattr(moved, clock), kind='stable')
         streams.append(rows_of(getattr(moved, clock)[order], moved[order]))
     begin, end = (int(pick(pick(stream.time_ns) for stream in streams)) for pick in (min, max))
-    prepared = Prepared((instrument,)*len(tapes), *streams, tuple(capacity), int(streams[1].time_ns[0]), begin, end, False, False, (False,)*len(tapes))
+    prepared = Prepared((instrument,)*len(tapes), *streams, tuple(capacity), int(streams[1].time_ns[0]), begin, end, False, False,
+                        (False,)*len(tapes))
     if not shorter: prepared.shorts[True] = None
     return prepared
 

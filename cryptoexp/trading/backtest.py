@@ -34,7 +34,7 @@ from cryptoexp.trading.matching import (
     rows_of, run_desk, Desk,
 )
 from .quoting import Quoter, compile_quoter
-from .report import performance, report_page, show
+from .report import MONEY_HORIZONS, markout_money, one_line, performance, report_page, show
 from .venue import Venue
 
 # %% ../../nbs/trading/06_backtest.ipynb #c06
@@ -52,9 +52,11 @@ class Result:
     def trades(self) -> pd.DataFrame: return trade_log(self.session)
     def performance(self) -> dict[str, Any]: return performance(self.session)
     def summary(self) -> dict[str, Any]: return summary(self.session, self.performance())
+    def markouts(self, seconds: Sequence[float] = MONEY_HORIZONS) -> pd.DataFrame: return markout_money(self.session, seconds)
+    def __repr__(self) -> str: return f'Result({one_line(self.session)})'
 
     def write(self, folder: str | Path) -> dict[str, Path]:
-        "Write trades.csv, orders.csv, summary.json and report.html into an existing folder; StorageError where that fails"
+        "Write trades.csv, orders.csv, summary.json, report.html, and funding.csv where it was paid, into a folder; or StorageError"
         return write_run(folder, self.session, self.performance(), report_page(self.session))
 
     def _repr_html_(self) -> str: return show(self.session)
@@ -398,7 +400,7 @@ def run_configurations(
     position_lots: np.ndarray | int = 0,  # at the start, shape (configs, assets)
     latency: np.ndarray | None = None,    # the tables that latency_first and latency_rows of the rules point into
     funding: np.ndarray | None = None,
-    whole: bool | None = None,            # hftbacktest's rules: whole fills, its clock, its end; None: where the venue of the rules has them
+    whole: bool | None = None,            # hftbacktest's rules: whole fills, its clock, its end; None: as the venue of the rules has it
     record: bool = True,                  # False: totals only, no tables of fills, orders and samples
     every_message: bool = True,           # weigh drawdown and exposure at every message; False: at decisions only
     depth: int = 0, own_orders: bool = False, compiled: bool = True,

@@ -77,7 +77,7 @@ def worth_e8(tick: int, lots: int, rule: Any) -> int:
 @njit(cache=True)
 def mid_worth_e8(bid_tick: int, ask_tick: int, lots: int, rule: Any) -> int:
     "A position at the mid (rounded down)"
-    if rule.inverse: return 2 * worth_e8(bid_tick + ask_tick, lots, rule)
+    if rule.inverse: return worth_e8(bid_tick + ask_tick, 2 * lots, rule)
     return worth_e8(bid_tick + ask_tick, lots, rule) // 2
 
 @njit(cache=True)

@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import pandas as pd
+from loguru import logger
 from numba import njit, types
+from numba.core import event
 from numba.typed import Dict
 
 from ..config import MarketMakingConfig
@@ -1598,6 +1600,16 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
         for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #c137
+class _Announce(event.Listener):
+    "Says once that something is being compiled, which the cache would have known"
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.said: logger.info('compiling the engine, once on this machine: a minute or two')
+        self.said = True
+
+    def on_end(self, event: Any) -> None: pass
+
 @functools.cache
 def transition() -> Any:
     "The compiled transition function; the types of desks and rows are always the same"
@@ -1606,7 +1618,7 @@ def transition() -> Any:
     rows = numba.typeof(rows_of(np.zeros(0, np.int64), from_rows([])))  # type: ignore[no-untyped-call]
     signature = types.int64(desk, rows, rows, types.int64, types.FunctionType(SIGNATURE))
     compiled: Any = njit(signature, cache=True, nogil=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
-    return compiled(_advance)
+    with event.install_listener('numba:compile', _Announce()): return compiled(_advance)
 
 def compile_engine() -> None:
     "Compile the transition function, or load it from the cache, before the first row arrives"

@@ -90,12 +90,12 @@ SUMS = ('fills', 'maker_volume', 'taker_volume', 'fees', 'pnl')    # what may be
 NO_NUMBER = float('nan')
 
 # %% ../../nbs/trading/07_sweep.ipynb #c09b
-def mean_markouts(trace: Trace) -> dict[str, float]:
+def mean_markouts(trace: Trace, rule: Any) -> dict[str, float]:
     "Mean move of the mid after our fills, seen from our side, weighted by value, as the report defines it"
     fills = trace.fills
     horizons = [round(second * 1e9) for second in HORIZONS]
     later = markouts(trace.time_ns, trace.mid / 2, fills['time_ns'], fills['side'], fills['tick'], horizons)
-    value, found = fills['tick'].astype(float) * fills['lots'], {}
+    value, found = abs(worth(fills['tick'].astype(float), fills['lots'], rule)), {}
     for column, second in enumerate(HORIZONS):
         used = ~np.isnan(later[:, column])
         weight = value[used] / value[used].sum() if used.any() else value[:0]
@@ -136,7 +136,7 @@ def numbers_of(runs: Runs, block: Sequence[Told], ready: Ready, traced: bool, mi
             pnl_per_fill=pnl / count if count else NO_NUMBER,
             final_position=float(instrument.amount(lots)), final_equity=final / MONEY_SCALE,
             **{name: row[name] for name in ('max_drawdown', 'max_exposure', 'orders_sent', 'cancels_sent')}, halted=bool(row['halted']))
-        if trace is not None: found |= mean_markouts(trace)
+        if trace is not None: found |= mean_markouts(trace, rule)
         if trace is not None and minutes:
             found['minutes'] = minutes_of(trace, rule, ready, start / MONEY_SCALE, final / MONEY_SCALE)
         answers.append(found)

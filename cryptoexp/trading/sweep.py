@@ -95,7 +95,8 @@ def mean_markouts(trace: Trace, rule: Any) -> dict[str, float]:
     fills = trace.fills
     horizons = [round(second * 1e9) for second in HORIZONS]
     later = markouts(trace.time_ns, trace.mid / 2, fills['time_ns'], fills['side'], fills['tick'], horizons)
-    value, found = abs(worth(fills['tick'].astype(float), fills['lots'], rule)), {}
+    price, lots, found = fills['tick'].astype(float), fills['lots'], dict[str, float]()
+    value = lots / price if rule.inverse else price * lots
     for column, second in enumerate(HORIZONS):
         used = ~np.isnan(later[:, column])
         weight = value[used] / value[used].sum() if used.any() else value[:0]

@@ -16,10 +16,11 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from numbers import Integral, Real
-from typing import Any, Self
-import matplotlib as mpl
+from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:   # drawing is imported where something is drawn: a backtest need not wait for it
+    from matplotlib.figure import Figure
 
 # %% ../nbs/03_page.ipynb #c06
 UNSEEN = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]')
@@ -35,11 +36,13 @@ FIGURE_STYLE: dict[str, Any] = {   # for `with plt.rc_context(FIGURE_STYLE):`, q
     'grid.linewidth': 0.6, 'lines.linewidth': 1.2, 'legend.frameon': False, 'axes.formatter.useoffset': False}
 
 def figure_svg(
-    figure: Figure,    # what to draw
+    figure: 'Figure',    # what to draw
     prefix: str = '',  # of the names inside, one for each figure of a page; empty: made from the contents
 ) -> str:              # an <svg> element, the same for the same figure
     "A Matplotlib figure as SVG for the inside of a page"
     buffer = io.StringIO()
+    import matplotlib as mpl
+
     with mpl.rc_context({'svg.hashsalt': 'cryptoexp', 'svg.fonttype': 'none'}):
         figure.savefig(buffer, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
     text = buffer.getvalue()
@@ -55,7 +58,7 @@ def figure_svg(
 
 # %% ../nbs/03_page.ipynb #c13
 def figure_png(
-    figure: Figure,   # what to draw
+    figure: 'Figure',   # what to draw
     dpi: int = 160,   # dots an inch; 160 is sharp on most screens
 ) -> str:             # a data: address with the picture in it, the same for the same figure
     "A Matplotlib figure as the address of a PNG that needs no file"
@@ -65,7 +68,7 @@ def figure_png(
 
 # %% ../nbs/03_page.ipynb #c16
 def figure_html(
-    figure: Figure,          # what to draw
+    figure: 'Figure',          # what to draw
     caption: str = '',       # a sentence below it
     description: str = '',   # for those who can't see it; empty: the caption
     kind: str = 'svg',       # 'svg', or 'png' for figures with very many points
@@ -235,7 +238,7 @@ class Parts:
         "Add a table, see `table_html`"
         return self.keep(table_html(frame, caption, formats, max_rows))
 
-    def figure(self, figure: Figure, caption: str = '', description: str = '', kind: str = 'svg') -> Self:
+    def figure(self, figure: 'Figure', caption: str = '', description: str = '', kind: str = 'svg') -> Self:
         "Add a figure, see `figure_html`; the caller closes it"
         self.figures += 1
         return self.keep(figure_html(figure, caption, description, kind, f'f{self.figures}-'))

@@ -439,17 +439,17 @@ import itertools
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib as mpl
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-from matplotlib.figure import Figure
 
 from ..market.instrument import MONEY_SCALE, decimal
 from ..page import FIGURE_STYLE, Page
 from .limits import make_rules
 from .quoting import model_of
 from .venue import QueueModel
+
+if TYPE_CHECKING:   # drawing is imported where something is drawn: a backtest need not wait for it
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/trading/06_backtest.ipynb #c54
 class Ready(NamedTuple):
@@ -529,9 +529,13 @@ class Bracket:
         "The lowest and the highest profit"
         return float(self.table.pnl.min()), float(self.table.pnl.max())
 
-    def figure(self) -> Figure:
+    def figure(self) -> 'Figure':
         "Equity over time under each model"
         style: Any = FIGURE_STYLE
+        import matplotlib as mpl
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+        from matplotlib.figure import Figure
+
         with mpl.rc_context(style):
             figure = Figure(figsize=(6, 3), dpi=72, layout='constrained')
             axes, shown = figure.subplots(), self.course.iloc[::max(1, len(self.course) // 500)]

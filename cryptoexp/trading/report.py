@@ -16,13 +16,10 @@ __all__ = ['HORIZONS', 'CURVE', 'SIDES', 'MONEY_HORIZONS', 'DAY_NS', 'MOST_POINT
 import json
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -35,6 +32,10 @@ from cryptoexp.trading.ledger import (
     Session, Totals, bps, funding_log, manifest, open_account, order_counts, participation, plain, start_mid, time_texts, totals, touches,
     trade_log, warnings,
 )
+
+if TYPE_CHECKING:   # drawing is imported where something is drawn: a backtest need not wait for it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/trading/05_report.ipynb #c08
 def valued(
@@ -216,9 +217,12 @@ def elapsed(session: Session, time_ns: np.ndarray | pd.Series) -> tuple[np.ndarr
     begin = time_texts(pd.Series([session.start_ns], dtype=np.int64))[0][:19].replace('T', ' ')
     return (np.asarray(time_ns, np.int64) - session.start_ns) / (size * 1e9), f'{unit} since {begin} UTC'
 
-def new_figure(session: Session, title: str, heights: Sequence[float] = (1,), height: float = 2.8) -> tuple[Figure, list[Axes]]:
+def new_figure(session: Session, title: str, heights: Sequence[float] = (1,), height: float = 2.8) -> 'tuple[Figure, list[Axes]]':
     "A figure in the style of the pages, with panels below each other and a title that says what it must"
     style: Any = FIGURE_STYLE
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(style):
         figure = Figure(figsize=(8, height), dpi=72, layout='constrained')
         grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))
@@ -226,22 +230,22 @@ def new_figure(session: Session, title: str, heights: Sequence[float] = (1,), he
     panels[0].set_title(f'{session.instrument.pair}: {title}' + ' · SYNTHETIC MARKET' * session.synthetic, loc='left')
     return figure, panels
 
-def say(axes: Axes, text: str) -> None:
+def say(axes: 'Axes', text: str) -> None:
     "A word in the middle of an empty panel"
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha='center', va='center', color=MID_COLOUR)
 
-def name_lines(axes: Axes) -> None:
+def name_lines(axes: 'Axes') -> None:
     "A legend beside the panel, where it hides nothing"
     axes.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
 
-def draw(axes: Axes, session: Session, path: pd.DataFrame, name: str, most: int, scale: float = 1.0, **style: Any) -> None:
+def draw(axes: 'Axes', session: Session, path: pd.DataFrame, name: str, most: int, scale: float = 1.0, **style: Any) -> None:
     "One column of the course as a line through its extremes"
     values = path[name].to_numpy(np.float64) * scale
     rows = thinned(values, most)
     axes.plot(elapsed(session, path.time_ns.to_numpy()[rows])[0], values[rows], **style)
 
 # %% ../../nbs/trading/05_report.ipynb #c34
-def draw_fills(axes: Axes, session: Session, most: int) -> None:
+def draw_fills(axes: 'Axes', session: Session, most: int) -> None:
     "Our fills as triangles, buys upwards and sells downwards; where there are too many, the extremes, and the legend says so"
     for name, marker, colour in (('buy', '^', BUY_COLOUR), ('sell', 'v', SELL_COLOUR)):
         ours = session.fills[session.fills.side == SIDES[name]]
@@ -251,7 +255,7 @@ def draw_fills(axes: Axes, session: Session, most: int) -> None:
         axes.plot(elapsed(session, ours.time_ns.to_numpy()[rows])[0], price[rows], marker, color=colour, markersize=4, alpha=.75,
                   markeredgewidth=0, label=shown)
 
-def price_figure(session: Session, most: int = MOST_POINTS) -> Figure:
+def price_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     "The mid with our fills, and the distance of our quotes from it"
     figure, (above, below) = new_figure(session, 'price, quotes and fills', (2.2, 1), 4.2)
     path = course(session)
@@ -269,7 +273,7 @@ def price_figure(session: Session, most: int = MOST_POINTS) -> Figure:
     return figure
 
 # %% ../../nbs/trading/05_report.ipynb #c37
-def inventory_figure(session: Session, most: int = MOST_POINTS) -> Figure:
+def inventory_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     "Position, and its share of equity with target and cap"
     figure, (above, below) = new_figure(session, 'inventory', (1, 1), 3.4)
     path, config = course(session), session.config
@@ -284,7 +288,7 @@ def inventory_figure(session: Session, most: int = MOST_POINTS) -> Figure:
     return figure
 
 # %% ../../nbs/trading/05_report.ipynb #c40
-def equity_figure(session: Session, most: int = MOST_POINTS) -> Figure:
+def equity_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     "Profit since the start beside holding on, and the fall from the highest equity"
     figure, (above, below) = new_figure(session, 'equity and drawdown', (1.6, 1), 3.8)
     path, first, held = course(session), start_mid(session), session.instrument.lots(session.config.initial_base)
@@ -303,7 +307,7 @@ def equity_figure(session: Session, most: int = MOST_POINTS) -> Figure:
     return figure
 
 # %% ../../nbs/trading/05_report.ipynb #c43
-def markout_figure(session: Session) -> Figure:
+def markout_figure(session: Session) -> 'Figure':
     "Mean markout of buys and sells by time since the fill, with two standard errors"
     figure, (axes,) = new_figure(session, 'what a fill was worth later', height=2.8)
     table = markout_table(session, CURVE)
@@ -431,7 +435,7 @@ def number_table(session: Session, told: Mapping[str, Any]) -> pd.DataFrame:
 # %% ../../nbs/trading/05_report.ipynb #c56
 STREAMS = {'fused': 'fused: best quotes drive the best prices between depth diffs',
            'diff-only': 'diff-only: the book follows depth diffs alone', 'unknown': 'it is not known which streams made the book'}
-FIGURES: dict[Callable[[Session], Figure], str] = {
+FIGURES: dict[Callable[[Session], 'Figure'], str] = {
     price_figure: 'The mid of the exchange with our fills, and the distance of our quotes from it.',
     equity_figure: 'Profit after fees, valued at the mid; below it the fall from the highest equity so far.',
     inventory_figure: 'What we held, and its share of equity beside the target and the cap.',

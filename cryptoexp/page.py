@@ -19,17 +19,18 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
+# %% ../nbs/03_page.ipynb #c04
 if TYPE_CHECKING:   # drawing is imported where something is drawn: a backtest need not wait for it
     from matplotlib.figure import Figure
 
-# %% ../nbs/03_page.ipynb #c06
+# %% ../nbs/03_page.ipynb #c07
 UNSEEN = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]')
 
 def escaped(text: object) -> str:
     "Text for HTML, also within quotes: escaped, without control characters and marks of direction"
     return html.escape(UNSEEN.sub('', str(text)), quote=True)
 
-# %% ../nbs/03_page.ipynb #c09
+# %% ../nbs/03_page.ipynb #c10
 FIGURE_STYLE: dict[str, Any] = {   # for `with plt.rc_context(FIGURE_STYLE):`, quiet figures that suit the pages
     'figure.figsize': (7.5, 2.8), 'figure.constrained_layout.use': True, 'font.size': 9, 'axes.titlesize': 10,
     'axes.titlelocation': 'left', 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.35,
@@ -56,7 +57,7 @@ def figure_svg(
     text = re.sub(r'(font-family: |font: [^;"]*?px )[^;"]+', r'\1system-ui, sans-serif', text)
     return text.replace('<svg ', '<svg role="img" style="fill: var(--ink, #000); stroke-linejoin: round; stroke-linecap: butt" ', 1).strip()
 
-# %% ../nbs/03_page.ipynb #c13
+# %% ../nbs/03_page.ipynb #c14
 def figure_png(
     figure: 'Figure',   # what to draw
     dpi: int = 160,   # dots an inch; 160 is sharp on most screens
@@ -66,7 +67,7 @@ def figure_png(
     figure.savefig(buffer, format='png', dpi=dpi, facecolor='white', metadata={'Software': None})
     return 'data:image/png;base64,' + b64encode(buffer.getvalue()).decode('ascii')
 
-# %% ../nbs/03_page.ipynb #c16
+# %% ../nbs/03_page.ipynb #c17
 def figure_html(
     figure: 'Figure',          # what to draw
     caption: str = '',       # a sentence below it
@@ -82,7 +83,7 @@ def figure_html(
     below = f'<figcaption>{escaped(caption)}</figcaption>' if caption else ''
     return f'<figure>{picture}{below}</figure>'
 
-# %% ../nbs/03_page.ipynb #c19
+# %% ../nbs/03_page.ipynb #c20
 def cell_text(
     value: Any,        # of one cell
     form: str = '',    # a format such as ',.2f'; empty: chosen by the type
@@ -117,7 +118,7 @@ def table_html(
     top = f'<caption>{escaped(caption)}</caption>' if caption else ''
     return f'<div class="table"><table>{top}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>{more}</div>'
 
-# %% ../nbs/03_page.ipynb #c23
+# %% ../nbs/03_page.ipynb #c24
 def cards_html(
     cards: Mapping[str, str | tuple[str, str]],  # name -> value, or (value, remark)
 ) -> str:                                        # a grid of cards
@@ -129,7 +130,7 @@ def cards_html(
         parts.append(f'<div class="card"><span>{escaped(name)}</span><b>{escaped(figure)}</b>{below}</div>')
     return f'<div class="cards">{"".join(parts)}</div>'
 
-# %% ../nbs/03_page.ipynb #c26
+# %% ../nbs/03_page.ipynb #c27
 class RequestFinder(HTMLParser):
     "Collects what a browser would fetch while it shows a page"
     FETCHING = frozenset({'src', 'srcset', 'data', 'poster', 'background', 'action', 'formaction', 'ping', 'manifest',
@@ -171,7 +172,7 @@ def requests_in(
     finder.close()
     return finder.found
 
-# %% ../nbs/03_page.ipynb #c29
+# %% ../nbs/03_page.ipynb #c30
 LIGHT = ('--paper:#ffffff;--ink:#1c2126;--muted:#5b6670;--line:#dde2e7;--shade:#f5f7f9;'
          '--accent:#0b6e8f;--alert:#8a4b00;--alert-shade:#fff5e5')
 DARK = ('--paper:#12171c;--ink:#e3e7ea;--muted:#98a3ad;--line:#2d363e;--shade:#1a2127;'
@@ -214,7 +215,7 @@ STYLE = f'''
   .page figure, .page .card, .page tr {{ break-inside: avoid }} .page h2 {{ break-after: avoid }} .page .table {{ overflow: visible }} }}
 '''
 
-# %% ../nbs/03_page.ipynb #c31
+# %% ../nbs/03_page.ipynb #c32
 class Parts:
     "What stands on a page, put together from top to bottom"
     def __init__(self, notes: Sequence[str] = ()):
@@ -248,7 +249,7 @@ class Parts:
         self.parts.append(fragment)
         return self
 
-# %% ../nbs/03_page.ipynb #c33
+# %% ../nbs/03_page.ipynb #c34
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 class Page(Parts):

@@ -448,10 +448,11 @@ from .limits import make_rules
 from .quoting import model_of
 from .venue import QueueModel
 
+# %% ../../nbs/trading/06_backtest.ipynb #c54
 if TYPE_CHECKING:   # drawing is imported where something is drawn: a backtest need not wait for it
     from matplotlib.figure import Figure
 
-# %% ../../nbs/trading/06_backtest.ipynb #c54
+# %% ../../nbs/trading/06_backtest.ipynb #c55
 class Ready(NamedTuple):
     "A tape made ready, once for all that is run on it"
     prepared: Prepared
@@ -475,7 +476,7 @@ def make_ready(tape: Tape) -> Ready:
         _READY[key] = weakref.ref(tape, lambda _: _READY.pop(key, None)), ready
         return ready
 
-# %% ../../nbs/trading/06_backtest.ipynb #c57
+# %% ../../nbs/trading/06_backtest.ipynb #c58
 def worth(middle: np.ndarray, lots: np.ndarray, rule: Any) -> np.ndarray:
     "Value of positions (negative: short) at prices in ticks, in the currency of the account"
     if rule.inverse: return -lots * float(rule.multiplier) / (middle * float(rule.divisor)) / MONEY_SCALE
@@ -511,7 +512,7 @@ def settled_e8(runs: Runs, place: int, trace: Trace) -> int:
     state, lots = runs.desk.state[place], int(runs.desk.accounts[place].position_lots)
     return int(state.cash_e8) + (mid_worth_e8(int(trace.mid[-1]), 0, lots, runs.desk.rules[place]) if lots and len(trace.mid) else 0)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c59
+# %% ../../nbs/trading/06_backtest.ipynb #c60
 QUEUE_BRACKET = (QueueModel('behind'), QueueModel('power', 1), QueueModel('power', 2), QueueModel('power', 3), QueueModel('log'),
                  QueueModel('ahead'))
 
@@ -556,7 +557,7 @@ class Bracket:
         page.table(self.table, formats={'volume': ',.0f', 'fees': ',.2f', 'pnl': ',.2f', 'pnl_bps': '.3f', 'final_position': '.5f'})
         return page.figure(self.figure(), 'The place of our orders in the queue is assumed, not observed.')._repr_html_()
 
-# %% ../../nbs/trading/06_backtest.ipynb #c60
+# %% ../../nbs/trading/06_backtest.ipynb #c61
 def bracket(
     tape: Tape,
     quoter: Quoter | None = None,              # a model of one's own; None: the one that the configuration names
@@ -584,7 +585,7 @@ def bracket(
     return Bracket(*_compared(runs, ready, list(map(str, queues)), int((table[:, 2] - table[:, 0]).max())), source_name(tape), venue,
                    tape.synthetic)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c61
+# %% ../../nbs/trading/06_backtest.ipynb #c62
 def _compared(runs: Runs, ready: Ready, names: list[str], slowest_ns: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Profits and courses, one for each name"
     totals, rows, courses = runs.totals(), [], {}

@@ -33,11 +33,12 @@ from cryptoexp.trading.ledger import (
     trade_log, warnings,
 )
 
+# %% ../../nbs/trading/05_report.ipynb #c04
 if TYPE_CHECKING:   # drawing is imported where something is drawn: a backtest need not wait for it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# %% ../../nbs/trading/05_report.ipynb #c08
+# %% ../../nbs/trading/05_report.ipynb #c09
 def valued(
     session: Session,
     price: pd.Series | np.ndarray | float,   # quote currency
@@ -60,7 +61,7 @@ def course(session: Session) -> pd.DataFrame:
         share=(-value if session.kind == 'inverse' else value) / equity.where(equity > 0),
         drawdown=(1 - equity / equity.cummax()).fillna(0.0)))
 
-# %% ../../nbs/trading/05_report.ipynb #c11
+# %% ../../nbs/trading/05_report.ipynb #c12
 HORIZONS = (1.0, 5.0, 30.0)                  # s, of the tables
 CURVE = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # s, of the figure
 SIDES = {'buy': 1, 'sell': -1}
@@ -93,7 +94,7 @@ def markout_table(
             rows.append((second, side, int(used.sum()), int(ours.sum() - used.sum()), mean, error))
     return pd.DataFrame(rows, columns=['seconds', 'side', 'fills', 'excluded', 'mean_bps', 'error_bps'])
 
-# %% ../../nbs/trading/05_report.ipynb #c15
+# %% ../../nbs/trading/05_report.ipynb #c16
 MONEY_HORIZONS = (0.1, 1.0, 10.0, 60.0)   # s
 
 def markout_money(
@@ -111,7 +112,7 @@ def markout_money(
     means = [float(gain[used[:, at], at].mean()) if used[:, at].any() else np.nan for at in range(len(seconds))]
     return told.assign(mean_money=means, currency=session.currency)
 
-# %% ../../nbs/trading/05_report.ipynb #c18
+# %% ../../nbs/trading/05_report.ipynb #c19
 def money_numbers(session: Session, sums: Totals) -> dict[str, Any]:
     "Profit, fees, volume, and the maker fee at which the profit would be zero"
     before = None if sums.pnl is None else sums.pnl + sums.maker_fees
@@ -144,7 +145,7 @@ def ratio(part: float, whole: float, scale: float = 1.0) -> float | None:
     "A part of a whole; None where there is no whole"
     return part / whole * scale if whole else None
 
-# %% ../../nbs/trading/05_report.ipynb #c20
+# %% ../../nbs/trading/05_report.ipynb #c21
 DAY_NS = 86_400_000_000_000
 
 def inventory_numbers(session: Session, path: pd.DataFrame) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def annual_sharpe(time_ns: np.ndarray, equity: np.ndarray) -> float | None:
     deviation = float(returns.std(ddof=1))
     return float(returns.mean()) / deviation * 365 ** 0.5 if deviation > 0 else None
 
-# %% ../../nbs/trading/05_report.ipynb #c22
+# %% ../../nbs/trading/05_report.ipynb #c23
 def performance(
     session: Session,
 ) -> dict[str, Any]:  # ready for JSON: money as decimal text, ratios and averages as numbers, None for what does not exist
@@ -188,7 +189,7 @@ def performance(
     sharpe = annual_sharpe(path.time_ns.to_numpy(), path.equity.to_numpy())
     return result if sharpe is None else result | {'sharpe_365': sharpe}
 
-# %% ../../nbs/trading/05_report.ipynb #c29
+# %% ../../nbs/trading/05_report.ipynb #c30
 MOST_POINTS = 2000
 
 def thinned(
@@ -206,7 +207,7 @@ def thinned(
     rows = np.unique(np.concatenate([[0, len(values) - 1], starts + low, starts + high]))
     return rows[rows < len(values)]
 
-# %% ../../nbs/trading/05_report.ipynb #c32
+# %% ../../nbs/trading/05_report.ipynb #c33
 BUY_COLOUR, SELL_COLOUR, MID_COLOUR, ACCENT = '#0072b2', '#d55e00', '#7f8a93', '#2a8f6d'
 
 def elapsed(session: Session, time_ns: np.ndarray | pd.Series) -> tuple[np.ndarray, str]:
@@ -244,7 +245,7 @@ def draw(axes: 'Axes', session: Session, path: pd.DataFrame, name: str, most: in
     rows = thinned(values, most)
     axes.plot(elapsed(session, path.time_ns.to_numpy()[rows])[0], values[rows], **style)
 
-# %% ../../nbs/trading/05_report.ipynb #c34
+# %% ../../nbs/trading/05_report.ipynb #c35
 def draw_fills(axes: 'Axes', session: Session, most: int) -> None:
     "Our fills as triangles, buys upwards and sells downwards; where there are too many, the extremes, and the legend says so"
     for name, marker, colour in (('buy', '^', BUY_COLOUR), ('sell', 'v', SELL_COLOUR)):
@@ -272,7 +273,7 @@ def price_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     else: say(below, 'nothing was quoted')
     return figure
 
-# %% ../../nbs/trading/05_report.ipynb #c37
+# %% ../../nbs/trading/05_report.ipynb #c38
 def inventory_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     "Position, and its share of equity with target and cap"
     figure, (above, below) = new_figure(session, 'inventory', (1, 1), 3.4)
@@ -287,7 +288,7 @@ def inventory_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     name_lines(below)
     return figure
 
-# %% ../../nbs/trading/05_report.ipynb #c40
+# %% ../../nbs/trading/05_report.ipynb #c41
 def equity_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     "Profit since the start beside holding on, and the fall from the highest equity"
     figure, (above, below) = new_figure(session, 'equity and drawdown', (1.6, 1), 3.8)
@@ -306,7 +307,7 @@ def equity_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     below.set_ylim(None if len(path) and path.drawdown.max() > 0 else -0.01, 0)
     return figure
 
-# %% ../../nbs/trading/05_report.ipynb #c43
+# %% ../../nbs/trading/05_report.ipynb #c44
 def markout_figure(session: Session) -> 'Figure':
     "Mean markout of buys and sells by time since the fill, with two standard errors"
     figure, (axes,) = new_figure(session, 'what a fill was worth later', height=2.8)
@@ -323,7 +324,7 @@ def markout_figure(session: Session) -> 'Figure':
     else: say(axes, 'nothing was filled')
     return figure
 
-# %% ../../nbs/trading/05_report.ipynb #c48
+# %% ../../nbs/trading/05_report.ipynb #c49
 def money_text(value: Decimal | str | None, currency: str = '', sign: bool = False) -> str:
     "A sum for a screen: more decimals the smaller it is"
     if value is None: return '–'
@@ -351,7 +352,7 @@ def no_fill_reason(session: Session, told: Mapping[str, Any]) -> str:
     return (f'Nothing was filled. Our quotes stood {distance:.1f} bps from the mid on average, and no trade reached them; '
             f'what set their width most often was the {most.replace("_", " ")}.')
 
-# %% ../../nbs/trading/05_report.ipynb #c51
+# %% ../../nbs/trading/05_report.ipynb #c52
 def bound_table(session: Session) -> pd.DataFrame:
     "How often each consideration set the width of the quotes: constraint, decisions, share (%)"
     total = sum(session.bound.values())
@@ -392,7 +393,7 @@ def headline(session: Session, told: Mapping[str, Any]) -> dict[str, tuple[str, 
             'quoted on both sides': (percent(told['quoting']['both_sides']), f'one side only {percent(told["quoting"]["one_side"])}'),
             'market': (length_text((session.end_ns - session.start_ns) / 1e9), f'{int(session.counters["rows"]):,} rows')}
 
-# %% ../../nbs/trading/05_report.ipynb #c54
+# %% ../../nbs/trading/05_report.ipynb #c55
 def config_table(config: MarketMakingConfig, session: Session | None = None) -> pd.DataFrame:
     "Every field: value, default where it differs, unit (of an inverse contract: that of the session's account)"
     inverse = session is not None and session.kind == 'inverse'
@@ -404,7 +405,7 @@ def config_table(config: MarketMakingConfig, session: Session | None = None) -> 
             for name, value in config.to_dict().items()]
     return pd.DataFrame(rows, columns=['field', 'value', 'default, where it differs', 'unit'])
 
-# %% ../../nbs/trading/05_report.ipynb #c55
+# %% ../../nbs/trading/05_report.ipynb #c56
 def number_table(session: Session, told: Mapping[str, Any]) -> pd.DataFrame:
     "The further numbers, in words"
     grid, unit, inventory, quoting = session.instrument, session.unit, told['inventory'], told['quoting']
@@ -432,7 +433,7 @@ def number_table(session: Session, told: Mapping[str, Any]) -> pd.DataFrame:
         rows.append((f'{name}s', f'{side["fills"]:,} fills, {side["amount"]} {unit} at {price} on average'))
     return pd.DataFrame(rows, columns=['number', 'value'])
 
-# %% ../../nbs/trading/05_report.ipynb #c56
+# %% ../../nbs/trading/05_report.ipynb #c57
 STREAMS = {'fused': 'fused: best quotes drive the best prices between depth diffs',
            'diff-only': 'diff-only: the book follows depth diffs alone', 'unknown': 'it is not known which streams made the book'}
 FIGURES: dict[Callable[[Session], 'Figure'], str] = {
@@ -454,7 +455,7 @@ def new_page(session: Session) -> Page:
                 f'{begin} to {end} UTC{lasted}{assumption}',
                 notes + warnings(session), f'cryptoexp {__version__} · simulated fills: no order left this machine')
 
-# %% ../../nbs/trading/05_report.ipynb #c57
+# %% ../../nbs/trading/05_report.ipynb #c58
 SHOWN_FILLS = 10  # at the beginning and at the end of the page's table
 
 def shown_fills(session: Session) -> pd.DataFrame:
@@ -485,7 +486,7 @@ def report_page(
     page.heading('Manifest').code(json.dumps(manifest(session), indent=2))
     return page.html()
 
-# %% ../../nbs/trading/05_report.ipynb #c60
+# %% ../../nbs/trading/05_report.ipynb #c61
 def columns_of(frame: pd.DataFrame, formats: Mapping[str, str] | None = None) -> Table:
     "A small table for a terminal; formats by column, as in table_html"
     table = Table(box=None, pad_edge=False, header_style='dim', padding=(0, 2, 0, 0))
@@ -512,7 +513,7 @@ def terminal_report(session: Session) -> RenderableType:  # for rich.Console.pri
     for warning in warnings(session): parts.append(Text(f'! {warning}', style='yellow'))
     return Group(*parts)
 
-# %% ../../nbs/trading/05_report.ipynb #c63
+# %% ../../nbs/trading/05_report.ipynb #c64
 def one_line(session: Session) -> str:
     "A session in one line: pair, kind of market, when, for how long, fills, profit, and what has to be said of its rows"
     profit, begin = totals(session).pnl, time_texts(pd.Series([session.start_ns], dtype=np.int64))[0][:19].replace('T', ' ')

@@ -49,10 +49,11 @@ from .quoting import MODELS, Quoter, compile_quoter, model_of
 from .report import HORIZONS
 from .venue import VENUES, Latency, QueueModel, Venue
 
+# %% ../../nbs/trading/07_sweep.ipynb #c04
 if TYPE_CHECKING:   # drawing is imported where something is drawn: a backtest need not wait for it
     from matplotlib.figure import Figure
 
-# %% ../../nbs/trading/07_sweep.ipynb #c07
+# %% ../../nbs/trading/07_sweep.ipynb #c08
 @dataclass(frozen=True, eq=False)
 class Setting:
     "What one run is told"
@@ -86,11 +87,11 @@ def told(setting: Setting, instrument: Instrument, quoter: Quoter | None, levels
     given = np.zeros(1) if setting.parameters is None else np.asarray(setting.parameters, float)
     return Told(config, venue, quoter, levels, given)
 
-# %% ../../nbs/trading/07_sweep.ipynb #c09
+# %% ../../nbs/trading/07_sweep.ipynb #c10
 SUMS = ('fills', 'maker_volume', 'taker_volume', 'fees', 'pnl')    # what may be added up over time; money in quote currency
 NO_NUMBER = float('nan')
 
-# %% ../../nbs/trading/07_sweep.ipynb #c10
+# %% ../../nbs/trading/07_sweep.ipynb #c11
 def mean_markouts(trace: Trace, rule: Any) -> dict[str, float]:
     "Mean move of the mid after our fills, seen from our side, weighted by value, as the report defines it"
     fills = trace.fills
@@ -121,7 +122,7 @@ def minutes_of(trace: Trace, rule: Any, ready: Ready, start_equity: float, final
     return {'start_ns': [(first + step) * MINUTE_NS for step in range(count)],
             **{name: column.tolist() for name, column in columns.items()}}
 
-# %% ../../nbs/trading/07_sweep.ipynb #c11
+# %% ../../nbs/trading/07_sweep.ipynb #c12
 def numbers_of(runs: Runs, block: Sequence[Told], ready: Ready, traced: bool, minutes: bool) -> list[dict[str, Any]]:
     "Each configuration of a pass in plain numbers, NaN where there is none; with `minutes` its sums by the minute"
     rows, instrument, answers = runs.totals().to_dict('list'), ready.prepared.instruments[0], list[dict[str, Any]]()
@@ -144,7 +145,7 @@ def numbers_of(runs: Runs, block: Sequence[Told], ready: Ready, traced: bool, mi
         answers.append(found)
     return answers
 
-# %% ../../nbs/trading/07_sweep.ipynb #c13
+# %% ../../nbs/trading/07_sweep.ipynb #c14
 MOST_SETTINGS, MOST_BYTES = 64, 1 << 28   # of one block: settings, and recorded samples
 
 def run_block(ready: Ready, block: Sequence[Told], traced: bool, minutes: bool) -> list[dict[str, Any]]:
@@ -179,7 +180,7 @@ def blocks_of(ready: Ready, settings: Sequence[Told], traced: bool, threads: int
         blocks += [part.tolist() for part in np.array_split(places, pieces)]
     return blocks
 
-# %% ../../nbs/trading/07_sweep.ipynb #c14
+# %% ../../nbs/trading/07_sweep.ipynb #c15
 def one_pass(
     tape: Tape,
     settings: Sequence[Setting],
@@ -204,7 +205,7 @@ def one_pass(
         for done in [pool.submit(work, block) for block in blocks]: done.result()
     return answers
 
-# %% ../../nbs/trading/07_sweep.ipynb #c22
+# %% ../../nbs/trading/07_sweep.ipynb #c23
 Grid = Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame
 
 def _values(item: Any) -> list[Any]:
@@ -223,7 +224,7 @@ def grid_rows(
     if not rows: raise ValueError('the grid is empty: give each name at least one value')
     return [{str(name): item.item() if isinstance(item, np.generic) else item for name, item in row.items()} for row in rows]
 
-# %% ../../nbs/trading/07_sweep.ipynb #c25
+# %% ../../nbs/trading/07_sweep.ipynb #c26
 FIELDS = tuple(item.name for item in fields(MarketMakingConfig))
 VENUE_NAMES = ('venue', 'queue')
 
@@ -263,7 +264,7 @@ def settings_of(
     if problems: raise ConfigError(list(problems.values()))
     return settings
 
-# %% ../../nbs/trading/07_sweep.ipynb #c26
+# %% ../../nbs/trading/07_sweep.ipynb #c27
 def _setting(row: Mapping[str, Any], config: MarketMakingConfig, quoter: Quoter | None, names: Sequence[str] | None,
              venue: Venue | None) -> Setting:
     "One row as a setting; ConfigError where a value can't be used"
@@ -284,7 +285,7 @@ def _setting(row: Mapping[str, Any], config: MarketMakingConfig, quoter: Quoter 
     if quoter is None: model_of(setting.config)  # its parameters are checked by the model
     return setting
 
-# %% ../../nbs/trading/07_sweep.ipynb #c27
+# %% ../../nbs/trading/07_sweep.ipynb #c28
 def _venue_of(row: Mapping[str, Any], config: MarketMakingConfig, venue: Venue | None) -> Venue | None:
     "The venue of a row: the one it names, or else the given one, with what the row itself says of fees, latency and queue"
     if venue is None and not row.keys() & set(VENUE_NAMES): return None
@@ -312,7 +313,7 @@ def queue_named(
         if isinstance(error, ConfigError): raise
         raise ConfigError([Problem('queue', f'{text!r}: the exponent is no number; write power(2)')]) from error
 
-# %% ../../nbs/trading/07_sweep.ipynb #c34
+# %% ../../nbs/trading/07_sweep.ipynb #c35
 TapeLike = Tape | str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True, eq=False)
@@ -341,7 +342,7 @@ def _files_digest(paths: Sequence[str]) -> str:
         with open(path, 'rb') as file: state.update(hashlib.file_digest(file, 'sha256').digest())
     return state.hexdigest()
 
-# %% ../../nbs/trading/07_sweep.ipynb #c35
+# %% ../../nbs/trading/07_sweep.ipynb #c36
 def sources_of(
     tapes: TapeLike | Sequence[TapeLike],  # one, or a list; a list of paths inside the list is one tape
 ) -> list[Source]:                         # FileNotFoundError names every path that is not there
@@ -360,7 +361,7 @@ def sources_of(
         else: found.append(Source(name, _files_digest(group), None, group))
     return found
 
-# %% ../../nbs/trading/07_sweep.ipynb #c38
+# %% ../../nbs/trading/07_sweep.ipynb #c39
 def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     "The bytes that tell a value, or a function with all it refers to, from others"
     if thing is None or isinstance(thing, bool | int | float | complex | str | bytes):
@@ -396,7 +397,7 @@ def fingerprint(thing: Any) -> str:
     "SHA-256 of a function, by what it does, or of a value"
     return hashlib.sha256(b'\0'.join(_pieces(thing, {}))).hexdigest()
 
-# %% ../../nbs/trading/07_sweep.ipynb #c40
+# %% ../../nbs/trading/07_sweep.ipynb #c41
 @functools.cache
 def code_digest() -> str:
     "SHA-256 of the package's version and of the code that decides a result: configuration, market and trading"
@@ -418,7 +419,7 @@ def setting_key(source: Source, setting: Setting, model: str, levels: int, wante
     decided = [source.digest, setting.config.to_dict(), parameters, venue_facts(setting.venue), model, levels, list(wanted), code_digest()]
     return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/trading/07_sweep.ipynb #c42
+# %% ../../nbs/trading/07_sweep.ipynb #c43
 def write_cell(folder: Path, digest: str, answers: Mapping[str, Mapping[str, Any]]) -> Path:
     "Keep the finished runs of one tape: key -> numbers"
     body = json.dumps(answers)
@@ -441,7 +442,7 @@ def read_cells(folder: Path, digest: str) -> dict[str, dict[str, Any]]:
         except ValueError as error: logger.warning(f'{error}. What it held is run again')
     return found
 
-# %% ../../nbs/trading/07_sweep.ipynb #c45
+# %% ../../nbs/trading/07_sweep.ipynb #c46
 def _attempt(tape: Tape, settings: Sequence[Setting], *asked: Any, **options: Any) -> list[dict[str, Any]]:
     "Run some settings; those that raise answer with `error`"
     try: return one_pass(tape, settings, *asked, **options)
@@ -483,7 +484,7 @@ def run_cell(
     if folder is not None and kept: write_cell(folder, source.digest, kept)
     return answers
 
-# %% ../../nbs/trading/07_sweep.ipynb #c47
+# %% ../../nbs/trading/07_sweep.ipynb #c48
 @contextlib.contextmanager
 def progress_bar(total: int, title: str, wanted: bool = True) -> Iterator[Callable[..., None]]:
     "Something to call for each finished piece, or with a number of them"
@@ -496,7 +497,7 @@ def progress_bar(total: int, title: str, wanted: bool = True) -> Iterator[Callab
         task = bar.add_task(title, total=total)
         yield lambda count=1: bar.advance(task, count)
 
-# %% ../../nbs/trading/07_sweep.ipynb #c49
+# %% ../../nbs/trading/07_sweep.ipynb #c50
 def _run(work: Sequence[tuple[Source, dict[str, Setting]]], quoter: Quoter | None, levels: int, model: str, threads: int,
          jobs: int | None, folder: Path | None, wanted: tuple[bool, bool], progress: bool) -> dict[str, dict[str, Any]]:
     "All cells that are not done yet, wherever joblib runs them"
@@ -523,7 +524,7 @@ def _run(work: Sequence[tuple[Source, dict[str, Setting]]], quoter: Quoter | Non
             raise RuntimeError(f'a worker process was killed, often because memory ran out; {kept}') from error
     return done
 
-# %% ../../nbs/trading/07_sweep.ipynb #c50
+# %% ../../nbs/trading/07_sweep.ipynb #c51
 MOST_CHUNK = 256   # configurations a cell, where nothing else is asked for
 
 def sweep(
@@ -562,7 +563,7 @@ def sweep(
         logger.warning(f'{failed} of {len(table)} rows have no result; column `error` says why, the first: {table.error.dropna().iloc[0]}')
     return table
 
-# %% ../../nbs/trading/07_sweep.ipynb #c51
+# %% ../../nbs/trading/07_sweep.ipynb #c52
 def cells_of(sources: Sequence[Source], settings: Sequence[Setting], keys: Mapping[str, Sequence[str]], done: Mapping[str, Any],
              jobs: int | None, chunk: int | None) -> list[tuple[Source, dict[str, Setting]]]:
     "What is still to be run, cut into cells: large ones, but one at least for each process"
@@ -575,7 +576,7 @@ def cells_of(sources: Sequence[Source], settings: Sequence[Setting], keys: Mappi
         work += [(source, dict(list(todo.items())[start:start + size])) for start in range(0, len(todo), size)]
     return work
 
-# %% ../../nbs/trading/07_sweep.ipynb #c52
+# %% ../../nbs/trading/07_sweep.ipynb #c53
 TOLD = ('tape', 'symbol', 'start', 'minutes', 'synthetic', 'configuration')  # what ran; `start` is UTC, `minutes` how long it lasted
 
 def sweep_table(sources: Sequence[Source], rows: Sequence[Mapping[str, Any]], settings: Sequence[Setting], names: Sequence[str] | None,
@@ -621,7 +622,7 @@ def pieces_of(answer: Mapping[str, Any], every_minutes: int | None) -> list[dict
     return [{'symbol': whole['symbol'], 'synthetic': whole['synthetic'], **{str(name): item for name, item in part.items()}}
             for part in parts.to_dict('records')]
 
-# %% ../../nbs/trading/07_sweep.ipynb #c65
+# %% ../../nbs/trading/07_sweep.ipynb #c66
 def heatmap(
     table: pd.DataFrame,                   # of `sweep`
     x: str, y: str,                        # two columns of the grid

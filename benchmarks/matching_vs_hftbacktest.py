@@ -518,6 +518,7 @@ def measure_all(arguments: argparse.Namespace, rounds: int) -> None:
     print(f'CPU times, medians of {rounds} interleaved rounds (16 passes of theirs: of {1 + rounds//4}); a copy in memory moves '
           f'{bytes_per_s/1e9:.1f} GB/s')
     for market in sources(arguments):
+        if fresh: prepared_of(market)   # what prepares is compiled once, or loaded
         preparing_s, prepared = prepared_of(market)
         length = (int(market.rows['exch_ts'].max()) - int(market.rows['exch_ts'].min()))/1e9
         print(f'\n{market.name}: {len(market.rows):,} rows, {length:,.0f} s of market, ticks of {market.instrument.tick_size}, orders of '

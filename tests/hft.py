@@ -169,7 +169,7 @@ def new_scratch(seed: int, assets: int = 1) -> np.ndarray:
 
 # ---- a case and its outcome
 
-Queue = Literal['risk-averse', 'log', 'log2'] | tuple[Literal['power', 'power2', 'power3'], float]
+Queue = Literal['risk-averse', 'log', 'log2', 'l3'] | tuple[Literal['power', 'power2', 'power3'], float]
 
 
 @dataclass(frozen=True)
@@ -389,7 +389,8 @@ def _play(
     return code, fills[:n], orders[:sent]
 
 
-_QUEUES = {'risk-averse': 'risk_adverse_queue_model', 'log': 'log_prob_queue_model', 'log2': 'log_prob_queue_model2',
+_QUEUES = {'l3': 'l3_fifo_queue_model', 'risk-averse': 'risk_adverse_queue_model',
+           'log': 'log_prob_queue_model', 'log2': 'log_prob_queue_model2',
            'power': 'power_prob_queue_model', 'power2': 'power_prob_queue_model2', 'power3': 'power_prob_queue_model3'}
 latency_dtype = np.dtype([('request', 'i8'), ('exchange', 'i8'), ('response', 'i8'), ('padding', 'i8')])
 

@@ -532,7 +532,7 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
     ('nothing', 'matching', 'order.remaining -= lots', 'order.remaining -= lots'),
     ('a print does not shrink as it fills', 'matching', 'budget[config, 1] = left - size', 'budget[config, 1] = left'),
     ('the queue ahead is not served first', 'matching',
-     'available = left if through else int(np.floor(left - order.front))', 'available = left'),
+     'available = left if through else int(np.floor(left - order.front + 1e-9))', 'available = left'),
     ('prints do not advance the queue', 'matching', 'order.front = 0.0 if through else max(0.0, order.front - left)', 'pass'),
     ('cancels of others never help', 'matching', 'order.front = min(order.front, float(lots))', 'pass'),
     ('a level that grows pushes us back', 'matching', 'order.front = min(order.front, float(lots))', 'order.front = float(lots)'),

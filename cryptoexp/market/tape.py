@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ENOUGH_POINTS', 'ENOUGH_SPAN_NS', 'MOST_DRIFT', 'READ_BYTES', 'LOOKS', 'DOUBTS', 'Streams', 'ENOUGH_AGREEMENT',
            'METADATA', 'FORMAT', 'ROW_GROUP', 'COLUMNS', 'EVENT_DTYPE', 'EXCHANGE_BIT', 'LOCAL_BIT', 'BUY_BIT',
-           'SELL_BIT', 'lower_hull', 'Clock', 'fit_clock', 'fill_times', 'Tape', 'timeline', 'describe', 'read_lines',
-           'looks_like', 'not_a_recording', 'make_tape', 'read_recording', 'agreement', 'crossings', 'quote_times',
-           'fuse', 'fuse_if_possible', 'save_tape', 'load_tape', 'load', 'to_hftbacktest', 'from_hftbacktest',
-           'instrument_of', 'save_hftbacktest', 'load_hftbacktest']
+           'SELL_BIT', 'ADD_ORDER', 'CANCEL_ORDER', 'MODIFY_ORDER', 'FILL_ORDER', 'lower_hull', 'Clock', 'fit_clock',
+           'fill_times', 'Tape', 'timeline', 'describe', 'read_lines', 'looks_like', 'not_a_recording', 'make_tape',
+           'read_recording', 'agreement', 'crossings', 'quote_times', 'fuse', 'fuse_if_possible', 'save_tape',
+           'load_tape', 'load', 'to_hftbacktest', 'from_hftbacktest', 'instrument_of', 'save_hftbacktest',
+           'load_hftbacktest', 'tape_by_order']
 
 # %% ../../nbs/market/05_tape.ipynb #c03
 import html
@@ -27,7 +28,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numba import njit
+from numba import njit, types
+from numba.typed import Dict
 
 from ..durable import replace_bytes
 from . import binance
@@ -665,6 +667,7 @@ def _as_asked(tape: Tape, streams: Streams | None, path: Path) -> Tape:
 EVENT_DTYPE = np.dtype([('ev', '<u8'), ('exch_ts', '<i8'), ('local_ts', '<i8'), ('px', '<f8'), ('qty', '<f8'),
                         ('order_id', '<u8'), ('ival', '<i8'), ('fval', '<f8')], align=True)
 EXCHANGE_BIT, LOCAL_BIT, BUY_BIT, SELL_BIT = 1 << 31, 1 << 30, 1 << 29, 1 << 28
+ADD_ORDER, CANCEL_ORDER, MODIFY_ORDER, FILL_ORDER = 10, 11, 12, 13   # kinds of rows that name an order
 
 def _as_floats(counts: np.ndarray, step: Decimal) -> np.ndarray:
     "counts · step, each rounded once: the float that the decimal's text parses to"
@@ -748,25 +751,27 @@ def _on_grid(values: np.ndarray, step: Decimal, what: str, times_ns: np.ndarray)
         f'{what} {values[row]} is not on the grid of {step}: give the right instrument, or read one off the data (instrument_of)'))
     return whole.astype(np.int64)
 
-def _checked(data: np.ndarray) -> None:
-    "ValueError that names the first row that is no level and no trade of a book, and what to do"
+def _checked(data: np.ndarray, by_order: bool | None = None) -> None:
+    "ValueError that names the first row that can't stand in a file of levels (False), of orders (True), of either (None), and what to do"
     if not isinstance(data, np.ndarray) or data.dtype != EVENT_DTYPE or data.ndim != 1:
         raise ValueError(f'not an array of hftbacktest events but {getattr(data, "dtype", type(data).__name__)}: expected is one row an '
                          f'event with the fields {", ".join(EVENT_DTYPE.names or ())}')
     ev, price, local = data['ev'], data['px'], data['local_ts']
     kind, buy, sell = ev & 0xff, (ev & BUY_BIT) != 0, (ev & SELL_BIT) != 0
-    clear = kind == CLEAR
+    if by_order is None: by_order = bool((kind >= ADD_ORDER).any())
+    known, names, other = _KINDS_OF_ORDERS if by_order else _KINDS_OF_LEVELS
+    clear, named = kind == CLEAR, np.isin(kind, (CANCEL_ORDER, MODIFY_ORDER, FILL_ORDER))   # named: the order says the side
     cleared = clear & (np.isnan(price) | np.isposinf(price) | ((price == 0) & ~sell))
     for wrong, what in (
-        (~np.isin(kind, (DEPTH, TRADE, CLEAR, SNAPSHOT)), lambda row: f'event kind {kind[row]} is not depth (1), trade (2), clear (3) or '
-            'snapshot (4): books of orders and other streams are not read, take these rows out'),
+        (~np.isin(kind, known), lambda row: f'event kind {kind[row]} is not {names}: {other}'),
         ((ev & ~np.uint64(0xf00000ff)) != 0, lambda row: (
             f'ev {ev[row]:#x} has bits that mean nothing known: is this another version\'s file?')),
         ((ev >> 30) == 0, lambda row: 'it has neither the EXCH nor the LOCAL bit: hftbacktest\'s correct_event_order sets them'),
-        ((buy & sell) | ~(buy | sell | clear), lambda row: 'it is on no side, or on two: set the BUY or the SELL bit'),
-        (~cleared & ~(np.isfinite(price) & (price > 0)), lambda row: f'price {price[row]} is not above zero: take the row out'),
-        (~(np.isfinite(data['qty']) & (data['qty'] >= 0)) | ((kind == TRADE) & (data['qty'] == 0)), lambda row: (
-            f'quantity {data["qty"][row]} makes no sense: take the row out')),
+        ((buy & sell) | ~(buy | sell | clear | named), lambda row: 'it is on no side, or on two: set the BUY or the SELL bit'),
+        (~cleared & ~(named & (kind != MODIFY_ORDER)) & ~(np.isfinite(price) & (price > 0)), lambda row: (
+            f'price {price[row]} is not above zero: take the row out')),
+        (~(np.isfinite(data['qty']) & (data['qty'] >= 0)) | (np.isin(kind, (TRADE, ADD_ORDER, FILL_ORDER)) & (data['qty'] == 0)),
+            lambda row: f'quantity {data["qty"][row]} makes no sense: take the row out'),
     ): _refuse_rows(wrong, local, what)
     for bit, name in ((EXCHANGE_BIT, 'exch_ts'), (LOCAL_BIT, 'local_ts')):
         seen = np.flatnonzero(ev & bit)
@@ -774,6 +779,11 @@ def _checked(data: np.ndarray) -> None:
         back[seen[1:]] = np.diff(data[name][seen]) < 0
         _refuse_rows(back, local, lambda row, name=name: (  # type: ignore[misc]
             f'{name} {data[name][row]} runs backwards: put the rows in order with hftbacktest\'s correct_event_order'))
+
+_KINDS_OF_LEVELS = ((DEPTH, TRADE, CLEAR, SNAPSHOT), 'depth (1), trade (2), clear (3) or snapshot (4)',
+                    'orders (10 to 13) are read by tape_by_order, other streams not at all: take these rows out')
+_KINDS_OF_ORDERS = ((TRADE, CLEAR, ADD_ORDER, CANCEL_ORDER, MODIFY_ORDER, FILL_ORDER), 'trade (2), clear (3), add (10), cancel (11), '
+                    'modify (12) or fill (13)', 'a file of levels is read by from_hftbacktest, no file holds both: take these rows out')
 
 # %% ../../nbs/market/05_tape.ipynb #c61l
 def _partners(data: np.ndarray) -> np.ndarray:
@@ -823,7 +833,7 @@ def from_hftbacktest(
     instrument: Instrument,  # whose grid the prices and quantities are on; `instrument_of` reads one off the data
 ) -> Events:                 # in the order of arrival, halves joined where both orders allow it
     "The rows of an hftbacktest file; ValueError that names row, time and remedy for what is no level and no trade"
-    _checked(data)
+    _checked(data, False)
     cleared = (data['ev'] & 0xff == CLEAR) & ~np.isfinite(data['px'])
     tick = _on_grid(np.where(cleared, 0, data['px']), instrument.tick_size, 'price', data['local_ts'])
     lots = _on_grid(data['qty'], instrument.lot_size, 'quantity', data['local_ts'])
@@ -882,3 +892,131 @@ def load_hftbacktest(path: str | Path) -> np.ndarray:
         raise ValueError(f'{place} is damaged: {error}. Make it again') from error
     if data.dtype != EVENT_DTYPE: raise ValueError(f'{place} holds {data.dtype}, not events of hftbacktest')
     return data
+
+# %% ../../nbs/market/05_tape.ipynb #c63b
+_BID, _PLACE, _LEFT, _OWED, _NEXT, _BEFORE = range(6)   # an order: its level, what is left, fills not confirmed yet, neighbours
+_UNKNOWN, _TWICE, _TOO_MUCH, _A_PART, _OTHER_SIDE, _OTHER_PRICE = range(1, 7)
+
+@njit(cache=True)
+def _change_order(orders: np.ndarray, totals: np.ndarray, ends: np.ndarray, slot: int, lots: int) -> int:
+    "An order gets more or fewer lots: it joins the end of its queue, stays, or leaves it; answers the level's new total"
+    order, bid, place = orders[slot], orders[slot, _BID], orders[slot, _PLACE]
+    if order[_LEFT] == 0:
+        last = ends[bid, place]
+        order[_BEFORE], order[_NEXT], ends[bid, place] = last, 0, slot + 1
+        if last: orders[last - 1, _NEXT] = slot + 1
+    order[_LEFT] += lots
+    if order[_LEFT] == 0:
+        if order[_BEFORE]: orders[order[_BEFORE] - 1, _NEXT] = order[_NEXT]
+        if order[_NEXT]: orders[order[_NEXT] - 1, _BEFORE] = order[_BEFORE]
+        else: ends[bid, place] = order[_BEFORE]
+    totals[bid, place] += lots
+    return int(totals[bid, place])
+
+# %% ../../nbs/market/05_tape.ipynb #c63c
+@njit(cache=True)
+def _walk_orders(kind: np.ndarray, side: np.ndarray, place: np.ndarray, lots: np.ndarray, ids: np.ndarray, ticks: np.ndarray,
+                 out: np.ndarray) -> tuple[int, int, int, int, int]:
+    "Fill `out` with [row, kind and side, tick, lots]; answers its length, fills out of turn, and the wrong row, why, what was left (or −1)"
+    orders, totals, ends = np.zeros((kind.size, 6), np.int64), np.zeros((2, ticks.size), np.int64), np.zeros((2, ticks.size), np.int64)
+    slots, cleared, count, unfair = Dict.empty(types.int64, types.int64), np.full(2, -1), 0, 0
+    for row in range(kind.size):
+        what, amount, slot = kind[row], lots[row], slots[ids[row]] if ids[row] in slots else -1
+        if what == CLEAR or what == TRADE:
+            for bid in range(2):
+                if what == CLEAR and side[row] & (BUY if bid else SELL): totals[bid], ends[bid], cleared[bid] = 0, 0, row
+            out[count, 0], out[count, 1], out[count, 2], out[count, 3] = row, what | side[row], ticks[place[row]], amount
+            count += 1
+            continue
+        if slot >= 0 and slot <= cleared[orders[slot, _BID]]: slot = -1
+        left = 0 if slot < 0 else orders[slot, _LEFT]
+        if what == ADD_ORDER:
+            if left: return count, unfair, row, _TWICE, left
+            slots[ids[row]] = slot = row
+            orders[slot, _BID], orders[slot, _PLACE] = side[row] == BUY, place[row]
+        wrong = _cannot_be(orders, slot, what, amount, side[row], place[row], ticks)
+        if wrong: return count, unfair, row, wrong, left
+        bid, at = orders[slot, _BID], orders[slot, _PLACE]
+        same = what == MODIFY_ORDER and place[row] == at and amount <= left
+        goes, comes = (0, amount - left) if same else (amount, 0) if what == FILL_ORDER else (left, 0 if what == CANCEL_ORDER else amount)
+        if what == FILL_ORDER:
+            unfair += orders[slot, _BEFORE] != 0
+            out[count, 0], out[count, 1], out[count, 2], out[count, 3] = row, TRADE | (SELL if bid else BUY), ticks[at], amount
+            count += 1
+        orders[slot, _OWED] = orders[slot, _OWED] + amount if what == FILL_ORDER else 0
+        for change in (-goes, comes):
+            if change > 0 and not same: orders[slot, _PLACE] = place[row]
+            if change == 0: continue
+            total, at = _change_order(orders, totals, ends, slot, change), orders[slot, _PLACE]
+            out[count, 0], out[count, 1], out[count, 2], out[count, 3] = row, DEPTH | (BUY if bid else SELL), ticks[at], total
+            count += 1
+        if what == CANCEL_ORDER: slots.pop(ids[row])
+    return count, unfair, -1, 0, 0
+
+# %% ../../nbs/market/05_tape.ipynb #c63d
+@njit(cache=True)
+def _cannot_be(orders: np.ndarray, slot: int, what: int, amount: int, side: int, place: int, ticks: np.ndarray) -> int:
+    "What is wrong with a row that names an order, 0: nothing"
+    if slot < 0: return _UNKNOWN
+    order = orders[slot]
+    left = order[_LEFT]
+    if what == FILL_ORDER:
+        if amount > left: return _TOO_MUCH
+        if ticks[place] != 0 and place != order[_PLACE]: return _OTHER_PRICE
+    elif side != 0 and (side == BUY) != (order[_BID] == 1): return _OTHER_SIDE
+    elif what == CANCEL_ORDER and left and amount != 0 and amount != left and amount != left + order[_OWED]: return _A_PART
+    return 0
+
+_WHY = {
+    _UNKNOWN: 'order {id} is not in the book: it never came, or it is gone. Begin the file with the orders that rest already, as add rows',
+    _TWICE: 'order {id} is in the book already, with {left} left: cancel it first, or give the new one a number of its own',
+    _TOO_MUCH: 'a fill of {quantity} of order {id}, which has {left} left: a fill stands before the cancel or modify that it causes',
+    _A_PART: 'a cancel of {quantity} of order {id}, which has {left} left: here, as in hftbacktest, a cancel takes out the whole order; '
+             'write a modify that says what is left',
+    _OTHER_SIDE: 'order {id} is on the other side',
+    _OTHER_PRICE: 'a fill of order {id} at {price}, where it does not rest'}
+
+# %% ../../nbs/market/05_tape.ipynb #c63e
+def _levels_of(data: np.ndarray, instrument: Instrument) -> tuple[np.ndarray, dict[str, Any]]:
+    "(a file of levels and prints in which `order_id` names the order behind each row, what there is to say about it)"
+    kind, local, ids = (data['ev'] & 0xff).astype(np.int64), data['local_ts'], data['order_id'].astype(np.int64)
+    _refuse_rows((kind >= ADD_ORDER) & (ids <= 0), local, lambda row: f'order number {data["order_id"][row]}: it must lie within 1 to 2^63')
+    priced = np.isfinite(data['px']) & (kind != CLEAR)
+    tick = _on_grid(np.where(priced, data['px'], 0), instrument.tick_size, 'price', local)
+    lots = np.where(kind == CLEAR, 0, _on_grid(data['qty'], instrument.lot_size, 'quantity', local))
+    side = np.where(data['ev'] & BUY_BIT, BUY, 0) | np.where(data['ev'] & SELL_BIT, SELL, 0)
+    side[(kind == CLEAR) & (side == 0)] = BUY | SELL
+    told = (kind == TRADE) & (kind == FILL_ORDER).any()   # once more what the fills tell
+    ticks, place = np.unique(tick, return_inverse=True)
+    clocks = [3 << 30] if ((data['ev'] >> 30) == 3).all() else [EXCHANGE_BIT, LOCAL_BIT]
+    parts, unfair = [], 0
+    for clock in clocks:
+        rows = np.flatnonzero(((data['ev'] & clock) != 0) & ~told)
+        out = np.empty((2 * len(rows), 4), np.int64)
+        size, out_of_turn, wrong, why, left = _walk_orders(kind[rows], side[rows], place[rows], lots[rows], ids[rows], ticks, out)
+        if why: _refuse_rows(np.arange(len(data)) == rows[wrong], local, lambda row, why=why, left=left: _WHY[why].format(  # type: ignore[misc]
+            id=ids[row], quantity=data['qty'][row], price=data['px'][row], left=left * instrument.lot_size))
+        unfair = max(unfair, out_of_turn)
+        parts.append((rows[out[:size, 0]], out[:size], np.full(size, clock)))
+    rows, made, bits = (np.concatenate(columns) for columns in zip(*parts))
+    order = np.argsort(rows, kind='stable')
+    levels, made = data[rows[order]].copy(), made[order]
+    what, sided = made[:, 1] & KIND_MASK, made[:, 1] & (BUY | SELL)
+    levels['ev'] = what | bits[order] | np.where(sided == BUY, BUY_BIT, 0) | np.where(sided == SELL, SELL_BIT, 0)
+    levels['px'], levels['qty'] = _as_floats(made[:, 2], instrument.tick_size), _as_floats(made[:, 3], instrument.lot_size)
+    levels['ival'] = 0
+    levels['px'][(what == CLEAR) & (sided == SELL)] = np.nan
+    return levels, {'fills': int((kind == FILL_ORDER).sum()), 'fills out of turn': unfair, 'trade rows left out': int(told.sum())}
+
+# %% ../../nbs/market/05_tape.ipynb #c63g
+def tape_by_order(
+    data: np.ndarray,             # EVENT_DTYPE, with rows of kinds 10 to 13
+    instrument: Instrument,       # whose grid the prices and quantities are on; `instrument_of` reads one off the data
+    source: Sequence[str] = (),   # where it comes from
+    synthetic: bool = False,      # drawn by a computer, not recorded
+) -> Tape:                        # the `id` of a level's row names the order that changed it
+    "A file of hftbacktest that names orders; ValueError that names row, time and remedy for what can't have happened"
+    _checked(data, True)
+    levels, notes = _levels_of(data, instrument)
+    return Tape(from_hftbacktest(levels, instrument), instrument, source=tuple(source), synthetic=synthetic,
+                notes={'by_order': True, **notes})

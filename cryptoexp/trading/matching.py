@@ -399,7 +399,7 @@ def _print_parts(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> N
     left, through = budget[config, 1], order.tick != tick
     if not through: order.traded += lots
     if left <= 0: return
-    available = left if through else int(np.floor(left - order.front))
+    available = left if through else int(np.floor(left - order.front + 1e-9))
     order.front = 0.0 if through else max(0.0, order.front - left)
     size = min(order.remaining, available)
     if size > 0:
@@ -1776,10 +1776,11 @@ def _follow(events: tuple[np.ndarray, ...], joined: Any, totals: Any, since_ns: 
     flags, exchange_ns, _, ticks, lots, ids = events
     for row in range(flags.size):
         kind, level = flags[row] & KIND_MASK, 2 * ticks[row] + (1 if flags[row] & BUY else 0)
-        if kind == CLEAR:
-            joined.clear()
-            totals.clear()
-        if (kind != DEPTH and kind != SNAPSHOT) or flags[row] & LOCAL_ONLY: continue
+        if flags[row] & LOCAL_ONLY: continue
+        if kind == CLEAR:   # whoever is told of again has joined again
+            for known in totals:
+                if flags[row] & (BUY if known & 1 else SELL): totals[known] = 0
+        if kind != DEPTH and kind != SNAPSHOT: continue
         if lots[row] > totals.get(level, 0): joined[ids[row]] = exchange_ns[row]
         elif ids[row] != 0 and ids[row] in joined: since_ns[row] = joined[ids[row]]
         totals[level] = lots[row]

@@ -234,7 +234,9 @@ class Oracle:
             if kind == SNAPSHOT: self.snapshot_sides.add(side)
             if kind == BEST_QUOTE and 'front' not in self.as_built: self.levels_are_known(side, beyond=tick)
         if flags & LAST and kind != TRADE:
-            for one in self.snapshot_sides if 'front' not in self.as_built else (): self.levels_are_known(one)
+            for one in self.snapshot_sides if 'front' not in self.as_built else ():
+                named = self.exchange.levels[one]
+                if named: self.levels_are_known(one, beyond=min(named, key=lambda tick: tick * one) - one)   # up to the last level
             self.snapshot_sides.clear()
             self.exchange_touch = self.exchange.touch()
 

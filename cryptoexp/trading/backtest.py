@@ -516,6 +516,7 @@ def settled_e8(runs: Runs, place: int, trace: Trace) -> int:
 QUEUE_BRACKET = (QueueModel('behind'), QueueModel('power', 1), QueueModel('power', 2), QueueModel('power', 3), QueueModel('log'),
                  QueueModel('ahead'))
 
+# %% ../../nbs/trading/06_backtest.ipynb #c61
 @dataclass(frozen=True, eq=False)
 class Bracket:
     "One backtest under several assumptions about the queue"
@@ -549,6 +550,10 @@ class Bracket:
             axes.legend(fontsize=7, ncols=2)
         return figure
 
+    def __repr__(self) -> str:
+        low, high = self.range
+        return f'Bracket({len(self.table)} queue models, profit between {low:,.2f} and {high:,.2f}, {self.source})'
+
     def _repr_html_(self) -> str:
         low, high = self.range
         fees = f'fees {self.venue.maker_fee:.4%} (maker) and {self.venue.taker_fee:.4%} (taker), {self.venue.name}'
@@ -557,7 +562,7 @@ class Bracket:
         page.table(self.table, formats={'volume': ',.0f', 'fees': ',.2f', 'pnl': ',.2f', 'pnl_bps': '.3f', 'final_position': '.5f'})
         return page.figure(self.figure(), 'The place of our orders in the queue is assumed, not observed.')._repr_html_()
 
-# %% ../../nbs/trading/06_backtest.ipynb #c61
+# %% ../../nbs/trading/06_backtest.ipynb #c62
 def bracket(
     tape: Tape,
     quoter: Quoter | None = None,              # a model of one's own; None: the one that the configuration names
@@ -585,7 +590,7 @@ def bracket(
     return Bracket(*_compared(runs, ready, list(map(str, queues)), int((table[:, 2] - table[:, 0]).max())), source_name(tape), venue,
                    tape.synthetic)
 
-# %% ../../nbs/trading/06_backtest.ipynb #c62
+# %% ../../nbs/trading/06_backtest.ipynb #c63
 def _compared(runs: Runs, ready: Ready, names: list[str], slowest_ns: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Profits and courses, one for each name"
     totals, rows, courses = runs.totals(), [], {}

@@ -653,8 +653,8 @@ def _end_message(desk: Desk, asset: int) -> None:
     "After the last row of a message its touch is that of the exchange"
     side = desk.sides[asset]
     if desk.clock[0].whole == 0:
-        if side.snapshot_bid: _nobody_there(desk, asset, True, -1)
-        if side.snapshot_ask: _nobody_there(desk, asset, False, NO_ASK)
+        if side.snapshot_bid: _nobody_there(desk, asset, True, desk.edges[asset, AT_EXCHANGE, 0, WORST] - 1)
+        if side.snapshot_ask: _nobody_there(desk, asset, False, desk.edges[asset, AT_EXCHANGE, 1, WORST] + 1)
     side.snapshot_bid = side.snapshot_ask = 0
     side.exchange_bid, side.exchange_ask = desk.edges[asset, AT_EXCHANGE, 0, BEST], desk.edges[asset, AT_EXCHANGE, 1, BEST]
 
@@ -870,10 +870,18 @@ def _on_request(desk: Desk, rows: Rows, config: int) -> None:
         _tell(desk, request.slot, request.due_ns, 0, 0, 0)
     else: _replaced(desk, rows, request.slot, request.due_ns, request.tick, request.lots)
 
+# %% ../../nbs/trading/03_matching.ipynb #c83
 @rare
 def _replaced(desk: Desk, rows: Rows, slot: int, time_ns: int, tick: int, lots: int) -> None:
     "An order gets another price or quantity; only a smaller quantity at the same price keeps the place in the queue"
     order = desk.orders[slot]
+    if desk.clock[0].whole == 0:   # `lots` is the whole order: what was filled on the way counts
+        lots -= order.lots - order.remaining
+        if lots <= 0:
+            _leave(desk, slot)
+            order.status, order.ended_ns = CANCELLED, time_ns
+            _tell(desk, slot, time_ns, 0, 0, 0)
+            return
     if tick == order.tick and lots <= order.remaining:
         order.lots -= order.remaining - lots
         order.known_remaining -= order.remaining - lots
@@ -886,7 +894,7 @@ def _replaced(desk: Desk, rows: Rows, slot: int, time_ns: int, tick: int, lots: 
         order.remaining, order.tick, order.status = lots, tick, SENT
         _arrive(desk, rows, slot, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c87
+# %% ../../nbs/trading/03_matching.ipynb #c88
 @rare
 def _finish(desk: Desk, config: int, slot: int) -> None:
     "We know that an order has ended: it leaves the desk for the log"
@@ -916,7 +924,7 @@ def _on_news(desk: Desk, config: int) -> None:
     if news.ends: _finish(desk, config, news.slot)
     if news.lots > 0: _weigh(desk, config)
 
-# %% ../../nbs/trading/03_matching.ipynb #c89
+# %% ../../nbs/trading/03_matching.ipynb #c90
 @inner
 def _request(desk: Desk, config: int, slot: int, action: int, tick: int, lots: int, time_ns: int) -> None:
     clock, state, rule = desk.clock[0], desk.state[config], desk.rules[config * desk.clock[0].assets]
@@ -958,7 +966,7 @@ def _turned_away(desk: Desk, config: int, slot: int, action: int, heard_ns: int)
         order.retry_ns = order.confirmed_ns = state.last_heard_ns
         if desk.clock[0].whole == 0: order.known_tick = order.tick   # hftbacktest goes on believing the wished price
 
-# %% ../../nbs/trading/03_matching.ipynb #c90
+# %% ../../nbs/trading/03_matching.ipynb #c91
 @inner
 def _new_order(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> int:
     "A fresh order in a free slot; answers the slot"
@@ -1000,7 +1008,7 @@ def _retry(desk: Desk, config: int, time_ns: int) -> None:
 def _cancel_all(desk: Desk, config: int, time_ns: int) -> None:
     for at in range(desk.state[config].order_count): _cancel(desk, config, desk.alive[config, at], time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c94
+# %% ../../nbs/trading/03_matching.ipynb #c95
 @rare
 def _working(desk: Desk, config: int, asset: int, side: int) -> tuple[int, int]:
     "Lots of one side that may still fill, as far as we know, and the cash they hold back (1e-8 quote)"
@@ -1028,7 +1036,7 @@ def _most(desk: Desk, config: int, asset: int) -> int:
     side, at = desk.sides[asset], config * desk.clock[0].assets + asset
     return most_lots(_equity(desk, config), side.local_bid - side.shift, side.local_ask - side.shift, desk.rules[at:at + 1])
 
-# %% ../../nbs/trading/03_matching.ipynb #c95
+# %% ../../nbs/trading/03_matching.ipynb #c96
 @inner
 def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, force: int) -> int:
     "How many of the wished lots the limits let pass; 0 with the reason counted"
@@ -1051,7 +1059,7 @@ def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: in
         return 0
     return _within_limits(desk, config, asset, side, tick, lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c96
+# %% ../../nbs/trading/03_matching.ipynb #c97
 @rare
 def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int) -> int:
     "The same for an order that the limits are to be asked about"
@@ -1068,7 +1076,7 @@ def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lo
     desk.refusals[config, none if passed < lots else TOO_SMALL] += 1
     return 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c102
+# %% ../../nbs/trading/03_matching.ipynb #c103
 @inner
 def _send(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> None:
     slot = _new_order(desk, config, asset, side, tick, lots, purpose, force, time_ns)
@@ -1104,7 +1112,7 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
             passed = _allowed(desk, config, asset, side, tick, lots, force)
             if passed > 0: _send(desk, config, asset, side, tick + base, passed, QUOTE, force, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c103
+# %% ../../nbs/trading/03_matching.ipynb #c104
 @inner
 def _apply_single_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     "The same for one wish a side and no tolerance: the oldest quote at the wished price stays, the others go"
@@ -1149,7 +1157,7 @@ def _match_wishes(desk: Desk, config: int, asset: int, index: int, tolerance: fl
         if best_slot < 0: return
         desk.orders[best_slot].kept, desk.matched[best_level] = 1, 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c104
+# %% ../../nbs/trading/03_matching.ipynb #c105
 @rare
 def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: int) -> None:
     "Orders that no wish keeps become wishes that no order covers, oldest first; those left over are cancelled"
@@ -1176,9 +1184,10 @@ def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: in
             if lots <= 0: _cancel(desk, config, oldest, time_ns)
             else:
                 order.known_tick, order.confirmed_ns = tick + base, NEVER
+                if desk.clock[0].whole == 0: lots += order.lots - held   # a venue is told the quantity of the whole order
                 _request(desk, config, oldest, REPLACE, tick + base, lots, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c108
+# %% ../../nbs/trading/03_matching.ipynb #c111
 @inner
 def _usable(side: Any) -> bool:
     "Whether a book may be quoted on: whole, two-sided, uncrossed"
@@ -1217,7 +1226,7 @@ def _weigh(desk: Desk, config: int) -> bool:
     _cancel_all(desk, config, clock.time_ns)
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c109
+# %% ../../nbs/trading/03_matching.ipynb #c112
 @rare
 def _weigh_all(desk: Desk, middle: int) -> None:
     "Weigh every account, unless prices as high and as low have been seen since a position or a peak last changed"
@@ -1231,7 +1240,7 @@ def _weigh_all(desk: Desk, middle: int) -> None:
     if clock.band_low > clock.band_high or later != peaks: clock.band_low = clock.band_high = middle
     else: clock.band_low, clock.band_high = min(clock.band_low, middle), max(clock.band_high, middle)
 
-# %% ../../nbs/trading/03_matching.ipynb #c114
+# %% ../../nbs/trading/03_matching.ipynb #c117
 @rare
 def _obey(desk: Desk, asset: int, code: int) -> None:
     "Do what a control row says"
@@ -1271,7 +1280,7 @@ def _local_row(desk: Desk, rows: Rows, row: int) -> None:
             clock.time_ns = rows.time_ns[row]
             _weigh_all(desk, side.local_bid + side.local_ask)
 
-# %% ../../nbs/trading/03_matching.ipynb #c115
+# %% ../../nbs/trading/03_matching.ipynb #c118
 @inner
 def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
     "Take the rows that reach us up to `limit_ns`"
@@ -1285,7 +1294,7 @@ def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
         row += 1
     clock.local_row = row
 
-# %% ../../nbs/trading/03_matching.ipynb #c117
+# %% ../../nbs/trading/03_matching.ipynb #c120
 @inner
 def _path_run(desk: Desk, limit_ns: int) -> None:
     "The same from the path of a prepared tape, where only our touch is of interest"
@@ -1301,7 +1310,7 @@ def _path_run(desk: Desk, limit_ns: int) -> None:
     side.local_bid, side.local_ask = path[at - 1, BID_TICK], path[at - 1, ASK_TICK]
     side.bought_lots, side.sold_lots, clock.local_row = path[at - 1, BOUGHT], path[at - 1, SOLD], at
 
-# %% ../../nbs/trading/03_matching.ipynb #c118
+# %% ../../nbs/trading/03_matching.ipynb #c121
 @rare
 def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     "Rows of a single market up to one that is more than a level or a print; answers that row"
@@ -1340,7 +1349,7 @@ def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     side.sold_lots += sold
     return row
 
-# %% ../../nbs/trading/03_matching.ipynb #c120
+# %% ../../nbs/trading/03_matching.ipynb #c123
 @rare
 def _band_tick(desk: Desk, asset: int, side: int, band: float) -> int:
     "The price up to which an order in a hurry may reach (side: that of the order)"
@@ -1378,7 +1387,7 @@ def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
                     return True
     return state.halted != 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c122
+# %% ../../nbs/trading/03_matching.ipynb #c125
 @inner
 def _look(desk: Desk, config: int, time_ns: int) -> bool:
     "Fill in the view; False where the model is not to be asked"
@@ -1420,7 +1429,7 @@ def _look(desk: Desk, config: int, time_ns: int) -> bool:
                     FORCE] = 0
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c123
+# %% ../../nbs/trading/03_matching.ipynb #c126
 @rare
 def _show_depth(desk: Desk) -> None:
     "The best levels of our books"
@@ -1444,7 +1453,7 @@ def _show_orders(desk: Desk, config: int, time_ns: int) -> None:
         row.tick, row.placed_ns, row.cancelling = order.known_tick - desk.sides[order.asset].shift, order.placed_ns, order.cancel_sent
         row.confirmed = order.confirmed_ns <= time_ns
 
-# %% ../../nbs/trading/03_matching.ipynb #c126
+# %% ../../nbs/trading/03_matching.ipynb #c129
 @inner
 def _conclude(desk: Desk, config: int, code: int, time_ns: int) -> None:
     "The model has answered: its wishes become orders"
@@ -1458,7 +1467,7 @@ def _conclude(desk: Desk, config: int, code: int, time_ns: int) -> None:
         account.filled_buy_lots = account.filled_sell_lots = 0
         if _usable(side): _apply_wishes(desk, config, asset, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c128
+# %% ../../nbs/trading/03_matching.ipynb #c131
 @rare
 def _sample(desk: Desk, config: int, time_ns: int) -> None:
     "Leave the touch of the exchange, our best quotes, position and cash for the figures"
@@ -1482,7 +1491,7 @@ def _sample(desk: Desk, config: int, time_ns: int) -> None:
             else: row.quote_ask_tick = tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, tick)
         clock.sample_count += 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c130
+# %% ../../nbs/trading/03_matching.ipynb #c133
 DRY, FULL, QUESTION, OVERRUN = range(4)
 
 @rare
@@ -1519,7 +1528,7 @@ def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -
     elif clock.local_row < local_rows.time_ns.size: due = min(due, local_rows.time_ns[clock.local_row])
     return min(horizon, max(due, clock.time_ns + clock.least_entry_ns))
 
-# %% ../../nbs/trading/03_matching.ipynb #c132
+# %% ../../nbs/trading/03_matching.ipynb #c135
 @inner
 def _hear(desk: Desk, local_rows: Rows, until_ns: int) -> None:
     "What reaches us up to a moment: rows and news, in order; at the same nanosecond rows first"
@@ -1545,7 +1554,7 @@ def _serve_requests(desk: Desk, rows: Rows, until_ns: int) -> None:
         while state.next_request_ns <= until_ns: _on_request(desk, rows, config)
         clock.next_request_ns = min(clock.next_request_ns, state.next_request_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c134
+# %% ../../nbs/trading/03_matching.ipynb #c137
 @inner
 def _view_of(desk: Desk, config: int) -> View:
     "The view as the model of one configuration gets it"
@@ -1575,7 +1584,7 @@ def _turn(desk: Desk, config: int, quoter: Quoter) -> bool:
     state.next_decision_ns += rule.interval_ns
     return False
 
-# %% ../../nbs/trading/03_matching.ipynb #c135
+# %% ../../nbs/trading/03_matching.ipynb #c138
 def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
     clock = desk.clock[0]
     while True:
@@ -1599,7 +1608,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
         if clock.overrun: return OVERRUN
         for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c137
+# %% ../../nbs/trading/03_matching.ipynb #c140
 class _Announce(event.Listener):
     "Says once that something is being compiled, which the cache would have known"
     said = False
@@ -1632,7 +1641,7 @@ def rows_of(times_ns: np.ndarray, events: Events, base: int = 0, since_ns: np.nd
     return Rows(np.ascontiguousarray(times_ns), np.ascontiguousarray(events.flags), (events.tick + base).astype(np.int32),
                 np.ascontiguousarray(events.lots), np.zeros(0, np.int64) if since_ns is None else np.ascontiguousarray(since_ns))
 
-# %% ../../nbs/trading/03_matching.ipynb #c139
+# %% ../../nbs/trading/03_matching.ipynb #c142
 Layout = Sequence[tuple[str, Any, tuple[int, ...]]]   # name, dtype, shape
 
 def _pages(size: int) -> Any:
@@ -1667,7 +1676,7 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     for name in ('own_ask', 'own_bid_low', 'exchange_ask', 'local_ask'): sides[name] = NO_ASK
     state['next_order_id'], state['start_e8'], state['next_request_ns'], state['next_news_ns'] = 1, -1, NEVER, NEVER
 
-# %% ../../nbs/trading/03_matching.ipynb #c140
+# %% ../../nbs/trading/03_matching.ipynb #c143
 def new_desk(
     rules: Any,                               # RULES, shape (configs * assets,)
     capacity: Sequence[tuple[int, int]],      # the lowest tick of each instrument's books, and the first beyond them
@@ -1711,7 +1720,7 @@ class Short(NamedTuple):
     first: np.ndarray
     touches: np.ndarray
 
-# %% ../../nbs/trading/03_matching.ipynb #c141
+# %% ../../nbs/trading/03_matching.ipynb #c144
 def _given(
     parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None, path: np.ndarray | None, short: Short | None,
 ) -> dict[str, np.ndarray]:
@@ -1723,13 +1732,13 @@ def _given(
                 first=np.zeros((2, 1), np.int32) if short is None else short.first,
                 touches=np.zeros((0, 4), np.int32) if short is None else short.touches)
 
-# %% ../../nbs/trading/03_matching.ipynb #c143
+# %% ../../nbs/trading/03_matching.ipynb #c146
 @njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 def apply_level(levels: np.ndarray, edges: np.ndarray, kind: int, flags: int, tick: int, lots: int, base: int, rescan: bool) -> None:
     "What a row does to the only book of `levels` and `edges` (shape (1, 1, 2, 2)), by the engine's rules"
     _apply(levels, edges, 0, 0, kind, flags, tick, lots, base, rescan)
 
-# %% ../../nbs/trading/03_matching.ipynb #c145
+# %% ../../nbs/trading/03_matching.ipynb #c148
 def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
              parts: dict[str, list[np.ndarray]]) -> None:
     "Drive the transition function until nothing is due; outputs are moved into `parts`"
@@ -1770,7 +1779,7 @@ def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
         if size: parts[name].append(np.array(getattr(desk, name)[:size]))
         desk.clock[0][count] = 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c148
+# %% ../../nbs/trading/03_matching.ipynb #c151
 @njit(cache=True)
 def _follow(events: tuple[np.ndarray, ...], joined: Any, totals: Any, since_ns: np.ndarray) -> None:
     flags, exchange_ns, _, ticks, lots, ids = events
@@ -1796,7 +1805,7 @@ class Joined:
         _follow(tuple(map(np.ascontiguousarray, events.columns)), self._joined, self._totals, since_ns)
         return since_ns
 
-# %% ../../nbs/trading/03_matching.ipynb #c149
+# %% ../../nbs/trading/03_matching.ipynb #c152
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
     def __init__(self, hold_ns: int, use_best_quotes: bool = True, by_order: bool = False):
@@ -1839,7 +1848,7 @@ class Intake:
             setattr(self, name, pending[cut:])
         return parts[0], parts[1]
 
-# %% ../../nbs/trading/03_matching.ipynb #c152
+# %% ../../nbs/trading/03_matching.ipynb #c155
 def check_rows(events: Events, first: int = 0) -> None:
     "ValueError for rows that no engine can read; `first` is the number of the first one, for the message"
     kind = events.kind
@@ -1857,7 +1866,7 @@ def check_rows(events: Events, first: int = 0) -> None:
             raise ValueError(f'row {first + row} (local time {int(events.local_ns[row])} ns, flags {int(events.flags[row]):#04x}, tick '
                              f'{int(events.tick[row])}, lots {int(events.lots[row])}) {text}; see market/events for what a row may be')
 
-# %% ../../nbs/trading/03_matching.ipynb #c155
+# %% ../../nbs/trading/03_matching.ipynb #c158
 def plain_table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
     "Records written piece by piece as one table, codes as they are"
     return pd.DataFrame(np.concatenate([np.zeros(0, dtype), *parts]))
@@ -1885,7 +1894,7 @@ def first_price(events: Events) -> int | None:
     ends = np.flatnonzero(events.flags[first:] >= LAST)
     return int(np.median(events.tick[first:first + ends[0] + 1][priced[first:first + ends[0] + 1]])) if ends.size else None
 
-# %% ../../nbs/trading/03_matching.ipynb #c156
+# %% ../../nbs/trading/03_matching.ipynb #c159
 class Output:
     "What an engine has written so far, as tables"
     def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
@@ -1899,7 +1908,7 @@ class Output:
     @property
     def samples(self) -> pd.DataFrame: return plain_table(self._parts['samples'], SAMPLE).drop(columns=['config', 'asset'])
 
-# %% ../../nbs/trading/03_matching.ipynb #c158
+# %% ../../nbs/trading/03_matching.ipynb #c161
 class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
@@ -1944,7 +1953,7 @@ class Engine(Output):
         run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
         sum_up(self.desk)
 
-# %% ../../nbs/trading/03_matching.ipynb #c159
+# %% ../../nbs/trading/03_matching.ipynb #c162
 def open_desk(engine: Engine, price: int) -> Desk:
     "A desk for an engine that has just learned the price (ticks), with its first decision set"
     (levels, parameters), venue, rules = engine._setting, engine.venue, engine._rules
@@ -1963,7 +1972,7 @@ def sum_up(desk: Desk) -> None:
     for name in ('position_lots', 'known_position_lots'): state[name] = int(desk.accounts[0][name])
     state.own_lots, state.market_lots = int(desk.accounts[0].own_lots), int(desk.sides[0].market_lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c163
+# %% ../../nbs/trading/03_matching.ipynb #c166
 _enter_wrapper: Any = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 
 @_enter_wrapper
@@ -2003,7 +2012,7 @@ def enter_order(
     cost = sum(abs(worth_e8(int(fill.tick), int(fill.lots), rule)) for fill in done)
     return {**order, 'cost_e8': int(cost), 'fee_e8': int(done['fee_e8'].sum())}, ''
 
-# %% ../../nbs/trading/03_matching.ipynb #c167
+# %% ../../nbs/trading/03_matching.ipynb #c170
 def quotable(engine: Engine) -> bool:
     "Whether our book is whole, two-sided and uncrossed at this moment"
     if engine.desk is None: return False

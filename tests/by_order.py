@@ -49,7 +49,7 @@ FILL_COLUMNS = ['order_id', 'time_ns', 'tick', 'lots', 'reason']
 class Stream:
     "A market of named orders, and the rows that tell of it"
     def __init__(self, seed: int, quiet: bool = False) -> None:
-        self.draw, self.quiet = random.Random(seed), quiet     # quiet: the best prices stay where they are, and no order moves
+        self.draw, self.quiet = random.Random(seed), quiet     # quiet: the best prices stay where they are
         self.confirms, self.tells = self.draw.random() < .5, self.draw.random() < .5   # a cancel or change after a fill; trade rows
         if quiet: self.confirms = True     # as hftbacktest wants it
         self.side, self.tick, self.left = dict[int, int](), dict[int, int](), dict[int, int]()
@@ -122,7 +122,7 @@ class Stream:
         elif what < .75: self.change(number, self.tick[number], self.left[number] + draw.randint(1, 4))
         elif what < .80 and self.may_go(number):
             tick = self.somewhere(self.side[number])
-            if tick != self.tick[number] and not self.quiet: self.change(number, tick, draw.randint(1, 9))
+            if tick != self.tick[number]: self.change(number, tick, draw.randint(1, 9))
         else: self.execute(side, draw.randint(1, 12))
 
 

@@ -20,15 +20,17 @@ from mutants import Mutant, missed, run_check
 from oracle import MS, Book, Scenario, compare, play_engine, play_oracle, scenario, wild
 from pandas.testing import assert_frame_equal
 
-from cryptoexp.config import MarketMakingConfig
+from cryptoexp.config import ConfigError, MarketMakingConfig
 from cryptoexp.market.events import (
     BUY,
     CLEAR,
     CONTROL,
     DEPTH,
+    EXCHANGE_ONLY,
     KILL,
     KIND_MASK,
     LAST,
+    LOCAL_ONLY,
     RESUME,
     SELL,
     SNAPSHOT,
@@ -38,8 +40,10 @@ from cryptoexp.market.events import (
     from_rows,
 )
 from cryptoexp.market.instrument import Instrument
+from cryptoexp.market.tape import Tape
 from cryptoexp.trading.matching import Engine, enter_order
 from cryptoexp.trading.quoting import LEANING, constant_spread, model_of
+from cryptoexp.trading.venue import Latency
 
 TABLES = ('fills', 'orders', 'samples')
 TOY = Instrument('nowhere', 'TOY', 'TOY', 'USD', '1', '1')
@@ -590,7 +594,7 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
     ('every quote is replaced', 'matching', 'desk.orders[best_slot].kept, desk.matched[best_level] = 1, 1', 'return'),
     ('a stale book is quoted on', 'matching', 'return not side.stale and', 'return'),
     ('orders rest through staleness', 'matching',
-     'if code != STALE and code != STOP and code != KILL: return', 'if code != STOP and code != KILL: return'),
+     'if (code != STALE and code != STOP and code != KILL) or clock.parity_end: return', 'if code != STOP and code != KILL: return'),
     ('a crossed book is quoted on', 'matching',
      'return not side.stale and side.local_bid != NO_BID and side.local_ask != NO_ASK and side.local_bid < side.local_ask',
      'return not side.stale and side.local_bid != NO_BID and side.local_ask != NO_ASK'),
@@ -608,7 +612,7 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
     ('a run of rows passes our orders by', 'matching',
      'own_low <= tick <= own_bid and heads[0, tick] != 0', 'tick == own_bid and heads[0, tick] != 0'),
     ('a snapshot leaves the queue before us', 'matching',
-     'if side.snapshot_bid: _nobody_there(desk, asset, True, -1)', 'if False: _nobody_there(desk, asset, True, -1)'),
+     'if side.snapshot_bid: _nobody_there(desk, asset, True, desk.edges[asset, AT_EXCHANGE, 0, WORST] - 1)', 'if False: _nobody_there(desk, asset, True, desk.edges[asset, AT_EXCHANGE, 0, WORST] - 1)'),
     ('news of fills is not weighed', 'matching', 'if news.lots > 0: _weigh(desk, config)', 'if False: _weigh(desk, config)'),
     ('a repeated total brings back what we took', 'matching',
      'if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)\n        _apply(',
@@ -641,3 +645,21 @@ def test_every_broken_rule_is_noticed(tmp_path: Path) -> None:
     wrong, rows = missed(tmp_path, MUTANTS, lambda folder, mutant: run_check(folder, mutant, CHECK, checks))
     assert not wrong, '\n'.join(wrong)
     print(*rows, sep='\n')
+
+
+def test_what_no_run_can_mean_is_refused() -> None:
+    "Times from nowhere, rows of neither clock, shapes and answers that are none: an error that says what, and where"
+    rows = from_rows([*opening({100: 10}, {110: 10}), control(1000, 0)])
+    tape = Tape(rows, TOY)
+    assert len(tape.timeline()) == len(rows)
+    with pytest.raises(ValueError, match=r'row 4 .* reached us 2.000 s before the row above it; sort by local_ns'):
+        Tape(from_rows([*opening({100: 10}, {110: 10}, 3000), control(1000, 0)]), TOY).timeline()
+    with pytest.raises(ValueError, match='nanoseconds since 1970'):
+        Tape(from_rows([*opening({100: 10}, {110: 10}), control(2 * 366 * 86_400_000, 0)]), TOY).timeline()
+    with pytest.raises(ValueError, match='concerns neither clock'):
+        play(constant_spread, (DEPTH | BUY | LAST | EXCHANGE_ONLY | LOCAL_ONLY, MS, 2 * MS, 100, 1, 0))
+    with pytest.raises(ValueError, match=r'not an array of shape \(1, 2\)'):
+        Engine(TOY, settings(), wild, parameters=np.zeros((1, 2)))
+    def silent(*_: Any) -> None: return None
+    with pytest.raises(TypeError, match='silent answers None'): play(silent)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match='more than an hour'): Latency.samples(np.array([[1, 2**62, 2**62 + 5]]))

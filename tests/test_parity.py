@@ -289,7 +289,7 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('a print at our price passes us by, on the shorter way', 'matching',
      'if (tick >= side.own_ask) if flags & BUY else (tick <= side.own_bid): _on_print', 'if (tick > side.own_ask) if flags & BUY else (tick < side.own_bid): _on_print'),
     ('a level of ours is looked at once only', 'matching',
-     'if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0 or reached: _watch(desk, rows, index, tick, row, 0)', 'pass'),
+     'if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0 or reached: _watch(desk, index, tick, row)', 'pass'),
     ('what a level held before is forgotten', 'matching', 'before = rows.lots[desk.by_tick[first + count - 2]] if count > 1 else 0', 'before = lots'),
     ('a row after which another price is best is passed by', 'backtest', 'visit[row] = 1\n', 'visit[row] = kind == TRADE\n'),
     ('a crossed ask stays the best', 'matching', 'if rescan and tick >= best_ask: best_ask', 'if False: best_ask'),

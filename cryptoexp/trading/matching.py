@@ -522,7 +522,7 @@ def _order_moves(desk: Desk, slot: int, since_ns: int, before: int, lots: int) -
     if since_ns <= order.arrived_ns: order.front -= gone - printed
     order.front = max(0.0, min(order.front, float(lots)))
 
-# %% ../../nbs/trading/03_matching.ipynb #c61
+# %% ../../nbs/trading/03_matching.ipynb #c65
 @rare
 def _taken_from(desk: Desk, config: int, index: int, tick: int) -> int:
     "Lots that a configuration took from a level since that level last changed"
@@ -562,7 +562,7 @@ def _untake(desk: Desk, index: int, tick: int) -> None:
                 desk.taken[config, at] = desk.taken[config, state.taken_count]
                 break
 
-# %% ../../nbs/trading/03_matching.ipynb #c63
+# %% ../../nbs/trading/03_matching.ipynb #c67
 @rare
 def _on_offer(desk: Desk, rows: Rows, row: int, asset: int, bids: bool, tick: int, lots: int) -> None:
     "A level of `lots` now stands at `tick` on the side opposite to our orders (bids: ours are bids), at or through them"
@@ -602,7 +602,7 @@ def _nobody_there(desk: Desk, asset: int, bids: bool, beyond: int) -> None:
             slot = order.next - 1
         level += step
 
-# %% ../../nbs/trading/03_matching.ipynb #c65
+# %% ../../nbs/trading/03_matching.ipynb #c69
 @inner
 def _on_exchange_row(desk: Desk, rows: Rows, row: int, asset: int, flags: int, tick: int, lots: int) -> None:
     "A row that may concern our orders"
@@ -627,7 +627,7 @@ def _on_exchange_row(desk: Desk, rows: Rows, row: int, asset: int, flags: int, t
             if improved and reaches: _on_offer(desk, rows, row, asset, not bids, tick, lots)
     if flags & LAST and kind != TRADE: _end_message(desk, asset)
 
-# %% ../../nbs/trading/03_matching.ipynb #c67
+# %% ../../nbs/trading/03_matching.ipynb #c71
 @inner
 def _exchange_row(desk: Desk, rows: Rows, row: int) -> None:
     "Any row, in any of several markets"
@@ -658,7 +658,7 @@ def _end_message(desk: Desk, asset: int) -> None:
     side.snapshot_bid = side.snapshot_ask = 0
     side.exchange_bid, side.exchange_ask = desk.edges[asset, AT_EXCHANGE, 0, BEST], desk.edges[asset, AT_EXCHANGE, 1, BEST]
 
-# %% ../../nbs/trading/03_matching.ipynb #c69
+# %% ../../nbs/trading/03_matching.ipynb #c73
 @inner
 def _exchange_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     "Take what happens at the exchange up to `limit_ns`; False where the outputs are full before that"
@@ -677,7 +677,7 @@ def _exchange_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     clock.exchange_row = row
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c71
+# %% ../../nbs/trading/03_matching.ipynb #c75
 @inner
 def _short_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
     "The same on a prepared tape, row by row of those that may matter"
@@ -708,7 +708,7 @@ def _watch_again(desk: Desk, row: int) -> None:
             taken = desk.taken[config, at]
             _watch(desk, taken.side, taken.tick, row)
 
-# %% ../../nbs/trading/03_matching.ipynb #c72
+# %% ../../nbs/trading/03_matching.ipynb #c76
 @inner
 def _short_row(desk: Desk, rows: Rows, row: int) -> None:
     "A row that may matter: a print, a best price that moves, or a change at a level that is watched"
@@ -742,7 +742,7 @@ def _short_row(desk: Desk, rows: Rows, row: int) -> None:
     reached = clock.whole == 0 and side.own_count > 0 and ((tick >= side.own_ask) if bids else (tick <= side.own_bid))
     if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0 or reached: _watch(desk, index, tick, row)
 
-# %% ../../nbs/trading/03_matching.ipynb #c73
+# %% ../../nbs/trading/03_matching.ipynb #c77
 @inner
 def _plain_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     "Rows of a single market up to one that may concern our orders; answers that row"
@@ -778,7 +778,7 @@ def _plain_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     side.market_lots += traded
     return row
 
-# %% ../../nbs/trading/03_matching.ipynb #c75
+# %% ../../nbs/trading/03_matching.ipynb #c79
 @rare
 def _take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     "Walk the other side's displayed levels up to the order's limit"
@@ -815,7 +815,7 @@ def _could_take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> int:
         tick += order.side
     return lots
 
-# %% ../../nbs/trading/03_matching.ipynb #c76
+# %% ../../nbs/trading/03_matching.ipynb #c80
 @inner
 def _arrive(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     "An order reaches the exchange"
@@ -846,7 +846,7 @@ def _arrive(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
         _tell(desk, slot, time_ns, 0, 0, 0)
     else: order.confirmed_ns = _heard_at(desk, order.config, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c82
+# %% ../../nbs/trading/03_matching.ipynb #c86
 @inner
 def _on_request(desk: Desk, rows: Rows, config: int) -> None:
     "The earliest request of a configuration reaches the exchange"
@@ -870,7 +870,7 @@ def _on_request(desk: Desk, rows: Rows, config: int) -> None:
         _tell(desk, request.slot, request.due_ns, 0, 0, 0)
     else: _replaced(desk, rows, request.slot, request.due_ns, request.tick, request.lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c83
+# %% ../../nbs/trading/03_matching.ipynb #c87
 @rare
 def _replaced(desk: Desk, rows: Rows, slot: int, time_ns: int, tick: int, lots: int) -> None:
     "An order gets another price or quantity; only a smaller quantity at the same price keeps the place in the queue"
@@ -894,7 +894,7 @@ def _replaced(desk: Desk, rows: Rows, slot: int, time_ns: int, tick: int, lots: 
         order.remaining, order.tick, order.status = lots, tick, SENT
         _arrive(desk, rows, slot, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c88
+# %% ../../nbs/trading/03_matching.ipynb #c92
 @rare
 def _finish(desk: Desk, config: int, slot: int) -> None:
     "We know that an order has ended: it leaves the desk for the log"
@@ -924,7 +924,7 @@ def _on_news(desk: Desk, config: int) -> None:
     if news.ends: _finish(desk, config, news.slot)
     if news.lots > 0: _weigh(desk, config)
 
-# %% ../../nbs/trading/03_matching.ipynb #c90
+# %% ../../nbs/trading/03_matching.ipynb #c94
 @inner
 def _request(desk: Desk, config: int, slot: int, action: int, tick: int, lots: int, time_ns: int) -> None:
     clock, state, rule = desk.clock[0], desk.state[config], desk.rules[config * desk.clock[0].assets]
@@ -966,7 +966,7 @@ def _turned_away(desk: Desk, config: int, slot: int, action: int, heard_ns: int)
         order.retry_ns = order.confirmed_ns = state.last_heard_ns
         if desk.clock[0].whole == 0: order.known_tick = order.tick   # hftbacktest goes on believing the wished price
 
-# %% ../../nbs/trading/03_matching.ipynb #c91
+# %% ../../nbs/trading/03_matching.ipynb #c95
 @inner
 def _new_order(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> int:
     "A fresh order in a free slot; answers the slot"
@@ -1008,7 +1008,7 @@ def _retry(desk: Desk, config: int, time_ns: int) -> None:
 def _cancel_all(desk: Desk, config: int, time_ns: int) -> None:
     for at in range(desk.state[config].order_count): _cancel(desk, config, desk.alive[config, at], time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c95
+# %% ../../nbs/trading/03_matching.ipynb #c99
 @rare
 def _working(desk: Desk, config: int, asset: int, side: int) -> tuple[int, int]:
     "Lots of one side that may still fill, as far as we know, and the cash they hold back (1e-8 quote)"
@@ -1036,7 +1036,7 @@ def _most(desk: Desk, config: int, asset: int) -> int:
     side, at = desk.sides[asset], config * desk.clock[0].assets + asset
     return most_lots(_equity(desk, config), side.local_bid - side.shift, side.local_ask - side.shift, desk.rules[at:at + 1])
 
-# %% ../../nbs/trading/03_matching.ipynb #c96
+# %% ../../nbs/trading/03_matching.ipynb #c100
 @inner
 def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, force: int) -> int:
     "How many of the wished lots the limits let pass; 0 with the reason counted"
@@ -1059,7 +1059,7 @@ def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: in
         return 0
     return _within_limits(desk, config, asset, side, tick, lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c97
+# %% ../../nbs/trading/03_matching.ipynb #c101
 @rare
 def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int) -> int:
     "The same for an order that the limits are to be asked about"
@@ -1076,7 +1076,7 @@ def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lo
     desk.refusals[config, none if passed < lots else TOO_SMALL] += 1
     return 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c103
+# %% ../../nbs/trading/03_matching.ipynb #c107
 @inner
 def _send(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int, force: int, time_ns: int) -> None:
     slot = _new_order(desk, config, asset, side, tick, lots, purpose, force, time_ns)
@@ -1112,7 +1112,7 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
             passed = _allowed(desk, config, asset, side, tick, lots, force)
             if passed > 0: _send(desk, config, asset, side, tick + base, passed, QUOTE, force, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c104
+# %% ../../nbs/trading/03_matching.ipynb #c108
 @inner
 def _apply_single_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     "The same for one wish a side and no tolerance: the oldest quote at the wished price stays, the others go"
@@ -1157,7 +1157,7 @@ def _match_wishes(desk: Desk, config: int, asset: int, index: int, tolerance: fl
         if best_slot < 0: return
         desk.orders[best_slot].kept, desk.matched[best_level] = 1, 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c105
+# %% ../../nbs/trading/03_matching.ipynb #c109
 @rare
 def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: int) -> None:
     "Orders that no wish keeps become wishes that no order covers, oldest first; those left over are cancelled"
@@ -1187,7 +1187,7 @@ def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: in
                 if desk.clock[0].whole == 0: lots += order.lots - held   # a venue is told the quantity of the whole order
                 _request(desk, config, oldest, REPLACE, tick + base, lots, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c111
+# %% ../../nbs/trading/03_matching.ipynb #c115
 @inner
 def _usable(side: Any) -> bool:
     "Whether a book may be quoted on: whole, two-sided, uncrossed"
@@ -1226,7 +1226,7 @@ def _weigh(desk: Desk, config: int) -> bool:
     _cancel_all(desk, config, clock.time_ns)
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c112
+# %% ../../nbs/trading/03_matching.ipynb #c116
 @rare
 def _weigh_all(desk: Desk, middle: int) -> None:
     "Weigh every account, unless prices as high and as low have been seen since a position or a peak last changed"
@@ -1240,7 +1240,7 @@ def _weigh_all(desk: Desk, middle: int) -> None:
     if clock.band_low > clock.band_high or later != peaks: clock.band_low = clock.band_high = middle
     else: clock.band_low, clock.band_high = min(clock.band_low, middle), max(clock.band_high, middle)
 
-# %% ../../nbs/trading/03_matching.ipynb #c117
+# %% ../../nbs/trading/03_matching.ipynb #c121
 @rare
 def _obey(desk: Desk, asset: int, code: int) -> None:
     "Do what a control row says"
@@ -1280,7 +1280,7 @@ def _local_row(desk: Desk, rows: Rows, row: int) -> None:
             clock.time_ns = rows.time_ns[row]
             _weigh_all(desk, side.local_bid + side.local_ask)
 
-# %% ../../nbs/trading/03_matching.ipynb #c118
+# %% ../../nbs/trading/03_matching.ipynb #c122
 @inner
 def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
     "Take the rows that reach us up to `limit_ns`"
@@ -1294,7 +1294,7 @@ def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
         row += 1
     clock.local_row = row
 
-# %% ../../nbs/trading/03_matching.ipynb #c120
+# %% ../../nbs/trading/03_matching.ipynb #c124
 @inner
 def _path_run(desk: Desk, limit_ns: int) -> None:
     "The same from the path of a prepared tape, where only our touch is of interest"
@@ -1310,7 +1310,7 @@ def _path_run(desk: Desk, limit_ns: int) -> None:
     side.local_bid, side.local_ask = path[at - 1, BID_TICK], path[at - 1, ASK_TICK]
     side.bought_lots, side.sold_lots, clock.local_row = path[at - 1, BOUGHT], path[at - 1, SOLD], at
 
-# %% ../../nbs/trading/03_matching.ipynb #c121
+# %% ../../nbs/trading/03_matching.ipynb #c125
 @rare
 def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     "Rows of a single market up to one that is more than a level or a print; answers that row"
@@ -1349,7 +1349,7 @@ def _plain_local_rows(desk: Desk, rows: Rows, row: int, limit_ns: int) -> int:
     side.sold_lots += sold
     return row
 
-# %% ../../nbs/trading/03_matching.ipynb #c123
+# %% ../../nbs/trading/03_matching.ipynb #c127
 @rare
 def _band_tick(desk: Desk, asset: int, side: int, band: float) -> int:
     "The price up to which an order in a hurry may reach (side: that of the order)"
@@ -1387,7 +1387,7 @@ def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
                     return True
     return state.halted != 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c125
+# %% ../../nbs/trading/03_matching.ipynb #c129
 @inner
 def _look(desk: Desk, config: int, time_ns: int) -> bool:
     "Fill in the view; False where the model is not to be asked"
@@ -1429,7 +1429,7 @@ def _look(desk: Desk, config: int, time_ns: int) -> bool:
                     FORCE] = 0
     return True
 
-# %% ../../nbs/trading/03_matching.ipynb #c126
+# %% ../../nbs/trading/03_matching.ipynb #c130
 @rare
 def _show_depth(desk: Desk) -> None:
     "The best levels of our books"
@@ -1453,7 +1453,7 @@ def _show_orders(desk: Desk, config: int, time_ns: int) -> None:
         row.tick, row.placed_ns, row.cancelling = order.known_tick - desk.sides[order.asset].shift, order.placed_ns, order.cancel_sent
         row.confirmed = order.confirmed_ns <= time_ns
 
-# %% ../../nbs/trading/03_matching.ipynb #c129
+# %% ../../nbs/trading/03_matching.ipynb #c133
 @inner
 def _conclude(desk: Desk, config: int, code: int, time_ns: int) -> None:
     "The model has answered: its wishes become orders"
@@ -1467,7 +1467,7 @@ def _conclude(desk: Desk, config: int, code: int, time_ns: int) -> None:
         account.filled_buy_lots = account.filled_sell_lots = 0
         if _usable(side): _apply_wishes(desk, config, asset, time_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c131
+# %% ../../nbs/trading/03_matching.ipynb #c135
 @rare
 def _sample(desk: Desk, config: int, time_ns: int) -> None:
     "Leave the touch of the exchange, our best quotes, position and cash for the figures"
@@ -1491,7 +1491,7 @@ def _sample(desk: Desk, config: int, time_ns: int) -> None:
             else: row.quote_ask_tick = tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, tick)
         clock.sample_count += 1
 
-# %% ../../nbs/trading/03_matching.ipynb #c133
+# %% ../../nbs/trading/03_matching.ipynb #c137
 DRY, FULL, QUESTION, OVERRUN = range(4)
 
 @rare
@@ -1528,7 +1528,7 @@ def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -
     elif clock.local_row < local_rows.time_ns.size: due = min(due, local_rows.time_ns[clock.local_row])
     return min(horizon, max(due, clock.time_ns + clock.least_entry_ns))
 
-# %% ../../nbs/trading/03_matching.ipynb #c135
+# %% ../../nbs/trading/03_matching.ipynb #c139
 @inner
 def _hear(desk: Desk, local_rows: Rows, until_ns: int) -> None:
     "What reaches us up to a moment: rows and news, in order; at the same nanosecond rows first"
@@ -1554,7 +1554,7 @@ def _serve_requests(desk: Desk, rows: Rows, until_ns: int) -> None:
         while state.next_request_ns <= until_ns: _on_request(desk, rows, config)
         clock.next_request_ns = min(clock.next_request_ns, state.next_request_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c137
+# %% ../../nbs/trading/03_matching.ipynb #c141
 @inner
 def _view_of(desk: Desk, config: int) -> View:
     "The view as the model of one configuration gets it"
@@ -1584,7 +1584,7 @@ def _turn(desk: Desk, config: int, quoter: Quoter) -> bool:
     state.next_decision_ns += rule.interval_ns
     return False
 
-# %% ../../nbs/trading/03_matching.ipynb #c138
+# %% ../../nbs/trading/03_matching.ipynb #c142
 def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
     clock = desk.clock[0]
     while True:
@@ -1608,7 +1608,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
         if clock.overrun: return OVERRUN
         for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
-# %% ../../nbs/trading/03_matching.ipynb #c140
+# %% ../../nbs/trading/03_matching.ipynb #c144
 class _Announce(event.Listener):
     "Says once that something is being compiled, which the cache would have known"
     said = False
@@ -1641,7 +1641,7 @@ def rows_of(times_ns: np.ndarray, events: Events, base: int = 0, since_ns: np.nd
     return Rows(np.ascontiguousarray(times_ns), np.ascontiguousarray(events.flags), (events.tick + base).astype(np.int32),
                 np.ascontiguousarray(events.lots), np.zeros(0, np.int64) if since_ns is None else np.ascontiguousarray(since_ns))
 
-# %% ../../nbs/trading/03_matching.ipynb #c142
+# %% ../../nbs/trading/03_matching.ipynb #c146
 Layout = Sequence[tuple[str, Any, tuple[int, ...]]]   # name, dtype, shape
 
 def _pages(size: int) -> Any:
@@ -1676,7 +1676,7 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     for name in ('own_ask', 'own_bid_low', 'exchange_ask', 'local_ask'): sides[name] = NO_ASK
     state['next_order_id'], state['start_e8'], state['next_request_ns'], state['next_news_ns'] = 1, -1, NEVER, NEVER
 
-# %% ../../nbs/trading/03_matching.ipynb #c143
+# %% ../../nbs/trading/03_matching.ipynb #c147
 def new_desk(
     rules: Any,                               # RULES, shape (configs * assets,)
     capacity: Sequence[tuple[int, int]],      # the lowest tick of each instrument's books, and the first beyond them
@@ -1720,7 +1720,7 @@ class Short(NamedTuple):
     first: np.ndarray
     touches: np.ndarray
 
-# %% ../../nbs/trading/03_matching.ipynb #c144
+# %% ../../nbs/trading/03_matching.ipynb #c148
 def _given(
     parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None, path: np.ndarray | None, short: Short | None,
 ) -> dict[str, np.ndarray]:
@@ -1732,13 +1732,13 @@ def _given(
                 first=np.zeros((2, 1), np.int32) if short is None else short.first,
                 touches=np.zeros((0, 4), np.int32) if short is None else short.touches)
 
-# %% ../../nbs/trading/03_matching.ipynb #c146
+# %% ../../nbs/trading/03_matching.ipynb #c150
 @njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 def apply_level(levels: np.ndarray, edges: np.ndarray, kind: int, flags: int, tick: int, lots: int, base: int, rescan: bool) -> None:
     "What a row does to the only book of `levels` and `edges` (shape (1, 1, 2, 2)), by the engine's rules"
     _apply(levels, edges, 0, 0, kind, flags, tick, lots, base, rescan)
 
-# %% ../../nbs/trading/03_matching.ipynb #c148
+# %% ../../nbs/trading/03_matching.ipynb #c152
 def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
              parts: dict[str, list[np.ndarray]]) -> None:
     "Drive the transition function until nothing is due; outputs are moved into `parts`"
@@ -1771,7 +1771,9 @@ def _ask(desk: Desk, python: Quoter) -> None:
     clock, config = desk.clock[0], int(desk.clock[0].at_config)
     count, heard = (int(desk.state[config][name]) * int(clock.own_orders) for name in ('order_count', 'heard_count'))
     view = desk.seen._replace(orders=desk.own[:count], fills=desk.heard[config, :heard])
-    clock.answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes)
+    answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes)
+    if answer is None: raise TypeError(f'{getattr(python, "__name__", "the model")} answers None: a model has to return an int, such as 0')
+    clock.answer = answer
 
 def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
     for name, count in (('fills', 'fill_count'), ('finished', 'finished_count'), ('samples', 'sample_count')):
@@ -1779,7 +1781,7 @@ def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
         if size: parts[name].append(np.array(getattr(desk, name)[:size]))
         desk.clock[0][count] = 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c151
+# %% ../../nbs/trading/03_matching.ipynb #c155
 @njit(cache=True)
 def _follow(events: tuple[np.ndarray, ...], joined: Any, totals: Any, since_ns: np.ndarray) -> None:
     flags, exchange_ns, _, ticks, lots, ids = events
@@ -1805,7 +1807,7 @@ class Joined:
         _follow(tuple(map(np.ascontiguousarray, events.columns)), self._joined, self._totals, since_ns)
         return since_ns
 
-# %% ../../nbs/trading/03_matching.ipynb #c152
+# %% ../../nbs/trading/03_matching.ipynb #c156
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
     def __init__(self, hold_ns: int, use_best_quotes: bool = True, by_order: bool = False):
@@ -1848,14 +1850,16 @@ class Intake:
             setattr(self, name, pending[cut:])
         return parts[0], parts[1]
 
-# %% ../../nbs/trading/03_matching.ipynb #c155
+# %% ../../nbs/trading/03_matching.ipynb #c159
 def check_rows(events: Events, first: int = 0) -> None:
     "ValueError for rows that no engine can read; `first` is the number of the first one, for the message"
     kind = events.kind
     priced, control = np.isin(kind, (DEPTH, TRADE, SNAPSHOT, BEST_QUOTE)), kind == CONTROL
     sided = (events.flags & (BUY | SELL)) != 0
     doubled = (events.flags & (BUY | SELL)) == (BUY | SELL)
-    flaws = ((kind == 0, 'has no kind'), (priced & (~sided | doubled), 'must name one side, BUY or SELL'),
+    neither = (events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)) == (EXCHANGE_ONLY | LOCAL_ONLY)
+    flaws = ((kind == 0, 'has no kind'), (neither, 'concerns neither clock: EXCHANGE_ONLY and LOCAL_ONLY at once'),
+             (priced & (~sided | doubled), 'must name one side, BUY or SELL'),
              (priced & (events.lots < 0), 'has a negative quantity'), ((kind == TRADE) & (events.lots == 0), 'is a trade of nothing'),
              (priced & (events.tick < 0), 'has a negative price'), (control & ((events.tick < 0) | (events.tick > KILL)),
                  'is a control row of unknown code'),
@@ -1866,7 +1870,7 @@ def check_rows(events: Events, first: int = 0) -> None:
             raise ValueError(f'row {first + row} (local time {int(events.local_ns[row])} ns, flags {int(events.flags[row]):#04x}, tick '
                              f'{int(events.tick[row])}, lots {int(events.lots[row])}) {text}; see market/events for what a row may be')
 
-# %% ../../nbs/trading/03_matching.ipynb #c158
+# %% ../../nbs/trading/03_matching.ipynb #c162
 def plain_table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
     "Records written piece by piece as one table, codes as they are"
     return pd.DataFrame(np.concatenate([np.zeros(0, dtype), *parts]))
@@ -1894,7 +1898,7 @@ def first_price(events: Events) -> int | None:
     ends = np.flatnonzero(events.flags[first:] >= LAST)
     return int(np.median(events.tick[first:first + ends[0] + 1][priced[first:first + ends[0] + 1]])) if ends.size else None
 
-# %% ../../nbs/trading/03_matching.ipynb #c159
+# %% ../../nbs/trading/03_matching.ipynb #c163
 class Output:
     "What an engine has written so far, as tables"
     def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
@@ -1908,7 +1912,7 @@ class Output:
     @property
     def samples(self) -> pd.DataFrame: return plain_table(self._parts['samples'], SAMPLE).drop(columns=['config', 'asset'])
 
-# %% ../../nbs/trading/03_matching.ipynb #c161
+# %% ../../nbs/trading/03_matching.ipynb #c165
 class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
@@ -1929,6 +1933,7 @@ class Engine(Output):
         self.venue = venue or Venue.from_config(config)
         self.intake = Intake(hold_ns, use_best_quotes, by_order)
         given = np.zeros(1) if parameters is None else np.asarray(parameters, float)
+        if given.ndim != 1: raise ValueError(f'the parameters of a model are a list of numbers, not an array of shape {given.shape}')
         self._setting = (model.levels, own) if quoter is None else (levels, given)
         self._python = model.quoter if quoter is None else quoter
         self._quoter = compile_quoter(self._python) if compiled else None
@@ -1953,7 +1958,7 @@ class Engine(Output):
         run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
         sum_up(self.desk)
 
-# %% ../../nbs/trading/03_matching.ipynb #c162
+# %% ../../nbs/trading/03_matching.ipynb #c166
 def open_desk(engine: Engine, price: int) -> Desk:
     "A desk for an engine that has just learned the price (ticks), with its first decision set"
     (levels, parameters), venue, rules = engine._setting, engine.venue, engine._rules
@@ -1972,7 +1977,7 @@ def sum_up(desk: Desk) -> None:
     for name in ('position_lots', 'known_position_lots'): state[name] = int(desk.accounts[0][name])
     state.own_lots, state.market_lots = int(desk.accounts[0].own_lots), int(desk.sides[0].market_lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c166
+# %% ../../nbs/trading/03_matching.ipynb #c170
 _enter_wrapper: Any = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 
 @_enter_wrapper
@@ -2012,7 +2017,7 @@ def enter_order(
     cost = sum(abs(worth_e8(int(fill.tick), int(fill.lots), rule)) for fill in done)
     return {**order, 'cost_e8': int(cost), 'fee_e8': int(done['fee_e8'].sum())}, ''
 
-# %% ../../nbs/trading/03_matching.ipynb #c170
+# %% ../../nbs/trading/03_matching.ipynb #c174
 def quotable(engine: Engine) -> bool:
     "Whether our book is whole, two-sided and uncrossed at this moment"
     if engine.desk is None: return False

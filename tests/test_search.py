@@ -112,6 +112,11 @@ def test_refusal_says_how_much_there_is() -> None:
     with pytest.raises(TooLittleEvidence) as caught: rank(drawn(12, fills=3))
     assert (caught.value.days, caught.value.fills, caught.value.least_days, caught.value.least_fills) == (12, 36, 5, 200)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert 'at most 36 fills a configuration (asked: 200)' in str(caught.value) and 'day' not in str(caught.value)   # only what is short
+    with pytest.raises(TooLittleEvidence, match=r'3 independent days \(asked: 5\)') as caught: rank(drawn(3, fills=100))
+    assert 'fills' not in str(caught.value)
+    with pytest.raises(TooLittleEvidence) as caught: rank(drawn(8).assign(pnl=np.nan, error='no', start=pd.NaT))
+    assert '4 configurations lack results' in str(caught.value)
     assert len(rank(drawn(3), least_days=3, least_fills=100)) == 4
     with pytest.raises(TooLittleEvidence, match=r'asked: 2'): rank(drawn(1), least_days=0)    # one day can't be resampled
 
@@ -227,7 +232,7 @@ def free() -> MarketMakingConfig: return load_config(preset='zero-fee-tier', env
 
 @needs_optuna
 def test_a_search_is_what_its_sweep_would_say(days: list[Tape], free: MarketMakingConfig, tmp_path: Path) -> None:
-    options: dict[str, Any] = dict(space=SPACE, config=free, names=NAMES, batch=4, seed=5)
+    options: dict[str, Any] = dict(space=SPACE, config=free, names=NAMES, batch=4, seed=5, least_days=1, least_fills=1)
     found = optimise(days[:2], at_the_touch, trials=12, **options)
     assert found.tried == 12 and found.value == found.trials.score.max() and found.best is not None
     assert found.trials.lots.between(100, 400).all() and {*found.trials['shift']} <= {0, 1, 2, 3}
@@ -244,13 +249,41 @@ def test_a_search_is_what_its_sweep_would_say(days: list[Tape], free: MarketMaki
 @needs_optuna
 def test_a_proposal_without_a_score_is_told(days: list[Tape], free: MarketMakingConfig) -> None:
     space = {'inventory_target': [.05, .9], 'spread_percentage': [1e-7, 1e-2]}    # a target above the cap; quotes nobody meets
-    found = optimise(days[0], None, space, trials=16, config=free, seed=1)
+    found = optimise(days[0], None, space, trials=16, config=free, seed=1, least_days=1, least_fills=1)
     bad = found.trials.inventory_target == .9
     assert bad.any() and found.trials.why[bad].str.contains('lies above max_inventory_exposure').all()
     assert found.trials.score[bad].isna().all()
     assert found.best == {'inventory_target': .05, 'spread_percentage': 1e-7}
-    none = optimise(days[0], None, {'spread_percentage': [1e-2]}, trials=2, config=free)
+    none = optimise(days[0], None, {'spread_percentage': [1e-2]}, trials=2, config=free, least_days=1, least_fills=1)
     assert none.best is None and np.isnan(none.value) and none.trials.why.str.contains('0 fills, fewer than 1').all()
+    assert none.refused == 'too little evidence to rank: at most 0 fills a configuration (asked: 1)'
+    never = optimise(days[0], None, {'inventory_target': [.9]}, trials=2, config=free)
+    assert never.best is None and never.refused.startswith('no trial has a result') and 'max_inventory_exposure' in never.refused
+
+
+@needs_optuna
+def test_a_search_refuses_as_a_ranking_does(days: list[Tape], free: MarketMakingConfig, tmp_path: Path) -> None:
+    "The same words as `rank`, and where it is let through the same numbers; the trials are there either way"
+    options: dict[str, Any] = dict(space=SPACE, config=free, names=NAMES, trials=6, seed=5, batch=3, folder=tmp_path)
+    found = optimise(days, at_the_touch, least_fills=1, **options)
+    table = sweep(days, at_the_touch, found.trials[['lots', 'shift']], free, names=NAMES)
+    with pytest.raises(TooLittleEvidence) as caught: rank(table, by=['configuration'], least_fills=1)
+    assert found.best is None and np.isnan(found.value) and np.isnan(found.low) and found.refused == str(caught.value)
+    assert '3 independent days (asked: 5)' in found.refused and 'fills' not in found.refused
+    assert found.refused in repr(found) and '<table' in found._repr_html_() and found.trials.score.notna().all()
+    let = optimise(days, at_the_touch, least_days=3, least_fills=1, **options)    # the journal is the same
+    pd.testing.assert_frame_equal(let.trials, found.trials)
+    number = int(let.trials.score.idxmax())
+    mine = rank(table, by=['configuration'], least_days=3, least_fills=1, seed=5).set_index('configuration').loc[number]
+    assert let.refused == '' and let.best == let.trials.loc[number, ['lots', 'shift']].to_dict() and let.days == 3
+    assert (let.pnl_per_fill, let.low, let.high, let.fills) == pytest.approx((mine.pnl_per_fill, mine.low, mine.high, mine.fills))
+    assert let.chance == pytest.approx(mine.chance) and 'PnL a fill' in repr(let)
+    few = optimise(days, at_the_touch, least_days=3, least_fills=10 ** 6, **options)
+    assert few.best is None and 'independent day' not in few.refused and '(asked: 1,000,000)' in few.refused
+    assert few.trials.why.str.endswith('fewer than 1,000,000').all()
+    one = optimise(days[0], at_the_touch, least_days=1, least_fills=1, **options)
+    assert one.best is not None and (one.days, one.low, one.high, one.chance) == (1, -np.inf, np.inf, 1)
+    assert '1 independent day bound' in repr(one)
 
 
 @needs_optuna

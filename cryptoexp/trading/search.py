@@ -10,6 +10,7 @@ __all__ = ['QUOTIENTS', 'ADDED', 'Space', 'block_bootstrap', 'best_of_noise', 'c
 # %% ../../nbs/trading/08_search.ipynb #c03
 import contextlib
 import hashlib
+import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,10 +107,12 @@ class TooLittleEvidence(ValueError):
     def __init__(self, days: int, fills: int, least_days: int, least_fills: int, unit: str = 'independent day', reasons: str = ''):
         self.days, self.fills, self.least_days, self.least_fills = days, fills, least_days, least_fills
         self.unit, self.reasons = unit, reasons
-        super().__init__(
-            f'too little evidence to rank: {days:,} {unit}{"s" * (days != 1)} (asked: {least_days:,}) and at most {fills:,} fills a '
-            f'configuration (asked: {least_fills:,}){reasons and "; " + reasons}. '
-            'Record more days; a longer look at the same day is no other day')
+        short = []
+        if days < least_days: short.append(f'{days:,} {unit}{"s" * (days != 1)} (asked: {least_days:,})')
+        if fills < least_fills: short.append(f'at most {fills:,} fills a configuration (asked: {least_fills:,})')
+        told = '; '.join(part for part in (' and '.join(short), reasons) if part)
+        advice = '. Record more days; a longer look at the same day is no other day' if days < least_days else ''
+        super().__init__(f'too little evidence to rank: {told}{advice}')
 
     def __reduce__(self) -> tuple[type, tuple]:
         return TooLittleEvidence, (self.days, self.fills, self.least_days, self.least_fills, self.unit, self.reasons)
@@ -141,6 +144,18 @@ class _Evidence:
     fills: np.ndarray     # the same shape
     volume: np.ndarray    # the same shape, in ten thousands of quote currency, so that a profit by it is in basis points
     holes: np.ndarray     # int64, shape (configurations,): (tape, block) cells without a result
+    blocks: np.ndarray    # shape (blocks,): when each begins
+
+    def enough(self, least_blocks: int, least_fills: int, unit: str) -> np.ndarray:  # str, shape (configurations,): why not, or ''
+        "Why a configuration may not be ranked; TooLittleEvidence where none may"
+        fills, whole = self.fills.sum(0).astype(int), self.holes == 0
+        why = np.where(whole, np.where(fills < least_fills, [f'{number:,} fills, fewer than {least_fills:,}' for number in fills], ''),
+                       [f'no result in {hole} of the runs' for hole in self.holes])
+        if len(self.sums) >= least_blocks and (why == '').any(): return why
+        most = int((fills[whole] if whole.any() else fills).max(initial=0))
+        lacking = int((~whole).sum())
+        raise TooLittleEvidence(len(self.sums), most, least_blocks, least_fills, unit,
+                                f'{lacking} configuration{"s lack" if lacking > 1 else " lacks"} results' if lacking else '')
 
 def _evidence(table: pd.DataFrame, names: Sequence[str], block_minutes: int | None) -> _Evidence:
     rows = table.drop_duplicates([*names, 'tape', 'start'])
@@ -157,7 +172,7 @@ def _evidence(table: pd.DataFrame, names: Sequence[str], block_minutes: int | No
     lost = rows[~fine & rows.start.isna().to_numpy()]
     got = np.bincount(which[fine], minlength=len(values))
     volume = (rows.maker_volume + rows.taker_volume) / 1e4
-    return _Evidence(values, total(rows.pnl), total(rows.fills), total(volume), cells + lost.tape.nunique() - got)
+    return _Evidence(values, total(rows.pnl), total(rows.fills), total(volume), cells + lost.tape.nunique() - got, labels)
 
 # %% ../../nbs/trading/08_search.ipynb #c21
 def rank(
@@ -177,12 +192,8 @@ def rank(
     blocks, fills = len(found.sums), found.fills.sum(0).astype(int)
     measure = 'pnl_per_fill' if per == 'fill' else 'pnl_bps_of_volume'
     unit = 'independent day' if block_minutes is None else f'block of {block_minutes} minutes'
-    why = np.where(found.holes > 0, [f'no result in {hole} of the runs' for hole in found.holes],
-                   np.where(fills < least_fills, [f'{number:,} fills, fewer than {least_fills:,}' for number in fills], ''))
+    why = found.enough(max(2, least_days), least_fills, unit)
     fine = why == ''
-    if blocks < max(2, least_days) or not fine.any():
-        holes = f'{int((found.holes > 0).sum())} configurations lack results' if found.holes.any() else ''
-        raise TooLittleEvidence(blocks, int(fills.max(initial=0)), max(2, least_days), least_fills, unit, holes)
     total = max(tried or 0, len(fine))
     result = found.values.assign(blocks=blocks, fills=fills, pnl=found.sums.sum(0))
     result = result.join(_judged(found, fine, measure, total, draws, seed, level)).assign(why=why)
@@ -324,15 +335,33 @@ def _distributions(space: Space) -> dict[str, Any]:
 class Search:
     "What a search has found, and all that it tried"
     objective: str
-    best: dict[str, Any] | None  # None: no trial had a score
+    best: dict[str, Any] | None  # None: see refused
     value: float                 # its score on the tapes that it was chosen on: in sample, and too good
     trials: pd.DataFrame         # number, one column a name, score, fills, why (there is no score)
+    refused: str = ''            # why there is no best one: what the evidence is short of
+    days: int = 0                # independent days that the trials ran on
+    fills: int = 0               # of the best one
+    pnl_per_fill: float = NO_NUMBER  # of the best one, in quote currency, as `low` and `high`
+    low: float = NO_NUMBER       # the 95 % interval of the block bootstrap; infinite ends: so few days say nothing
+    high: float = NO_NUMBER
+    chance: float = NO_NUMBER    # that the best of as many worthless ones shows at least this profit a fill, in standard errors
 
     @property
     def tried(self) -> int: return len(self.trials)
 
     def __repr__(self) -> str:
-        return f'Search({self.objective} = {self.value:.6g} in sample, the best of {self.tried} trials, at {self.best})'
+        return f'{self._told()}\n{self.trials}'
+
+    def _repr_html_(self) -> str:
+        return f'<p>{html.escape(self._told())}</p>{self.trials.to_html(max_rows=20)}'
+
+    def _told(self) -> str:
+        if self.best is None: return f'Search({self.objective}: no best one of {self.tried} trials; {self.refused})'
+        days = f'{self.days:,} independent day{"s" * (self.days != 1)}'
+        bounded = np.isfinite([self.low, self.high]).any()
+        told = f'{self.low:.4g} to {self.high:.4g}, chance {self.chance:.2g}' if bounded else f'{days} bound it nowhere'
+        return (f'Search({self.objective} = {self.value:.6g} in sample, the best of {self.tried} trials, at {self.best}; '
+                f'PnL a fill {self.pnl_per_fill:.4g} ({told}) from {self.fills:,} fills on {days})')
 
 # %% ../../nbs/trading/08_search.ipynb #c44
 @contextlib.contextmanager
@@ -381,13 +410,15 @@ def _answer(study: Any, batch: Mapping[int, dict[str, Any]], run: Any, check: An
     table = run([batch[number] for number in fine]) if fine else pd.DataFrame()
     for number in batch:
         rows = table[table.configuration == fine.index(number)] if number in fine else None
-        value, fills = NO_NUMBER, 0
+        value, fills, told = NO_NUMBER, 0, {}
         if rows is not None:
             value, fills = score(rows, objective), int(rows.fills.sum())
+            days = _evidence(rows, ['configuration'], None)
+            if not days.holes.any(): told = dict(zip(map(str, days.blocks), zip(days.sums[:, 0].tolist(), days.fills[:, 0].tolist())))
             if rows.error.notna().any(): why[number] = str(rows.error.dropna().iloc[0])
-            elif fills < least_fills: why[number] = f'{fills} fills, fewer than {least_fills}'
+            elif fills < least_fills: why[number] = f'{fills:,} fills, fewer than {least_fills:,}'
             elif value != value: why[number] = 'there is no score'
-        study.set_user_attr(f'trial {number}', {'fills': fills, 'why': why.get(number, '')})
+        study.set_user_attr(f'trial {number}', {'fills': fills, 'why': why.get(number, ''), 'days': told})
         if number in why: study.tell(number, state=TrialState.PRUNED)
         else: study.tell(number, value)
 
@@ -404,11 +435,12 @@ def optimise(
     folder: str | Path | None = None,          # keeps the journal and the finished cells
     seed: int = 0,
     minimise: bool = False,                    # a small value is the better one
-    least_fills: int = 1,                      # a trial with fewer has no score
+    least_days: int = 5,                       # independent days; with fewer there is no best one, see Search.refused
+    least_fills: int = 200,                    # over all days; a trial with fewer has no score
     batch: int = 8,                            # proposals that run together
     **options: Any,                            # jobs, threads, chunk, progress: as in `sweep`
 ) -> Search:                                   # ConfigError where the space can't be searched; ImportError without Optuna
-    "Search a space with Optuna's tree of Parzen estimators; a search that was killed goes on"
+    "Search a space with Optuna's tree of Parzen estimators; no best one on too little evidence; a search that was killed goes on"
     base, told, sources = config or load_config(preset=preset), dict(space or {}), sources_of(tapes)
     problems = name_problems([told], base, quoter, names) + space_problems(told)
     if problems: raise ConfigError(problems)
@@ -429,7 +461,7 @@ def optimise(
                 pending[trial.number] = dict(trial.params)
             _answer(study, pending, run, check, objective, least_fills)
             pending = {}
-        return _search(study, objective, list(told))
+        return _search(study, objective, list(told), max(1, least_days), least_fills, minimise, seed)
 
 # %% ../../nbs/trading/08_search.ipynb #c47
 def _left_over(study: Any, space: Space) -> dict[int, dict[str, Any]]:
@@ -440,16 +472,35 @@ def _left_over(study: Any, space: Space) -> dict[int, dict[str, Any]]:
         if set(trial.params) != set(space): study.tell(trial.number, state=TrialState.FAIL)
     return {trial.number: dict(trial.params) for trial in running if set(trial.params) == set(space)}
 
-def _search(study: Any, objective: str, names: Sequence[str]) -> Search:
-    "What a study holds, as a table"
-    told = study.user_attrs
+def _search(study: Any, objective: str, names: Sequence[str], least_days: int, least_fills: int, minimise: bool, seed: int) -> Search:
+    "What a study holds, as a table, and the best of it where there is evidence"
+    none = {'fills': 0, 'why': 'cut short', 'days': {}}
+    told = [study.user_attrs.get(f'trial {trial.number}', none) for trial in study.trials]
     rows = [{'number': trial.number, **{name: trial.params.get(name) for name in names},
-             'score': NO_NUMBER if trial.value is None else trial.value,
-             **told.get(f'trial {trial.number}', {'fills': 0, 'why': 'cut short'})} for trial in study.trials]
+             'score': NO_NUMBER if trial.value is None else trial.value, 'fills': one['fills'], 'why': one['why']}
+            for trial, one in zip(study.trials, told)]
     table = pd.DataFrame(rows, columns=['number', *names, 'score', 'fills', 'why'])
-    if not table.score.notna().any(): return Search(objective, None, NO_NUMBER, table)
-    best = study.best_trial
-    return Search(objective, dict(best.params), float(best.value), table)
+    found = _evidence_of([one['days'] for one in told])
+    def refuse(text: str) -> Search: return Search(objective, None, NO_NUMBER, table, text, len(found.sums))
+    if not len(found.sums): return refuse(f'no trial has a result{": " + told[0]["why"] if told else ""}')
+    try: fine = (found.enough(least_days, least_fills, 'independent day') == '') & table.score.notna().to_numpy()
+    except TooLittleEvidence as error: return refuse(str(error))
+    if not fine.any(): return refuse(f'no trial has a score: {next(one["why"] for one in told if one["why"])}')
+    best = int(np.nanargmax(np.where(fine, table.score.to_numpy(float) * (-1 if minimise else 1), np.nan)))
+    low, high, chance = -np.inf, np.inf, 1.0  # of a single day
+    if len(found.sums) > 1:
+        low, high, chance = _judged(found, fine, 'pnl_per_fill', len(table), 2000, seed, 0.95).loc[best, ['low', 'high', 'chance']]
+    fills = found.fills[:, best].sum()
+    return Search(objective, dict(study.trials[best].params), float(table.score[best]), table, '', len(found.sums), int(fills),
+                  float(found.sums[:, best].sum() / fills) if fills else NO_NUMBER, float(low), float(high), float(chance))
+
+def _evidence_of(trials: Sequence[Mapping[str, Sequence[float]]]) -> _Evidence:  # of each trial: day -> its profit and fills
+    "Profits and fills of trials; one without any day has no result"
+    days = sorted(set().union(*trials))
+    square = np.array([[one.get(day, (0.0, 0.0)) for one in trials] for day in days], float).reshape(len(days), len(trials), 2)
+    holes = np.array([len(days) - len(one) for one in trials], np.int64)
+    return _Evidence(pd.DataFrame(index=range(len(trials))), square[..., 0], square[..., 1], np.zeros(square.shape[:2]), holes,
+                     np.array(days))
 
 # %% ../../nbs/trading/08_search.ipynb #c52
 def walk_forward(
@@ -473,7 +524,8 @@ def walk_forward(
     day, rows = _starts(several).dt.floor('D'), []
     for number, parts in enumerate(splits_of(sorted(day.unique()), train_days, test_days)):
         train, test = ([tape for tape, one in zip(several, day) if one in part] for part in parts)
-        found = optimise(train, quoter, space, objective, trials, seed=seed, minimise=minimise, least_fills=least_fills, **options)
+        found = optimise(train, quoter, space, objective, trials, seed=seed, minimise=minimise, least_days=1,
+                         least_fills=least_fills, **options)  # the days after judge
         row = found.best or {name: found.trials[name].iloc[0] for name in space or {}}  # to know when the tapes begin and end
         inside, outside = (sweep(part, quoter, [row], **options) for part in (train, test))
         rows.append({'split': number, **_side_by_side(found.best, inside, outside, objective), 'tried': found.tried})

@@ -489,7 +489,8 @@ def _search(study: Any, objective: str, names: Sequence[str], least_days: int, l
     best = int(np.nanargmax(np.where(fine, table.score.to_numpy(float) * (-1 if minimise else 1), np.nan)))
     low, high, chance = -np.inf, np.inf, 1.0  # of a single day
     if len(found.sums) > 1:
-        low, high, chance = _judged(found, fine, 'pnl_per_fill', len(table), 2000, seed, 0.95).loc[best, ['low', 'high', 'chance']]
+        judged = _judged(found, fine, 'pnl_per_fill', len(table), 2000, seed, 0.95)
+        low, high, chance = map(float, judged.loc[best, ['low', 'high', 'chance']].to_numpy(float))
     fills = found.fills[:, best].sum()
     return Search(objective, dict(study.trials[best].params), float(table.score[best]), table, '', len(found.sums), int(fills),
                   float(found.sums[:, best].sum() / fills) if fills else NO_NUMBER, float(low), float(high), float(chance))

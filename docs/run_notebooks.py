@@ -164,15 +164,16 @@ def clean(path: Path) -> None:
 
 
 def imported(path: Path) -> set[Path]:
-    "The modules of the package that a module imports"
+    "The modules of the package that a module imports, wherever in it the import stands"
     found, parts = set(), path.relative_to(ROOT).with_suffix('').parts
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if not isinstance(node, ast.ImportFrom): continue
-        module = tuple(node.module.split('.')) if node.module else ()
-        if node.level: module = (*parts[:len(parts) - node.level], *module)
-        for place in (module, *((*module, alias.name) for alias in node.names)):
-            file = ROOT.joinpath(*place).with_suffix('.py')
-            if place[:1] == (PACKAGE,) and file.is_file(): found.add(file)
+        if isinstance(node, ast.Import): places = [tuple(alias.name.split('.')) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = (*(parts[:len(parts) - node.level] if node.level else ()), *(node.module.split('.') if node.module else ()))
+            places = [module, *((*module, alias.name) for alias in node.names)]
+        else: continue
+        files = (ROOT.joinpath(*place).with_suffix('.py') for place in places if place[:1] == (PACKAGE,))
+        found |= {file for file in files if file.is_file()}
     return found
 
 
@@ -189,7 +190,8 @@ def forget_stale_kernels() -> None:
             known |= fresh
         newest = max(path.stat().st_mtime for path in known)
         for path in (module.parent/'__pycache__').glob(f'{module.stem}.*.nb[ci]'):
-            if path.stat().st_mtime < newest: path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):   # another process, compiling, has just put a newer one in its place
+                if path.stat().st_mtime < newest: path.unlink()
 
 
 def main() -> int:

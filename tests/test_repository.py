@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from build_site import foreign_requests
 from pages import body
-from run_notebooks import EXPORTS, NOTEBOOKS, PACKAGE, ROOT, all_notebooks, directives, exported_module, shown
+from run_notebooks import EXPORTS, NOTEBOOKS, PACKAGE, ROOT, all_notebooks, directives, exported_module, imported, shown
 
 MODULES = sorted((ROOT/PACKAGE).rglob('*.py'))
 GENERATED = [path for path in MODULES if path.name not in ('__init__.py', '_modidx.py')]
@@ -96,19 +96,9 @@ def test_cells(path: Path) -> None:
 
 # ---- floors
 
-def imported(path: Path) -> set[tuple[str, ...]]:
+def rooms(path: Path) -> set[tuple[str, ...]]:
     "The rooms of the package a module imports, wherever in it the import stands"
-    package, found = path.relative_to(ROOT).parent.parts, set()
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Import): targets = [tuple(alias.name.split('.')) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            start = package[:len(package) - node.level + 1] if node.level else ()
-            target = (*start, *(node.module or '').split('.')) if node.module else start
-            folder = ROOT.joinpath(*target).is_dir()
-            targets = [(*target, alias.name) if folder else target for alias in node.names]
-        else: continue
-        found |= {target[1:] for target in targets if target[0] == PACKAGE and len(target) > 1}
-    return found
+    return {file.relative_to(ROOT/PACKAGE).with_suffix('').parts for file in imported(path)}
 
 
 def floor(room: tuple[str, ...]) -> tuple[int, str]:
@@ -126,7 +116,7 @@ def floor(room: tuple[str, ...]) -> tuple[int, str]:
 def test_imports_go_down_the_floors(path: Path) -> None:
     height, wing = floor(path.relative_to(ROOT/PACKAGE).with_suffix('').parts)
     wrong = []
-    for room in imported(path):
+    for room in rooms(path):
         if room[0].startswith('__'): continue  # the version
         below, other = floor(room)
         if below > height or (below == height and other != wing): wrong.append('.'.join(room))

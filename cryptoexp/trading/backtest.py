@@ -336,7 +336,8 @@ def _in_both_orders(events: Events, by_order: bool) -> tuple[Rows, Rows, tuple[i
     "The rows of one instrument in an order that serves both clocks, and the lowest tick of its books and the first beyond them"
     rows = rising(events)
     priced = rows.kind == TRADE if (rows.kind == TRADE).any() else rows.lots > 0
-    low, top = int(rows.tick[priced].min()) // 4, 4 * int(rows.tick[priced].max()) + 1   # the engine lets nobody quote that far away
+    least, most = int(rows.tick[priced].min()), int(rows.tick[priced].max())
+    low, top = least * 9 // 20, most * 11 // 5 + 1   # nobody may quote beyond half of a mid and twice of it; a tenth to spare
     local = rows_of(rows.local_ns, rows, -low)
     happening = np.where(rows.flags & LOCAL_ONLY, 0, rows.exchange_ns)   # what concerns us only must not break the order
     exchange = local._replace(time_ns=np.maximum.accumulate(happening))

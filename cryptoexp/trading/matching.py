@@ -1740,22 +1740,26 @@ def apply_level(levels: np.ndarray, edges: np.ndarray, kind: int, flags: int, ti
 
 # %% ../../nbs/trading/03_matching.ipynb #c152
 def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
-             parts: dict[str, list[np.ndarray]]) -> None:
-    "Drive the transition function until nothing is due; outputs are moved into `parts`"
+             parts: dict[str, list[np.ndarray]], first_row: int = 0) -> None:
+    "Drive the transition function until nothing is due; outputs are moved into `parts` (`first_row`: rows we heard of before these)"
     clock = desk.clock[0]
     clock.exchange_row = clock.local_row = 0
     step = transition()
     compiled = quoter or compile_quoter(_silent)
-    if (desk.rules.queue == QUEUE_L3).any() and not exchange_rows.since_ns.size == exchange_rows.time_ns.size:
-        raise ValueError("the queue model l3 needs a tape that names the order behind each change (by_order); take 'behind', or a bracket")
+    if (desk.rules.queue == QUEUE_L3).any():
+        if not exchange_rows.since_ns.size == exchange_rows.time_ns.size: raise ValueError(
+            "the queue model l3 needs a tape that names the order behind each change (by_order); take 'behind', or a bracket")
+        if clock.whole: raise ValueError("the queue model l3 goes with fills='partial', not with hftbacktest's whole fills")
     try:
         while (outcome := step(desk, exchange_rows, local_rows, until_ns, compiled)) in (FULL, QUESTION):
             if outcome == QUESTION: _ask(desk, python)
             else: _collect(desk, parts)
     except Exception as error:
         if clock.deciding:
+            at = int(clock.local_row)
+            heard = f'message {at} of {len(desk.path)}' if len(desk.path) else f'row {first_row + at - 1} of those that drive the book'
             error.add_note(f'raised by the quoting model, asked at {int(clock.time_ns)} ns for configuration {int(clock.at_config)}, when '
-                           f'row {int(clock.local_row) - 1} of {max(len(local_rows.time_ns), len(desk.path))} had reached us')
+                           f'{heard} had reached us')
         raise
     _collect(desk, parts)
     if outcome == OVERRUN: raise RuntimeError(OVERRUNS[int(clock.overrun)])
@@ -1775,13 +1779,14 @@ def _ask(desk: Desk, python: Quoter) -> None:
     if answer is None: raise TypeError(f'{getattr(python, "__name__", "the model")} answers None: a model has to return an int, such as 0')
     clock.answer = answer
 
+# %% ../../nbs/trading/03_matching.ipynb #c153
 def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
     for name, count in (('fills', 'fill_count'), ('finished', 'finished_count'), ('samples', 'sample_count')):
         size = int(desk.clock[0][count])
         if size: parts[name].append(np.array(getattr(desk, name)[:size]))
         desk.clock[0][count] = 0
 
-# %% ../../nbs/trading/03_matching.ipynb #c155
+# %% ../../nbs/trading/03_matching.ipynb #c156
 @njit(cache=True)
 def _follow(events: tuple[np.ndarray, ...], joined: Any, totals: Any, since_ns: np.ndarray) -> None:
     flags, exchange_ns, _, ticks, lots, ids = events
@@ -1807,7 +1812,7 @@ class Joined:
         _follow(tuple(map(np.ascontiguousarray, events.columns)), self._joined, self._totals, since_ns)
         return since_ns
 
-# %% ../../nbs/trading/03_matching.ipynb #c156
+# %% ../../nbs/trading/03_matching.ipynb #c157
 class Intake:
     "Rows in the order of arrival go in; rows come out in both orders as soon as both are settled"
     def __init__(self, hold_ns: int, use_best_quotes: bool = True, by_order: bool = False):
@@ -1850,7 +1855,7 @@ class Intake:
             setattr(self, name, pending[cut:])
         return parts[0], parts[1]
 
-# %% ../../nbs/trading/03_matching.ipynb #c159
+# %% ../../nbs/trading/03_matching.ipynb #c160
 def check_rows(events: Events, first: int = 0) -> None:
     "ValueError for rows that no engine can read; `first` is the number of the first one, for the message"
     kind = events.kind
@@ -1870,7 +1875,7 @@ def check_rows(events: Events, first: int = 0) -> None:
             raise ValueError(f'row {first + row} (local time {int(events.local_ns[row])} ns, flags {int(events.flags[row]):#04x}, tick '
                              f'{int(events.tick[row])}, lots {int(events.lots[row])}) {text}; see market/events for what a row may be')
 
-# %% ../../nbs/trading/03_matching.ipynb #c162
+# %% ../../nbs/trading/03_matching.ipynb #c163
 def plain_table(parts: list[np.ndarray], dtype: np.dtype) -> pd.DataFrame:
     "Records written piece by piece as one table, codes as they are"
     return pd.DataFrame(np.concatenate([np.zeros(0, dtype), *parts]))
@@ -1898,7 +1903,7 @@ def first_price(events: Events) -> int | None:
     ends = np.flatnonzero(events.flags[first:] >= LAST)
     return int(np.median(events.tick[first:first + ends[0] + 1][priced[first:first + ends[0] + 1]])) if ends.size else None
 
-# %% ../../nbs/trading/03_matching.ipynb #c163
+# %% ../../nbs/trading/03_matching.ipynb #c164
 class Output:
     "What an engine has written so far, as tables"
     def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
@@ -1912,7 +1917,7 @@ class Output:
     @property
     def samples(self) -> pd.DataFrame: return plain_table(self._parts['samples'], SAMPLE).drop(columns=['config', 'asset'])
 
-# %% ../../nbs/trading/03_matching.ipynb #c165
+# %% ../../nbs/trading/03_matching.ipynb #c166
 class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
@@ -1940,6 +1945,7 @@ class Engine(Output):
         self._shown = (depth, own_orders)
         self._rules = make_rules(self.config, instrument, self.venue)
         self.desk: Desk | None = None
+        self._heard = 0   # rows that have reached us
 
     def feed(self, events: Events) -> None:
         "Take in rows in the order of their corrected local time and go as far as they settle matters"
@@ -1955,10 +1961,12 @@ class Engine(Output):
 
     def _run(self, until_ns: int) -> None:
         if self.desk is None: return
-        run_desk(self.desk, *self.intake.release(until_ns), until_ns, self._quoter, self._python, self._parts)
+        happened, reached = self.intake.release(until_ns)
+        run_desk(self.desk, happened, reached, until_ns, self._quoter, self._python, self._parts, self._heard)
+        self._heard += len(reached.time_ns)
         sum_up(self.desk)
 
-# %% ../../nbs/trading/03_matching.ipynb #c166
+# %% ../../nbs/trading/03_matching.ipynb #c167
 def open_desk(engine: Engine, price: int) -> Desk:
     "A desk for an engine that has just learned the price (ticks), with its first decision set"
     (levels, parameters), venue, rules = engine._setting, engine.venue, engine._rules
@@ -1977,7 +1985,7 @@ def sum_up(desk: Desk) -> None:
     for name in ('position_lots', 'known_position_lots'): state[name] = int(desk.accounts[0][name])
     state.own_lots, state.market_lots = int(desk.accounts[0].own_lots), int(desk.sides[0].market_lots)
 
-# %% ../../nbs/trading/03_matching.ipynb #c170
+# %% ../../nbs/trading/03_matching.ipynb #c171
 _enter_wrapper: Any = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 
 @_enter_wrapper
@@ -2017,7 +2025,7 @@ def enter_order(
     cost = sum(abs(worth_e8(int(fill.tick), int(fill.lots), rule)) for fill in done)
     return {**order, 'cost_e8': int(cost), 'fee_e8': int(done['fee_e8'].sum())}, ''
 
-# %% ../../nbs/trading/03_matching.ipynb #c174
+# %% ../../nbs/trading/03_matching.ipynb #c175
 def quotable(engine: Engine) -> bool:
     "Whether our book is whole, two-sided and uncrossed at this moment"
     if engine.desk is None: return False

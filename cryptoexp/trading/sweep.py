@@ -636,8 +636,9 @@ def heatmap(
     square = table.pivot_table(index=y, columns=x, values=value, aggfunc=how, dropna=False)
     numbers = square.to_numpy(float)
     over = [name for name in ('tape', *table.attrs.get('grid', ())) if name not in (x, y) and table[name].nunique() > 1]
-    most = float(np.nanmax(np.abs(numbers))) if np.isfinite(numbers).any() else 1.0
-    signed = bool((numbers < 0).any())
+    low, high = (float(np.nanmin(numbers)), float(np.nanmax(numbers))) if np.isfinite(numbers).any() else (0.0, 1.0)
+    signed, losing = low < 0 < high, high <= 0   # both signs: white is zero; losses alone: the worst is the darkest
+    if signed: low, high = -max(-low, high), max(-low, high)
     style: Any = FIGURE_STYLE
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -645,12 +646,13 @@ def heatmap(
     with mpl.rc_context({**style, 'axes.grid': False}):
         figure = Figure(figsize=(6, 3), dpi=72, layout='constrained')
         axes = figure.subplots()
-        image = axes.imshow(numbers, aspect='auto', origin='lower', cmap='RdBu' if signed else 'Blues',
-                            vmin=-most if signed else None, vmax=most)
+        image = axes.imshow(numbers, aspect='auto', origin='lower', cmap='RdBu' if signed else 'Reds_r' if losing else 'Blues',
+                            vmin=low, vmax=high)
         for put, labels in ((axes.set_xticks, square.columns), (axes.set_yticks, square.index)):
             put(range(len(labels)), [f'{label:g}' if isinstance(label, float) else str(label) for label in labels])
         for (row, column), number in np.ndenumerate(numbers):
-            dark = abs(number) > 0.6 * most
+            place = (number - low) / (high - low) if high > low else 0.5
+            dark = abs(place - 0.5) > 0.3 if signed else place < 0.4 if losing else place > 0.6
             if number == number: axes.text(column, row, f'{number:.3g}', ha='center', va='center', fontsize=8, color='wk'[not dark])
         synthetic = bool(table.synthetic.fillna(False).astype(bool).any())
         axes.set(xlabel=x, ylabel=y, title=value + f' ({how} over {", ".join(over)})' * bool(over) + ' · SYNTHETIC MARKET' * synthetic)

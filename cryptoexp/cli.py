@@ -98,10 +98,12 @@ def configuration(arguments: argparse.Namespace) -> Any:  # MarketMakingConfig
         problems.append(Problem('--pair', 'the embedded market and recordings say themselves what they are of; it is for live sources'))
     if arguments.streams and arguments.source in (['embedded'], ['binance'], ['coinbase']):
         problems.append(Problem('--streams', f'it is for recordings; {arguments.source[0]} leaves no choice, its book is diff-only'))
-    if problems: raise ConfigError(problems)
     if arguments.pair: overrides['trading_pair'] = arguments.pair.upper().replace('-', '/')
     if arguments.seed is not None: overrides['seed'] = arguments.seed
-    return load_config(arguments.config, arguments.preset, overrides)
+    try: config = load_config(arguments.config, arguments.preset, overrides)
+    except ConfigError as error: raise ConfigError([*problems, *error.problems]) from None
+    if problems: raise ConfigError(problems)
+    return config
 
 def is_offline(words: Sequence[str]) -> bool:
     "Whether the source is the embedded market or files"

@@ -1756,6 +1756,7 @@ def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             else: _collect(desk, parts)
     except Exception as error:
         if clock.deciding:
+            clock.asked, desk.state[int(clock.at_config)]['stopped'] = 0, 1   # a model that has failed is not asked again
             at = int(clock.local_row)
             heard = f'message {at} of {len(desk.path)}' if len(desk.path) else f'row {first_row + at - 1} of those that drive the book'
             error.add_note(f'raised by the quoting model, asked at {int(clock.time_ns)} ns for configuration {int(clock.at_config)}, when '

@@ -33,8 +33,8 @@ from numba.typed import Dict
 from ..config import MarketMakingConfig
 from ..market.book import NO_ASK, NO_BID, room_for
 from cryptoexp.market.events import (
-    BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, EXCHANGE_ONLY, KILL, KIND_MASK, LAST, LOCAL_ONLY, RESUME, SELL, SIGNAL, SNAPSHOT, STALE, STOP,
-    TRADE, Events, concat, from_rows,
+    BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, EXCHANGE_ONLY, KILL, KIND_MASK, LAST, LOCAL_ONLY, RESUME, SELL, SIGNAL, SNAPSHOT, STALE, START,
+    STOP, TRADE, Events, concat, from_rows,
 )
 from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from cryptoexp.trading.limits import (
@@ -1261,6 +1261,9 @@ def _obey(desk: Desk, asset: int, code: int) -> None:
     clock, side = desk.clock[0], desk.sides[asset]
     if code == STALE: side.stale = 1
     elif code == RESUME: side.stale = 0
+    elif code == START and not clock.parity_end:   # a person lets a halted session go on: loss and drawdown count anew
+        for config in range(clock.configs): desk.state[config].halted, desk.state[config].start_e8 = 0, -1
+        clock.band_low, clock.band_high = 1, 0
     if (code != STALE and code != STOP and code != KILL) or clock.parity_end: return   # hftbacktest knows no such rows
     for config in range(clock.configs):
         if code == STOP: desk.state[config].stopped = 1

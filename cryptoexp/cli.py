@@ -71,12 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
     add('--preset', metavar='NAME', help='what to assume about the account, see --presets')
     add('--presets', action='store_true', help='list the presets and stop')
     add('--config', type=Path, metavar='FILE', help='TOML file with any fields of the configuration')
-    add('--set', dest='fields', action='append', default=[], metavar='FIELD=VALUE',
-        help='set one field; may be repeated, wins over all else')
+    add('--set', dest='fields', action='append', default=[], metavar='FIELD=VALUE', help='set one field; may be repeated, wins over all else')
     add('--duration', type=seconds, metavar='TIME',
         help='market time: 90s, 10m, 4h, 1d (default: embedded 12h, files to their end, live until Ctrl-C)')
-    add('--speed', type=speed, default=None, metavar='FACTOR',
-        help='market time against wall time, or max (default: max; live 1)')
+    add('--speed', type=speed, default=None, metavar='FACTOR', help='market time against wall time, or max (default: max; live 1)')
     add('--out', type=Path, default=Path('runs'), metavar='FOLDER', help="where a run's folder is made (default: runs)")
     add('--journal', action='store_true', help='keep a journal of an offline session too, so that it can be resumed (live ones always do)')
     add('--resume', type=Path, metavar='RUN', help='go on with the session of a run folder; it says itself what it trades, and how')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HINTS', 'FRAME', 'MARK', 'StorageError', 'storage_error', 'explained', 'sync_folder', 'replace_bytes',
            'current_umask', 'replace_text', 'new_run_folder', 'Record', 'frame', 'frame_at', 'DamagedJournal',
-           'parse_journal', 'lock', 'Journal']
+           'parse_journal', 'lock', 'Journal', 'begin_anew']
 
 # %% ../nbs/02_durable.ipynb #c03
 import contextlib
@@ -13,7 +13,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # %% ../nbs/02_durable.ipynb #c06
@@ -208,27 +208,29 @@ class Journal:
                 raise
         self.count, self._size = self.count + len(records), self._size + len(data)
 
-    def restart(self, *records: tuple[int, bytes]) -> None:
-        "Begin anew with these records: the old file is there until the new one is whole"
-        beside = self.path.with_name(f'.{self.path.name}.part')
-        with explained(self.path):
-            beside.unlink(missing_ok=True)
-            file = open(beside, 'a+b', buffering=0)
-            try:
-                lock(file, self.path)
-                data = b''.join(frame(number, kind, payload) for number, (kind, payload) in enumerate(records))
-                left = memoryview(data)
-                while left: left = left[file.write(left):]
-                os.fsync(file.fileno())
-                os.replace(beside, self.path)
-            except BaseException:
-                file.close()
-                beside.unlink(missing_ok=True)
-                raise
-            self._file.close()
-            self._file, self.count, self._size = file, len(records), len(data)
-            sync_folder(self.path.parent)
-
+    def restart(self, *records: tuple[int, bytes]) -> None: begin_anew(self, records)   # the old file is there until the new one is whole
     def close(self) -> None: self._file.close()
     def __enter__(self) -> Self: return self
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: self.close()
+
+# %% ../nbs/02_durable.ipynb #j09r
+def begin_anew(journal: Journal, records: Sequence[tuple[int, bytes]]) -> None:
+    "Put a file with these records in the place of a journal's, and append to that from now on"
+    beside = journal.path.with_name(f'.{journal.path.name}.part')
+    with explained(journal.path):
+        beside.unlink(missing_ok=True)
+        file = open(beside, 'a+b', buffering=0)
+        try:
+            lock(file, journal.path)
+            data = b''.join(frame(number, kind, payload) for number, (kind, payload) in enumerate(records))
+            left = memoryview(data)
+            while left: left = left[file.write(left):]
+            os.fsync(file.fileno())
+            os.replace(beside, journal.path)
+        except BaseException:
+            file.close()
+            beside.unlink(missing_ok=True)
+            raise
+        journal._file.close()
+        journal._file, journal.count, journal._size = file, len(records), len(data)
+        sync_folder(journal.path.parent)

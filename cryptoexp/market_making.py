@@ -26,8 +26,9 @@ from .config import MarketData, MarketMakingConfig
 from .durable import new_run_folder
 from .market import binance, coinbase, tape
 from .market.events import BEST_QUOTE, BUY, CLOCK, CONTROL, KILL, LAST, RESUME, SELL, STALE, START, TRADE, Events, from_rows
-from .market.feed import BinanceFeed, EventFeed, Feed, embedded_feed
+from .market.feed import EventFeed, Feed, embedded_feed
 from .market.instrument import MONEY_SCALE, Instrument, order_problems
+from .market.live import VENUES as LIVE, LiveFeed
 from .net import NetError, Session
 from .trading.backtest import Result, Run, largest_latency_ns, source_name
 from .trading.journal import SEAL_ROWS, History, Plan, SessionJournal, read_history, rebuild, replay, seal
@@ -91,10 +92,10 @@ Source = str | Path | Sequence[str | Path]
 
 def is_file(source: Source) -> bool:
     "Whether a source means files, rather than the embedded market or a venue"
-    return not isinstance(source, str) or source not in ('embedded', *VENUES)
+    return not isinstance(source, str) or source not in ('embedded', *LIVE)
 
 def open_feed(
-    source: Source,                     # 'embedded', 'binance', a path, or several paths that belong together
+    source: Source,                     # 'embedded', a name of market.live.VENUES, a path, or several paths that belong together
     config: MarketMakingConfig,
     duration_ns: int,                   # market time that the embedded market is to last
     speed: float | None = None,         # market time against wall time; None: as fast as possible (live: 1)
@@ -105,14 +106,9 @@ def open_feed(
     if streams is not None and not is_file(source):
         raise ValueError(f'streams={streams!r} is for recordings; {source} has one stream that makes its book, and is diff-only')
     if source == 'embedded': return embedded_feed(duration_ns, config.seed, speed)
-    if source == 'binance':
-        urls = config.venue_urls
-        return BinanceFeed(config.trading_pair, urls.get('binance_rest', binance.REST_URL),
-            urls.get('binance_websocket', binance.WEBSOCKET_URL),
-                           speed=speed or 1.0, base_latency_ns=base_latency_ns(config), on_line=on_line)
-    if isinstance(source, str) and source in VENUES:
-        raise LookupError(f'{source} can be asked for single quotes only, and a running session needs its streams: '
-                          'use binance, the embedded market or a recording')
+    if isinstance(source, str) and source in LIVE:
+        return LiveFeed(source, config.trading_pair, config.venue_urls.get(f'{source}_rest'), config.venue_urls.get(f'{source}_websocket'),
+                        speed=speed or 1.0, base_latency_ns=base_latency_ns(config), on_line=on_line)
     paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(path) for path in source]
     recording = tape.load(paths, base_latency_ns=base_latency_ns(config), streams=streams)
     rows = recording.timeline()

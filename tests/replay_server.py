@@ -158,6 +158,9 @@ class ReplayServer:
         self.recording, self.speed, self.port = Recording(lines), speed, port
         self.faults, self.refusals, self.blocked = dict(faults or {}), list(refusals), blocked
         self.sent, self.connections, self.depth_requests, self.dropping = 0, 0, 0, False
+        self.mute: tuple[str, int] | None = None   # a stream that falls silent after so many frames, until it is subscribed to anew
+        self.unsubscribed = list[str]()
+        self.grace = 1.0   # s of wall time between the announcement of a shutdown and the end of the connection
         self.first_update: int | None = None  # U of the first diff sent on the latest connection
         self.book, self.listing = Book(self.recording), self.recording.listing()
         self.started: float | None = None
@@ -246,7 +249,9 @@ class ReplayServer:
         try:
             async for message in socket:
                 asked = json.loads(message.data)
+                if asked.get('method') == 'UNSUBSCRIBE': self.unsubscribed += asked['params']
                 if asked.get('method') == 'SUBSCRIBE':
+                    if self.mute and self.mute[0] in asked['params']: self.mute = None
                     wanted |= set(asked['params'])
                     await socket.send_json(dict(result=None, id=asked['id']))
         finally:
@@ -257,12 +262,13 @@ class ReplayServer:
 
     async def send(self, socket: web.WebSocketResponse, request: web.Request, wanted: set[str], raw: bool) -> None:
         "Frames in their time, from the present on; somebody who comes back has missed what was sent meanwhile"
-        recording, begin = self.recording, 0
+        recording, begin, leaving = self.recording, 0, 0.0
         if self.started is None: self.started = asyncio.get_running_loop().time()
         else: begin = bisect_right(recording.times, self.now_ns())
         for at, text, stream, data in recording.frames[begin:]:
             await self.wait_until(at)
             if stream not in wanted: continue
+            if self.mute and stream == self.mute[0] and self.sent >= self.mute[1]: continue
             fault = self.faults.pop(self.sent, None)
             if fault == 'cut' and request.transport is not None: return request.transport.abort()
             if fault == 'silent': return
@@ -270,6 +276,9 @@ class ReplayServer:
             if fault == 'garbage': await socket.send_str('<html>502 Bad Gateway</html>')
             if fault == 'shutdown':
                 await socket.send_str('{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":0}}')
+                leaving = asyncio.get_running_loop().time() + self.grace
+            if leaving and asyncio.get_running_loop().time() > leaving:
+                await socket.close(code=WSCloseCode.GOING_AWAY)
                 return
             self.sent += 1
             if data.get('e') == 'depthUpdate':

@@ -33,7 +33,7 @@ from cryptoexp.market.events import (
     Events,
     concat,
 )
-from cryptoexp.market.feed import BinanceFeed, FeedError
+from cryptoexp.market.live import BinanceFeed, FeedError
 from cryptoexp.market.tape import read_recording
 
 pytestmark = [pytest.mark.filterwarnings(f'error::{name}') for name in ('ResourceWarning', 'pytest.PytestUnraisableExceptionWarning')]
@@ -55,7 +55,8 @@ def feed_of(server: ReplayServer, **options: Any) -> BinanceFeed:
 
 
 def at_end(feed: BinanceFeed, server: ReplayServer) -> bool:
-    return not feed.translator.sync.needs_snapshot and feed.translator.sync.book_id >= server.recording.diffs[-1][1]['u']
+    sync = feed.link.stream.syncs['BTCUSDT']
+    return not sync.needs_snapshot and sync.book_id >= server.recording.diffs[-1][1]['u']
 
 
 async def watch(server: ReplayServer, until: Callable[..., bool] = at_end, pause: float = 0.0,
@@ -129,7 +130,7 @@ def same_as_from_file(lines: list[Line], folder: Path, speed: float) -> None:
     tape = read_recording(folder/'session', instrument=feed.instrument, streams='diff-only')  # a live feed is diff-only, too
     from_file = tape.events[:len(kept)]  # the last lines may have come without being fetched
     for name in ('flags', 'tick', 'lots', 'id'): assert np.array_equal(getattr(kept, name), getattr(from_file, name)), name
-    assert np.array_equal(kept.local_ns - feed.live_clock.offset_ns, from_file.local_ns)
+    assert np.array_equal(kept.local_ns - feed.link.clocks['BTCUSDT'].offset_ns, from_file.local_ns)
     timed = (kept.kind == DEPTH) | (kept.kind == TRADE)
     assert (kept.exchange_ns != from_file.exchange_ns)[timed].sum() == feed.health.clamped_rows
 
@@ -147,7 +148,7 @@ def test_rows_of_the_recording_are_those_of_the_file(data_folder: Path, tmp_path
     same_as_from_file(read_lines([data_folder/'binance_spot/btcusdt_20240808.gz'], limit=8_000), tmp_path, SPEED)
 
 
-REASONS = {'drop': None, 'cut': 'cut', 'garbage': 'not JSON', 'shutdown': 'announced its shutdown', 'silent': 'silent for'}
+REASONS = {'drop': None, 'cut': 'cut', 'garbage': 'not JSON', 'shutdown': None, 'silent': 'silent for'}
 
 @pytest.mark.parametrize('fault', REASONS)
 def test_fault(fault: str) -> None: survives(MADE, {250: fault})
@@ -164,8 +165,9 @@ def survives(lines: list[Line], faults: dict[int, str]) -> None:
     silence = 0.4 if 'silent' in faults.values() else 10.0
     feed, events, server = asyncio.run(session())
     health, kinds = feed.health, list(faults.values())
-    harmful = len(kinds) - kinds.count('garbage')
+    harmful = len(kinds) - kinds.count('garbage') - kinds.count('shutdown')   # the next connection opens before the old one ends
     assert controls(events) == [RESUME] + [STALE, RESUME] * harmful
+    assert health.handovers == kinds.count('shutdown')
     assert (health.resyncs, health.gaps, health.reconnects) == (harmful, kinds.count('drop'), harmful - kinds.count('drop'))
     for kind in kinds: assert REASONS[kind] is None or any(REASONS[kind] in reason for reason in health.problems), health.problems
     assert health.state == 'live, then closed'
@@ -276,3 +278,29 @@ def test_the_server_speaks_like_the_venue() -> None:
             done = await asyncio.to_thread(subprocess.run, script, capture_output=True, text=True, timeout=30)
             assert done.returncode == 1 and 'is taken' in done.stderr and 'Traceback' not in done.stderr
     asyncio.run(session())
+
+
+def test_a_connection_that_grows_old_is_replaced_without_a_hole() -> None:
+    "Every second of wall time a new connection takes over: nothing is lost, nothing comes twice, the book never goes stale"
+    async def session() -> tuple[BinanceFeed, Events, ReplayServer]:
+        async with ReplayServer(MADE, 6) as server: return *await watch(server, life=4.0, overlap=3.0), server
+    feed, events, server = asyncio.run(session())
+    assert feed.health.handovers >= 2 and feed.health.reconnects == 0
+    assert controls(events) == [RESUME] and feed.health.gaps == 0
+    trades = events.id[events.kind == TRADE]
+    assert (np.diff(trades) == 1).all()
+    assert book_is_right_or_says_so(events, server.recording) > len(server.recording.diffs) / 2
+
+
+def test_one_silent_stream_among_living_ones() -> None:
+    "The diffs stop, trades and best quotes go on: within seconds the book says so, only its stream is asked for anew, and it heals"
+    async def session() -> tuple[BinanceFeed, Events, ReplayServer]:
+        async with ReplayServer(MADE, 4) as server:
+            server.mute = ('btcusdt@depth@100ms', 100)
+            return *await watch(server), server
+    _, events, server = asyncio.run(session())
+    assert controls(events) == [RESUME, STALE, RESUME] and server.connections == 1 and server.unsubscribed == ['btcusdt@depth@100ms']
+    stale_at = int(events.local_ns[(events.kind == CONTROL) & (events.tick == STALE)][0])
+    depth = events.local_ns[(events.kind == DEPTH) & (events.local_ns < stale_at)]
+    assert stale_at - int(depth[-1]) < 4_000_000_000   # of market time
+    assert book_is_right_or_says_so(events, server.recording) > 50

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['DECIMALS', 'LARGEST', 'NOT_A_NUMBER', 'TOO_LARGE', 'TOO_FINE', 'FAULTS', 'LONG', 'MARK', 'KINDS', 'NEEDS', 'MAY_HAVE',
            'TEXTS', 'SIDES', 'REPLY', 'CHUNK', 'Problem', 'QUOTES', 'ENOUGH_TRADES', 'REST_URL', 'WEBSOCKET_URL',
-           'PUBLIC_REST_URL', 'PUBLIC_WEBSOCKET_URL', 'parse_decimals', 'Messages', 'Apart', 'levels_apart', 'Decoder',
-           'shared_step', 'split_symbol', 'usual_step', 'infer_instrument', 'to_rows', 'on_grid', 'repeated',
-           'new_ones', 'follows', 'continuation', 'SyncState', 'take_diff', 'go_stale', 'hold_back', 'snapshot_time',
-           'whole_again', 'take_snapshot', 'DepthSync', 'instruments', 'find_instrument', 'symbol_of', 'depth_path',
-           'ticker_path', 'exchange_info_path', 'stream_path', 'ticker']
+           'PUBLIC_REST_URL', 'PUBLIC_WEBSOCKET_URL', 'PREFIXES', 'USDM_REST_URL', 'USDM_WEBSOCKET_URL',
+           'parse_decimals', 'Messages', 'Apart', 'levels_apart', 'Decoder', 'shared_step', 'split_symbol',
+           'usual_step', 'infer_instrument', 'to_rows', 'on_grid', 'repeated', 'new_ones', 'follows', 'continuation',
+           'SyncState', 'take_diff', 'go_stale', 'hold_back', 'snapshot_time', 'whole_again', 'take_snapshot',
+           'DepthSync', 'instruments', 'find_instrument', 'symbol_of', 'depth_path', 'ticker_path',
+           'exchange_info_path', 'ticker', 'BinanceStream', 'stream_names', 'snapshot_line']
 
 # %% ../../nbs/market/03_binance.ipynb #c03
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
@@ -761,13 +762,17 @@ REST_URL, WEBSOCKET_URL = 'https://api.binance.com', 'wss://stream.binance.com:9
 PUBLIC_REST_URL, PUBLIC_WEBSOCKET_URL = 'https://data-api.binance.vision', 'wss://data-stream.binance.vision'  # market data only
 
 def symbol_of(pair: str) -> str: return pair.upper().replace('/', '').replace('-', '')
-def depth_path(symbol: str, limit: int = 1000) -> str: return f'/api/v3/depth?symbol={symbol}&limit={limit}'
-def ticker_path(symbol: str) -> str: return f'/api/v3/ticker/24hr?symbol={symbol}'
-def exchange_info_path(symbol: str | None = None) -> str: return '/api/v3/exchangeInfo' + (f'?symbol={symbol}' if symbol else '')
+PREFIXES = {'spot': '/api/v3', 'usdm': '/fapi/v1'}   # of REST paths
+USDM_REST_URL, USDM_WEBSOCKET_URL = 'https://fapi.binance.com', 'wss://fstream.binance.com'
 
-def stream_path(symbol: str) -> str:
-    "The combined stream of diffs, best quotes and trades"
-    return '/stream?streams=' + '/'.join(f'{symbol.lower()}@{name}' for name in ('depth@100ms', 'bookTicker', 'trade'))
+def depth_path(symbol: str, limit: int = 1000, kind: str = 'spot') -> str:
+    "Where a snapshot is; USD-M gives at most 1,000 levels"
+    return f'{PREFIXES[kind]}/depth?symbol={symbol}&limit={limit if kind == "spot" else min(limit, 1000)}'
+
+def ticker_path(symbol: str) -> str: return f'/api/v3/ticker/24hr?symbol={symbol}'
+def exchange_info_path(symbol: str | None = None, kind: str = 'spot') -> str:
+    "Where the listing is; USD-M gives it whole only"
+    return f'{PREFIXES[kind]}/exchangeInfo' + (f'?symbol={symbol}' if symbol and kind == 'spot' else '')
 
 def ticker(data: dict[str, Any]) -> MarketData:
     "The state of the market from an answer of ticker/24hr; ValueError that names the missing or malformed field"
@@ -776,3 +781,85 @@ def ticker(data: dict[str, Any]) -> MarketData:
         return MarketData(timestamp=int(data['closeTime']) / 1000, best_bid=bid, best_ask=ask, last_price=last, volume=volume)
     except KeyError as error: raise ValueError(f'the answer of ticker/24hr has no {error}') from error
     except (TypeError, ValueError) as error: raise ValueError(f'the answer of ticker/24hr is malformed: {error}') from error
+
+# %% ../../nbs/market/03_binance.ipynb #bs02
+class BinanceStream:
+    "Messages of one connection → rows by symbol; pure: no clock, no network"
+    venue, rest_url, websocket_url = 'binance', REST_URL, WEBSOCKET_URL
+    keepalive: tuple[float, bytes] | None = None   # Binance sends pings itself
+    one_numbering = True                           # update ids go on from one connection to the next
+
+    def __init__(self, instruments: Mapping[str, Instrument]):   # by symbol: BTCUSDT
+        self.instruments, self.symbols, self.messages = dict(instruments), list(instruments), 0
+        self.decoders = {symbol: Decoder(symbol) for symbol in self.symbols}
+        self.syncs = {symbol: DepthSync(one) for symbol, one in self.instruments.items()}
+        self.interruptions = dict.fromkeys(self.symbols, 0)   # of a book that was whole
+        self.problems = Problems()                            # of lines that name no symbol of ours
+        self._waited = dict.fromkeys(self.symbols, 0)         # diffs that had waited when messages were last lost
+        self._ahead = dict.fromkeys(self.symbols, 0)          # ns: since when best quotes are ahead of the book; 0: they are not
+        self._requests, self._number = list[bytes](), 0
+
+    def path(self) -> str: return '/stream?streams=' + '/'.join(stream for symbol in self.symbols for stream in stream_names(symbol))
+    def subscriptions(self) -> list[bytes]: return []   # the path says it all
+    def whole(self, symbol: str) -> bool: return not self.syncs[symbol].needs_snapshot
+    def behind(self, symbol: str) -> int: return self._ahead[symbol] if self.whole(symbol) else 0   # ns since the epoch, see above
+    def snapshot_path(self, symbol: str) -> str: return depth_path(symbol, 5000, self.instruments[symbol].kind)
+    def requests(self) -> list[bytes]:   # what should be sent now
+        wanted, self._requests = self._requests, []
+        return wanted
+
+    def wanted(self) -> list[str]:
+        "The symbols for which a snapshot would help now"
+        return [symbol for symbol, sync in self.syncs.items() if sync.needs_snapshot and sync.counts['waited'] > self._waited[symbol]]
+
+    def push(self, lines: Sequence[tuple[int, bytes]]) -> dict[str, Events]:
+        "Rows by symbol, in order of arrival"
+        self.messages += len(lines)
+        return {symbol: rows for symbol, part in _apart(self, lines).items() if len(rows := _rows_of_one(self, symbol, part))}
+
+    def interrupt(self, local_ns: int) -> dict[str, Events]:
+        "The connection was lost: every book that was whole is stale, and needs a snapshot that the next connection's diffs continue"
+        return {symbol: rows for symbol in self.symbols if len(rows := _interrupted(self, symbol, local_ns))}
+
+    def doubt(self, symbol: str, local_ns: int) -> Events:
+        "The diffs of one symbol have fallen silent: its book is stale, and its stream is asked for anew"
+        for method in ('UNSUBSCRIBE', 'SUBSCRIBE'):
+            self._number += 1
+            self._requests.append(orjson.dumps(dict(method=method, params=stream_names(symbol)[:1], id=self._number)))
+        return _interrupted(self, symbol, local_ns)
+
+# %% ../../nbs/market/03_binance.ipynb #bs03
+def _interrupted(stream: BinanceStream, symbol: str, local_ns: int) -> Events:
+    "One book is stale from now on"
+    sync = stream.syncs[symbol]
+    rows = sync.interrupt(local_ns)
+    stream.interruptions[symbol] += len(rows)
+    stream._waited[symbol], stream._ahead[symbol] = sync.counts['waited'], 0
+    return rows
+
+def _rows_of_one(stream: BinanceStream, symbol: str, lines: Sequence[tuple[int, bytes]]) -> Events:
+    "The rows of one symbol, and whether its best quotes have run ahead of its book"
+    sync, messages = stream.syncs[symbol], stream.decoders[symbol].decode(lines)
+    rows = sync.push(messages)
+    quotes = np.flatnonzero((messages.kind == BEST_QUOTE) & (messages.id > sync.book_id))
+    if not quotes.size: stream._ahead[symbol] = stream._ahead[symbol] if not (messages.kind == DEPTH).any() else 0
+    elif (messages.kind == DEPTH).any() or not stream._ahead[symbol]: stream._ahead[symbol] = int(messages.local_ns[quotes[0]])
+    return rows
+
+def _apart(stream: BinanceStream, lines: Sequence[tuple[int, bytes]]) -> dict[str, list[tuple[int, bytes]]]:
+    "Lines by the symbol in front of them"
+    if len(stream.symbols) == 1: return {stream.symbols[0]: list(lines)}
+    apart: dict[str, list[tuple[int, bytes]]] = {symbol: [] for symbol in stream.symbols}
+    for number, line in enumerate(lines):
+        place = line[1].find(b'@', 11, 60)
+        symbol = line[1][11:place].decode('ascii', 'replace').upper() if line[1].startswith(b'{"stream":"') and place > 0 else ''
+        if symbol in apart: apart[symbol].append(line)
+        elif b'"result"' not in line[1][:60]:
+            stream.problems.add(stream.messages - len(lines) + number + 1, 'names no stream of ours', line[1])
+    return apart
+
+def stream_names(symbol: str) -> list[str]: return [f'{symbol.lower()}@{name}' for name in ('depth@100ms', 'bookTicker', 'trade')]
+
+def snapshot_line(symbol: str, text: bytes) -> bytes:
+    "An answer of the depth endpoint as a message of the connection, so that it can be sorted by symbol"
+    return b'{"stream":"%s@snapshot","data":%s}' % (symbol.lower().encode(), text)

@@ -771,7 +771,7 @@ class BookStream:
     "Messages of one connection → rows by symbol; pure: no clock, no network"
     venue, rest_url, websocket_url = '', '', ''
     keepalive: tuple[float, bytes] | None = None  # every so many seconds this text is to be sent
-    pong = b'pong'                                # an answer to it that is not JSON
+    pong, one_numbering = b'pong', False  # an answer to it that is not JSON; whether update ids go on over connections
     rule: tuple[int, int, int, int] = (FREE, NO_SUM, 0, 0)
 
     def __init__(self, instruments: Mapping[str, Instrument]):  # by symbol as the venue spells it
@@ -800,8 +800,8 @@ class BookStream:
         "The connection was lost: every book that was whole is stale, and nothing is asked for until there is a new connection"
         return _interrupt(self, local_ns)
 
-    def requests(self) -> list[bytes]:
-        "What should be sent now, given out once a break"
+    def doubt(self, symbol: str, local_ns: int) -> Events: return _doubt(self, symbol, local_ns)   # its book is stale, and asked for anew
+    def requests(self) -> list[bytes]:   # what should be sent now, given out once a break
         wanted = np.flatnonzero(self.machine.state[:-1, WANTS])
         self.machine.state[wanted, WANTS] = self.machine.state[wanted, ASKED] = 0
         return self.resubscribe([self.symbols[number] for number in wanted.tolist()]) if wanted.size else []
@@ -848,6 +848,11 @@ def _look_at(stream: BookStream, scan: Scan, texts: Sequence[bytes]) -> None:
         heads[number, KIND], heads[number, SYMBOL] = BROKEN if broken else NOTHING, symbol
         if reason: stream.problems.add(stream.messages + line + 1, reason, text)
         if broken: stream.machine.counts[symbol if symbol >= 0 else slice(None), NOT_UNDERSTOOD] += 1
+
+def _doubt(stream: BookStream, symbol: str, local_ns: int) -> Events:
+    rows = empty_rows(1)
+    _go_stale(stream.machine, rows, stream.symbols.index(symbol), 0, local_ns)
+    return _split(rows, stream.symbols).get(symbol, concat([]))
 
 def _interrupt(stream: BookStream, local_ns: int) -> dict[str, Events]:
     state, rows = stream.machine.state, empty_rows(len(stream.symbols))

@@ -112,6 +112,7 @@ class Sealed:
     rows: int
     sha256: str   # of the rows, see market.events.Digest
 
+# %% ../../nbs/trading/10_journal.ipynb #c15a
 class SessionJournal:
     "What a session is told, on the disk before it is told"
     def __init__(self, folder: str | Path, plan: Plan, history: 'History | None' = None):   # history: of a session that goes on
@@ -197,6 +198,7 @@ class History:
             yield events
         yield from self.rows
 
+# %% ../../nbs/trading/10_journal.ipynb #c19a
 def read_history(folder: str | Path) -> History:
     "What the journal of a run's folder tells; FileNotFoundError where there is none, ValueError where it is damaged or of another version"
     path = Path(folder)/NAME

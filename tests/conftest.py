@@ -16,6 +16,7 @@ for folder in (ROOT, ROOT/'docs', ROOT/'benchmarks'):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--seed', type=int, default=None, help='one seed of the seeded plans only, to replay a failure')
     parser.addoption('--long', action='store_true', help='run what takes minutes too (make test-long)')
 
 

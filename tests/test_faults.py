@@ -1,0 +1,260 @@
+"Every venue under seeded plans of faults: the book of the rows is the venue's at every point at which it is called whole"
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from made_venues import PAIRS, MadeMarket, MadeServer, Talk, listing
+from replay_server import ReplayServer, made_lines
+
+from cryptoexp.market.events import BUY, CLEAR, CONTROL, DEPTH, KIND_MASK, LAST, RESUME, SNAPSHOT, STALE, TRADE, Events, concat
+from cryptoexp.market.feed import Health
+from cryptoexp.market.live import NEXT_CONNECTION, VENUES, LiveFeed, feed, raw_rows
+
+FAULTS = ('drop', 'repeat', 'swap', 'garbage', 'cut short', 'wrong digit', 'cut', 'next connection', 'silence')
+SCHEDULES = 200
+COUNTED = Counter[str]()
+
+
+class Reader:
+    "The book of a row stream, in plain dictionaries"
+    def __init__(self) -> None:
+        self.sides: dict[int, dict[int, int]] = {BUY: {}, 0: {}}
+        self.whole, self.trades = False, list[int]()
+
+    def read(self, events: Events) -> None:
+        for flags, tick, lots, number in zip(*(column.tolist() for column in (events.flags, events.tick, events.lots, events.id))):
+            kind, side = flags & KIND_MASK, flags & BUY
+            if kind == CONTROL: self.whole = True if tick == RESUME else False if tick == STALE else self.whole
+            elif kind == CLEAR:
+                for one in self.sides.values(): one.clear()
+            elif kind in (DEPTH, SNAPSHOT):
+                self.sides[side][tick] = lots
+                if not lots: del self.sides[side][tick]
+            elif kind == TRADE: self.trades.append(number)
+
+
+def instruments_of(venue: str) -> dict[str, Any]: return VENUES[venue].instruments(listing(venue))
+
+
+def spoil(text: bytes, draw: random.Random) -> bytes:
+    "Another digit somewhere in the levels"
+    places = [place for place in range(len(text)//3, len(text)) if text[place:place + 1].isdigit()]
+    place = draw.choice(places)
+    return text[:place] + str((int(text[place:place + 1]) + draw.randint(1, 9)) % 10).encode() + text[place + 1:]
+
+
+def plan_of(venue: str, seed: int) -> list[tuple[int, str]]:
+    draw = random.Random(f'{venue} {seed}')
+    allowed = [fault for fault in FAULTS if not (fault == 'wrong digit' and venue in ('coinbase', 'bybit'))]   # nothing there could show it
+    return sorted((draw.randint(40, 260), draw.choice(allowed)) for _ in range(draw.randint(1, 5)))
+
+
+def run_plan(venue: str, seed: int) -> Counter[str]:
+    "Drive a stream by hand through a plan; AssertionError where a book that is called whole is not the venue's"
+    draw, market, seen = random.Random(seed), MadeMarket(venue, seed=seed), Counter[str]()
+    stream = VENUES[venue].stream(instruments_of(venue))
+    readers, plan = {symbol: Reader() for symbol in PAIRS[venue]}, plan_of(venue, seed)
+    talk, stamp = market.connect(), 1_700_000_000_000_000_000
+
+    def push(*lines: bytes | None) -> None:
+        nonlocal stamp
+        stamped = []
+        for text in lines:
+            stamp += 1_000_000
+            stamped.append((stamp, text))
+        for symbol, parts in raw_rows(stream, stamped).items():
+            rows = concat(parts)
+            assert (np.diff(rows.local_ns) >= 0).all()
+            readers[symbol].read(rows)
+
+    def answer(talk: Talk) -> None:
+        for asked in stream.requests():
+            seen['requests'] += 1
+            push(*talk.receive(asked))
+
+    def greet(talk: Talk) -> list[bytes]: return [text for asked in stream.subscriptions() for text in talk.receive(asked)]
+
+    def compare() -> None:
+        for symbol, reader in readers.items():
+            assert reader.whole == stream.whole(symbol), (venue, seed, symbol)
+            if not reader.whole or symbol in lost: continue
+            book, deep = market.books[symbol], CHECKED.get(venue)
+            theirs = [top(book.bids, True, deep), top(book.asks, False, deep)]
+            assert [top(reader.sides[side], side == BUY, deep) for side in (BUY, 0)] == theirs, (
+                f"{venue}, seed {seed}, {symbol}: a book that is called whole is not the venue's\n  plan: {plan_of(venue, seed)}\n"
+                f'  replay: pytest tests/test_faults.py -k "schedules and {venue}" --seed {seed}')
+            seen['compared'] += 1
+
+    push(*greet(talk))
+    lost: set[str] = set()   # symbols of which a message was lost: it can show with their next one
+    compare()
+    silent_until = -1
+    for step in range(300):
+        due = [fault for at, fault in plan if at == step]
+        frames: list[tuple[str, bytes]] = talk.step()
+        for fault in due:
+            seen[fault] += 1
+            if fault == 'cut':
+                push(None)
+                assert not any(reader.whole for reader in readers.values())
+                talk, lost = market.connect(), set()
+                frames = [('', text) for text in greet(talk)]
+            elif fault == 'next connection':
+                talk, lost = market.connect(), set()
+                frames = [*frames, ('', NEXT_CONNECTION), *(('', text) for text in greet(talk))]
+            elif fault == 'silence': market.silent, silent_until = {PAIRS[venue][0]}, step + 20
+            elif frames and frames[-1][1]:
+                if fault == 'drop': lost, frames = lost | {symbol for symbol, _ in frames}, []
+                elif fault == 'repeat': frames = frames + frames
+                elif fault == 'swap': frames = [*talk.step(), *frames]
+                elif fault == 'garbage': frames.insert(0, ('', b'<html>502 Bad Gateway</html>'))
+                elif fault == 'cut short': frames[-1] = (frames[-1][0], frames[-1][1][:draw.randint(1, len(frames[-1][1]) - 1)])
+                elif fault == 'wrong digit': frames[-1] = (frames[-1][0], spoil(frames[-1][1], draw))
+                if fault not in ('drop', 'garbage'): lost |= {symbol for symbol, _ in frames}
+        push(*(text for _, text in frames))
+        if silent_until == step:   # the live feed has noticed: the book is doubted, and asked for anew
+            market.silent, symbol = set(), PAIRS[venue][0]
+            stamp += 1
+            readers[symbol].read(stream.doubt(symbol, stamp))
+            assert not stream.whole(symbol)
+        answer(talk)
+        if not due: lost -= {symbol for symbol, text in frames if is_book(text)}
+        if not due and not market.silent: compare()
+    market.silent = set()
+    for _ in range(60):
+        frames = talk.step()
+        push(*(text for _, text in frames))
+        lost -= {symbol for symbol, text in frames if is_book(text)}
+        answer(talk)
+    compare()
+    assert not lost and all(reader.whole for reader in readers.values()), (venue, seed, 'no way back to a whole book')
+    for reader in readers.values(): assert reader.trades == sorted(set(reader.trades)) or venue == 'bybit', 'a trade came twice'
+    return seen
+
+
+CHECKED = {'kraken': 10, 'okx': 25}   # levels a side that the venue's checksum covers: what was lost below them can't be noticed
+
+def top(side: dict[int, int], bids: bool, count: int | None) -> list[tuple[int, int]]: return sorted(side.items(), reverse=bids)[:count]
+def is_book(text: bytes) -> bool: return any(word in text[:80] for word in (b'l2_data', b'"channel":"book', b'orderbook'))
+
+
+@pytest.fixture
+def seeds(request: pytest.FixtureRequest) -> range:
+    one = request.config.getoption('--seed')
+    return range(one, one + 1) if one is not None else range(SCHEDULES//len(PAIRS))
+
+
+@pytest.mark.parametrize('venue', PAIRS)
+def test_schedules(venue: str, seeds: range) -> None:
+    "Seeded plans of faults; a failing seed prints its plan and the line that replays it"
+    total = Counter[str]()
+    for seed in seeds: total += run_plan(venue, seed)
+    COUNTED.update({f'{venue}: {name}': number for name, number in total.items()})
+    assert total['compared'] > 100*len(seeds)
+
+
+# ---- over the wire
+
+async def hurried(seconds: float) -> None: await asyncio.sleep(seconds/10)
+
+
+async def watch(server: MadeServer, until: Callable[[LiveFeed, Events], bool], **options: Any) -> tuple[Health, Events]:
+    got, venue = list[Events](), server.market.venue
+    market = LiveFeed(venue, PAIRS[venue][0], server.rest_url, server.websocket_url, warm_up_ns=200_000_000, sleep=hurried,
+                      generator=random.Random(7), **options)
+    async with asyncio.timeout(60), market:
+        async for rows in market:
+            got.append(rows)
+            if until(market, rows): break
+    return market.health, concat(got)
+
+
+def controls(events: Events) -> list[int]: return [code for code in events.tick[events.kind == CONTROL].tolist() if code in (STALE, RESUME)]
+
+
+@pytest.mark.parametrize('venue', PAIRS)
+def test_over_the_wire(venue: str) -> None:
+    "The code that would talk to the venue: listing, subscription, book, a cut, a new book"
+    async def session() -> tuple[Health, Events, int]:
+        async with MadeServer(venue) as server:
+            cut = list[int]()
+            def until(market: LiveFeed, rows: Events) -> bool:
+                if market.health.rows > 300 and not cut:
+                    cut.append(1)
+                    for socket in list(server.sockets): socket._req.transport.abort()   # type: ignore[union-attr]
+                return market.health.resyncs == 1 and market.health.rows > 600
+            health, events = await watch(server, until)
+            return health, events, server.opened
+    health, events, opened = asyncio.run(session())
+    assert controls(events) == [RESUME, STALE, RESUME] and opened == 2 and health.reconnects == 1
+    assert (events.kind == TRADE).sum() > 10 and ((events.flags & LAST) != 0).sum() > 100
+
+
+@pytest.mark.parametrize('venue', PAIRS)
+def test_the_next_connection(venue: str) -> None:
+    "Connections that grow old every second: the book never goes stale"
+    async def session() -> tuple[Health, Events]:
+        async with MadeServer(venue) as server:
+            def until(market: LiveFeed, rows: Events) -> bool: return market.health.handovers >= 2 and market.health.rows > 300
+            return await watch(server, until, life=6.0, overlap=4.0)
+    health, events = asyncio.run(session())
+    assert STALE not in controls(events) and health.reconnects == 0
+    reader = Reader()
+    reader.read(events)
+    assert reader.whole and (reader.trades == sorted(set(reader.trades)) or venue == 'bybit')
+
+
+def test_two_venues_three_markets() -> None:
+    "One loop; the book of one is lost and made whole, the others never notice"
+    async def session() -> tuple[dict[tuple[str, str], Health], dict[str, list[Events]]]:
+        async with MadeServer('kraken') as one, ReplayServer(made_lines(60), 8) as other:
+            urls = {'kraken_rest': one.rest_url, 'kraken_websocket': one.websocket_url, 'binance_rest': other.rest_url,
+                    'binance_websocket': other.websocket_url}
+            got: dict[str, list[Events]] = {}
+            hurt = False
+            wanted = {'kraken': ['BTC/USD', 'ETH/USD'], 'binance': ['BTC/USDT']}
+            markets = feed(wanted, urls, speed=8.0, warm_up_ns=500_000_000, sleep=hurried)
+            async with asyncio.timeout(60), markets:
+                async for batch in markets:
+                    got.setdefault(f'{batch.venue} {batch.instrument.symbol}', []).append(batch.events)
+                    if not hurt and len(got) == 3 and sum(map(len, got['kraken BTC/USD'])) > 200:
+                        hurt, bids = True, one.market.books['BTC/USD'].bids
+                        bids[max(bids)] += 1   # what nobody is told: the next checksum is another
+                    if markets.health['kraken', 'BTC/USD'].resyncs and sum(map(len, got.get('binance BTCUSDT', []))) > 200: break
+            return markets.health, got
+    health, got = asyncio.run(session())
+    assert set(got) == {'kraken BTC/USD', 'kraken ETH/USD', 'binance BTCUSDT'}
+    for name in ('kraken ETH/USD', 'binance BTCUSDT'): assert STALE not in controls(concat(got[name])), name
+    assert STALE in controls(concat(got['kraken BTC/USD'])) and health['kraken', 'BTC/USD'].gaps >= 1
+
+
+def test_a_slow_loop_is_told_and_memory_does_not_grow() -> None:
+    async def session() -> tuple[Health, Events]:
+        async with MadeServer('kraken', pace=4000) as server:
+            urls, got = {'kraken_rest': server.rest_url, 'kraken_websocket': server.websocket_url}, list[Events]()
+            markets = feed({'kraken': ['BTC/USD']}, urls, waiting=2, max_lines=50, warm_up_ns=100_000_000)
+            async with asyncio.timeout(60), markets:
+                async for batch in markets:
+                    got.append(batch.events)
+                    health = markets.health['kraken', 'BTC/USD']
+                    assert len(markets.links[0].wire.lines) <= 52 and markets.queue.qsize() <= 2
+                    if not health.dropped: await asyncio.sleep(0.3)
+                    if health.dropped and health.resyncs: break
+            return health, concat(got)
+    health, events = asyncio.run(session())
+    assert health.dropped > 30 and STALE in controls(events) and any('too slow' in reason for reason in health.problems)
+
+
+def test_an_unknown_pair_and_an_unknown_venue() -> None:
+    async def opened(venue: str, pair: str) -> None:
+        async with MadeServer('kraken') as server, LiveFeed(venue, pair, server.rest_url, server.websocket_url): pass
+    with pytest.raises(LookupError, match='BTC/USD'): asyncio.run(opened('kraken', 'BTC/USX'))
+    with pytest.raises(LookupError, match='no venue'): asyncio.run(opened('krakken', 'BTC/USD'))
+    with pytest.raises(LookupError, match='no venue'): feed({'krakken': ['BTC/USD']})
+    with pytest.raises(ValueError, match='at least one pair'): feed({})

@@ -14,7 +14,7 @@ __all__ = ['Line', 'END', 'LINE', 'KIND', 'SYMBOL', 'TIME', 'ID', 'PREVIOUS', 'C
            'skip_space', 'skip_value', 'next_key', 'next_item', 'read_decimal', 'read_whole', 'read_milliseconds',
            'read_time', 'Scan', 'empty_scan', 'add_head', 'add_level', 'find_symbol', 'take_back', 'read_pairs',
            'step_of', 'to_steps', 'Books', 'empty_books', 'grown', 'crc32', 'empty_rows', 'settle', 'new_machine',
-           'split_rows', 'BookStream']
+           'split_rows', 'Dialect', 'BookStream']
 
 # %% ../../nbs/market/12_wire.ipynb #c03
 from collections import Counter
@@ -197,6 +197,7 @@ def read_milliseconds(text: np.ndarray, place: int) -> tuple[int, int]:
     value, place = read_whole(text, place)
     return (value * 1_000_000, place) if 0 <= value < 9_200_000_000_000 else (0, -1)
 
+# %% ../../nbs/market/12_wire.ipynb #c18a
 @njit(cache=True)
 def _two(text: np.ndarray, place: int) -> int:
     high, low = _byte(text, place) - 48, _byte(text, place + 1) - 48
@@ -373,7 +374,7 @@ def _shift(key: np.ndarray, held: np.ndarray, digits: np.ndarray, begin: int, en
 @njit(cache=True)
 def _set_level(keys: np.ndarray, held: np.ndarray, digits: np.ndarray, ends: np.ndarray, level: np.ndarray, key: int,
                lots: int) -> int:
-    "A level of a side is set, or deleted by 0 lots; returns how far from the best that was (0: it was or is the best), or 2**30: nothing changed"
+    "A level of a side is set, or deleted by 0 lots; returns how far from the best that was (0: the best itself); 2**30: nothing changed"
     last = ends[1]
     place = _find(keys, ends[0], last, key)
     known = place < last and keys[place] == key
@@ -432,7 +433,8 @@ def crc32(out: np.ndarray, begin: int, end: int) -> int:
     crc, place = 0xFFFFFFFF, begin
     while place + 8 <= end:
         crc = (_CRC[7, (crc ^ out[place]) & 255] ^ _CRC[6, ((crc >> 8) ^ out[place + 1]) & 255]
-               ^ _CRC[5, ((crc >> 16) ^ out[place + 2]) & 255] ^ _CRC[4, (crc >> 24) ^ out[place + 3]] ^ _CRC[3, out[place + 4]] ^ _CRC[2, out[place + 5]] ^ _CRC[1, out[place + 6]]
+               ^ _CRC[5, ((crc >> 16) ^ out[place + 2]) & 255]
+               ^ _CRC[4, (crc >> 24) ^ out[place + 3]] ^ _CRC[3, out[place + 4]] ^ _CRC[2, out[place + 5]] ^ _CRC[1, out[place + 6]]
                ^ _CRC[0, out[place + 7]])
         place += 8
     for rest in range(place, end): crc = _CRC[0, (crc ^ out[rest]) & 255] ^ (crc >> 8)
@@ -759,28 +761,33 @@ def split_rows(rows: np.ndarray, symbols: Sequence[str]) -> dict[str, Events]:
     return result
 
 # %% ../../nbs/market/12_wire.ipynb #c55
-class BookStream:
-    "Messages of one connection → rows by symbol; pure: no clock, no network"
+class Dialect:
+    "What a venue's room fills in"
     venue, rest_url, websocket_url = '', '', ''
     keepalive: tuple[float, bytes] | None = None  # every so many seconds this text is to be sent
     pong = b'pong'                                # an answer to it that is not JSON
     rule: tuple[int, int, int, int] = (FREE, NO_SUM, 0, 0)
-
-    def __init__(self, instruments: Mapping[str, Instrument]):  # by symbol as the venue spells it
-        self.instruments, self.symbols, self.problems, self.messages = dict(instruments), list(instruments), Problems(), 0
-        self.words = np.array([word(symbol) for symbol in self.symbols], np.int64)
-        self.machine = new_machine(self.instruments, self.rule)
-        self.books = empty_books(len(self.symbols), 2048, self.rule[1] != NO_SUM)
-        self.scan, self.rows = empty_scan(0, 0), empty_rows(0)  # tables used again for each batch
+    symbols: list[str]
+    words: np.ndarray  # of the symbols
 
     def path(self) -> str: return ''
-    def subscriptions(self) -> list[bytes]: return []
+    def subscriptions(self) -> list[bytes]: return []  # what to send right after the connection opens
     def resubscribe(self, symbols: list[str]) -> list[bytes]: return []  # what brings new snapshots of these
     def read(self, text: np.ndarray, starts: np.ndarray, scan: Scan) -> None: raise NotImplementedError
 
     def explain(self, message: dict[str, Any]) -> tuple[str, str | None]:
         "Of JSON that the reader did not take: the reason ('': as it should be), and whose book can't be trusted now"
         return 'not a message of a known channel', None
+
+# %% ../../nbs/market/12_wire.ipynb #c55b
+class BookStream(Dialect):
+    "Messages of one connection → rows by symbol; pure: no clock, no network"
+    def __init__(self, instruments: Mapping[str, Instrument]):  # by symbol as the venue spells it
+        self.instruments, self.symbols, self.problems, self.messages = dict(instruments), list(instruments), Problems(), 0
+        self.words = np.array([word(symbol) for symbol in self.symbols], np.int64)
+        self.machine = new_machine(self.instruments, self.rule)
+        self.books = empty_books(len(self.symbols), 2048, self.rule[1] != NO_SUM)
+        self.scan, self.rows = empty_scan(0, 0), empty_rows(0)  # tables used again for each batch
 
     def push(self, lines: Sequence[Line]) -> dict[str, Events]:
         "Rows by symbol, in order of arrival; symbols without a row are left out"
@@ -841,6 +848,7 @@ def _take_lines(stream: BookStream, lines: Sequence[Line]) -> dict[str, Events]:
         stream.books = grown(stream.books, max(2 * stream.books.key.shape[1], 1 << (held + 1).bit_length()))
     return split_rows(rows, stream.symbols)
 
+# %% ../../nbs/market/12_wire.ipynb #c56a
 def _look_at(stream: BookStream, scan: Scan, texts: Sequence[bytes]) -> None:
     "Give what was unusual a reason, and decide whether it breaks a book"
     heads = scan.heads[:scan.used[0]]

@@ -164,9 +164,9 @@ def _market_trades(text: np.ndarray, place: int, words: np.ndarray, scan: Scan, 
 
 # %% ../../nbs/market/04_coinbase.ipynb #d06
 @njit(cache=True)
-def _event(text: np.ndarray, place: int, words: np.ndarray, scan: Scan, line: int) -> tuple[int, int]:
-    "(place behind an event, product whose book it is about or −1)"
-    if text[place] != 123: return -1, -1
+def _event(text: np.ndarray, place: int, words: np.ndarray, scan: Scan, line: int) -> int:
+    "The place behind an event; −1: not usable"
+    if text[place] != 123: return -1
     head, symbol, kind, levels, place = add_head(scan, line, NOTHING), -1, 0, False, place + 1
     while True:
         key, place = next_key(text, place)
@@ -181,35 +181,33 @@ def _event(text: np.ndarray, place: int, words: np.ndarray, scan: Scan, line: in
         elif key == _TRADES: place = _market_trades(text, place, words, scan, line)
         else: place = skip_value(text, place)
         if place < 0: break
-    if symbol >= 0: symbol %= words.size // 2
-    if place < 0: return -1, symbol
+    if place < 0: return -1
     for trade in range(head + 1, scan.used[0]):
         scan.heads[trade, SYMBOL] %= words.size // 2
         if kind == _SNAPSHOT: scan.heads[trade, KIND] = OLD_TRADE
-    if not levels: return place, symbol
-    if symbol < 0 or (kind != _SNAPSHOT and kind != _UPDATE): return -1, symbol
-    scan.heads[head, KIND], scan.heads[head, SYMBOL] = SNAPSHOT if kind == _SNAPSHOT else DEPTH, symbol
+    if not levels: return place
+    if symbol < 0 or (kind != _SNAPSHOT and kind != _UPDATE): return -1
+    scan.heads[head, KIND], scan.heads[head, SYMBOL] = SNAPSHOT if kind == _SNAPSHOT else DEPTH, symbol % (words.size // 2)
     scan.heads[head, COUNT] = scan.used[1] - scan.heads[head, START]
-    return place, symbol
+    return place
 
 # %% ../../nbs/market/04_coinbase.ipynb #d07
 @njit(cache=True)
-def _read_events(text: np.ndarray, place: int, words: np.ndarray, scan: Scan, line: int) -> tuple[int, int]:
-    "(place behind all events of a frame, product of the last one or −1)"
-    symbol = -1
-    if text[place] != 91: return -1, symbol
+def _read_events(text: np.ndarray, place: int, words: np.ndarray, scan: Scan, line: int) -> int:
+    "The place behind all events of a frame; −1: not usable"
+    if text[place] != 91: return -1
     more, place = next_item(text, place + 1)
     while more:
-        place, symbol = _event(text, place, words, scan, line)
-        if place < 0: return -1, symbol
+        place = _event(text, place, words, scan, line)
+        if place < 0: return -1
         more, place = next_item(text, place)
-    return place, symbol
+    return place
 
 @njit(cache=True)
 def read_advanced(text: np.ndarray, starts: np.ndarray, words: np.ndarray, scan: Scan) -> None:
     "Frames of Advanced Trade"
     for line in range(starts.size):
-        heads, levels, symbol, channel, sent = scan.used[0], scan.used[1], -1, 0, 0
+        heads, levels, channel, sent = scan.used[0], scan.used[1], 0, 0
         frame, place = add_head(scan, line, FRAME), skip_space(text, starts[line])
         place = place + 1 if text[place] == 123 else -1
         while place > 0:
@@ -218,10 +216,11 @@ def read_advanced(text: np.ndarray, starts: np.ndarray, words: np.ndarray, scan:
             if key == _CHANNEL: channel, place = read_word(text, place)
             elif key == _TIMESTAMP: sent, place = read_time(text, place)
             elif key == _SEQUENCE: scan.heads[frame, ID], place = read_whole(text, place)
-            elif key == _EVENTS: place, symbol = _read_events(text, place, words, scan, line)
+            elif key == _EVENTS: place = _read_events(text, place, words, scan, line)
             else: place = skip_value(text, place)
         if place < 0 or text[skip_space(text, place)] != 10 or scan.heads[frame, ID] < 0:
-            take_back(scan, line, heads, levels, symbol)
+            if scan.heads[frame, ID] >= 0: heads = frame + 1  # its number was there
+            take_back(scan, line, heads, levels, -1)
             continue
         book = False
         for head in range(frame + 1, scan.used[0]):

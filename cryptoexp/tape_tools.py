@@ -247,10 +247,9 @@ async def fetch_rest(session: 'Session', url: str, part: Path, verified: bool, a
                 raise NetError(url, 'the answer does not go on where the file ends', 'take the .part file away and try again')
             tag = response.headers.get('ETag', '')
             _remember(part, tag if tag and not tag.startswith('W/') else response.headers.get('Last-Modified', ''))
-            have, total = await _receive(response.content, part, begin, _whole_length(response.headers, begin), advance)
+            await _receive(response.content, part, begin, _whole_length(response.headers, begin), advance)
     except (NetError, StorageFailure): raise
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error: raise connection_failure(url, error) from None
-    if total is not None and have != total: raise NetError(url, f'{have:,} of {total:,} bytes came', 'try again', transient=True)
 
 # %% ../nbs/21_tape_tools.ipynb #c22
 class StorageFailure(Exception):
@@ -260,8 +259,8 @@ def _remember(part: Path, version: str) -> None:
     try: replace_bytes(_beside(part), version.encode())
     except OSError as error: raise StorageFailure from error
 
-async def _receive(content: Any, part: Path, begin: int, total: int | None, advance: Advance) -> tuple[int, int | None]:
-    "Write what comes; answers how many bytes there are, and how many there should be"
+async def _receive(content: Any, part: Path, begin: int, total: int | None, advance: Advance) -> None:
+    "Write what comes; what is cut short is an error of aiohttp's"
     have = begin
     try:
         with explained(part): file = part.open('ab' if begin else 'wb')
@@ -276,7 +275,6 @@ async def _receive(content: Any, part: Path, begin: int, total: int | None, adva
             advance(have, total)
         file.flush()
         os.fsync(file.fileno())
-    return have, total
 
 async def fetch(
     session: 'Session',

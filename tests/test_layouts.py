@@ -85,6 +85,13 @@ def test_common_decimals_refuse_what_does_not_fit() -> None:
     assert (decimals, good.tolist(), int(values[1])) == (12, [False, True], 1)
 
 
+@pytest.mark.parametrize('time, ns', [
+    (10 ** 14 - 1, (10 ** 14 - 1) * 10 ** 6), (10 ** 14, 10 ** 17), (10 ** 17 - 1, (10 ** 17 - 1) * 1000), (10 ** 17, 10 ** 17)])
+def test_units_of_time_by_magnitude(time: int, ns: int) -> None:
+    times, good = layouts.nanoseconds(np.array([time]))
+    assert (times[0] == ns) == good[0] and good[0] == (ns < 2 ** 63)
+
+
 # ---- Tardis
 
 def test_tardis_trades(data_folder: Path) -> None:
@@ -157,6 +164,7 @@ def test_levels_against_plain_dictionaries(tmp_path_factory: pytest.TempPathFact
     assert dict(books(made)) == wanted
     runs = sum(now[0] and not (place and draws[place - 1][0]) for place, now in enumerate(draws))
     first = [draw[0] for draw in draws].index(True)
+    for place in np.flatnonzero(made.events.kind == CONTROL).tolist(): assert made.events.flags[place - 1] & LAST, 'a message is whole'
     controls = made.events.tick[made.events.kind == CONTROL].tolist()
     assert controls.count(RESUME) == runs and controls.count(STALE) == runs - 1
     assert sum('before the first snapshot' in one for one in made.problems) == (first > 0)
@@ -435,7 +443,10 @@ def test_a_damaged_row_group_is_a_hole(tmp_path: Path, monkeypatch: pytest.Monke
     rest = made.events[~stale]
     assert all(np.array_equal(mine, theirs[kept]) for mine, theirs in zip(rest.columns[1:], whole.events.columns[1:]))
     assert set(made.events.tick[stale].tolist()) == {STALE} and (np.diff(made.events.local_ns) >= 0).all()
-    for place in np.flatnonzero(stale).tolist(): assert place == 0 or made.events.flags[place - 1] & LAST
+    for place in np.flatnonzero(stale).tolist():
+        before = max(place - 1, 0) if place else 1   # the hole begins with the last row that is there; at the very start, with the first
+        assert made.events.local_ns[place] == made.events.local_ns[before]
+        assert place == 0 or made.events.flags[place - 1] & LAST or stale[place - 1]
     for group, problem in zip(lost, made.problems): assert f'row group {group + 1} of 5' in problem
     with pytest.raises(ValueError, match='is damaged'): tape.load_tape(path, strict=True)
     assert len(made.timeline()) == len(made)

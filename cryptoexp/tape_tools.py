@@ -276,6 +276,7 @@ async def _receive(content: Any, part: Path, begin: int, total: int | None, adva
         file.flush()
         os.fsync(file.fileno())
 
+# %% ../nbs/21_tape_tools.ipynb #c22a
 async def fetch(
     session: 'Session',
     url: str,
@@ -446,6 +447,7 @@ None of the three needs a key. A broken download goes on where it ended when the
 No live server was reached when this was written: the addresses are those of the sources' documentation.
 '''
 
+# %% ../nbs/21_tape_tools.ipynb #c33a
 def add_commands(commands: 'argparse._SubParsersAction[argparse.ArgumentParser]') -> None:
     "Add `tape` and `data` to a command line; what is asked for is `arguments.run`"
     form: Any = argparse.RawDescriptionHelpFormatter

@@ -530,6 +530,7 @@ def _bybit_messages(path: Path, problems: Problems, damage: list[str], symbol: s
     read = binance.Messages(kind.astype(np.uint8), *times, update, update, np.full(len(kind), -1), start, count, bids, price, amount)
     return read[~wrong], price_decimals, amount_decimals, str(symbol)
 
+# %% ../../nbs/market/13_layouts.ipynb #c43b
 def bybit_book(path: Path, problems: Problems, damage: list[str], symbol: str | None = None) -> Part:
     "A day of Bybit's order book; holes in `u` make it stale until the next picture"
     messages, price_decimals, amount_decimals, symbol = _bybit_messages(path, problems, damage, symbol)
@@ -614,6 +615,7 @@ def _gridded(part: Part, instrument: Instrument, problems: list[str]) -> Events:
     times, tick = (events.exchange_ns[keep], events.local_ns[keep]), np.where(priced, tick, events.tick)
     return Events(flags, *times, tick[keep], lots[keep], events.id[keep])
 
+# %% ../../nbs/market/13_layouts.ipynb #c50a
 def make_tape(
     parts: Sequence[Part],
     source: Sequence[str] = (),            # names of the files

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'EXAMPLES', 'seconds', 'speed', 'build_parser', 'configuration', 'is_offline', 'source_of', 'describe',
-           'shown_progress', 'panel', 'trade', 'main']
+           'shown_progress', 'panel', 'anew', 'again', 'announced', 'trade', 'main']
 
 # %% ../nbs/20_cli.ipynb #c03
 import argparse
@@ -47,8 +47,12 @@ EXAMPLES = '''examples:
   cryptoexp trade --source btcusdt_20240808.gz --streams diff-only   the same without its best quotes: slower, other fills
   cryptoexp trade --source binance --duration 10m        the live market, on paper (needs a network, no key)
   cryptoexp trade --config my.toml --set maker_fee=0 --json > summary.json
+  touch runs/binance-btcusdt/KILL                        the kill switch: cancel everything, halt, end
+  cryptoexp trade --resume runs/binance-btcusdt          go on where a live session was stopped, killed or lost its machine
+  cryptoexp trade --replay runs/binance-btcusdt          run its journal again: the same files, to the byte
 '''
 
+# %% ../nbs/20_cli.ipynb #c10a
 def build_parser() -> argparse.ArgumentParser:
     "The parser of the command line"
     from cryptoexp.tape_tools import add_commands
@@ -76,6 +80,10 @@ def build_parser() -> argparse.ArgumentParser:
     add('--speed', type=speed, default=None, metavar='FACTOR',
         help='market time against wall time, or max (default: max; live 1)')
     add('--out', type=Path, default=Path('runs'), metavar='FOLDER', help="where a run's folder is made (default: runs)")
+    add('--journal', action='store_true', help='keep a journal of an offline session too, so that it can be resumed (live ones always do)')
+    add('--resume', type=Path, metavar='RUN', help='go on with the session of a run folder; it says itself what it trades, and how')
+    add('--reset', action='store_true', help='with --resume: let a halted session quote again')
+    add('--replay', type=Path, metavar='RUN', help="run the session of a run folder's journal again, and write its files anew")
     add('--json', action='store_true', help='print the summary as JSON and nothing else')
     add('--seed', type=int, help='seed of the embedded market')
     add('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
@@ -155,6 +163,43 @@ def panel(title: str, words: dict[str, str]) -> Any:
     for name, text in words.items(): table.add_row(f'[dim]{name}[/]', text)
     return table
 
+# %% ../nbs/20_cli.ipynb #c19a
+def anew(arguments: argparse.Namespace) -> tuple[Any, Any]:   # MarketMaker, Result
+    "A new session"
+    config, source = configuration(arguments), source_of(arguments.source)
+    words = {'embedded': f'the embedded market (SYNTHETIC, seed {config.seed})',
+        'binance': f'{config.trading_pair} on Binance, live, on paper'}
+    what = words.get(source, source) if isinstance(source, str) else f'replay of {", ".join(path.name for path in source)}'
+    from cryptoexp.market_making import MarketMaker
+    with announced(arguments, what) as turn:
+        maker = MarketMaker(config, source=source, preset=arguments.preset, duration=arguments.duration, speed=arguments.speed,
+            out=arguments.out, streams=arguments.streams, journal=arguments.journal or None, on_turn=turn)
+        return maker, asyncio.run(maker.run())
+
+def again(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    "A session that has a journal: gone on with, or run again"
+    from cryptoexp.config import ConfigError, Problem
+    given = [f'--{name}' for name in ('streams', 'pair', 'preset', 'config', 'duration', 'speed', 'seed', 'journal') if getattr(arguments,
+        name)] + ['--set'] * bool(arguments.fields) + ['--source'] * (arguments.source != ['embedded'])
+    problems = [Problem(name, 'the run says itself what it trades, and how') for name in given]
+    if arguments.resume and arguments.replay: problems.append(Problem('--replay', 'either go on with a run, or run it again'))
+    if arguments.reset and not arguments.resume: problems.append(Problem('--reset', 'it belongs to --resume'))
+    if problems: raise ConfigError(problems)
+    from cryptoexp.market_making import replayed, resumed
+    if arguments.replay:
+        with announced(arguments, f'{arguments.replay} once more') : return replayed(arguments.replay, arguments.out)
+    with announced(arguments, f'{arguments.resume} goes on') as turn:
+        maker = resumed(arguments.resume, reset=arguments.reset, on_turn=turn)
+        return maker, asyncio.run(maker.run())
+
+@contextlib.contextmanager
+def announced(arguments: argparse.Namespace, what: str) -> Iterator[Callable[['MarketMaker'], None] | None]:
+    "Say what begins; inside, progress is shown by calling what it yields, see shown_progress"
+    title = f'cryptoexp {__version__}: {what}'
+    if not arguments.json: print(title, 'loading; the first run on a machine compiles the engine, which takes a minute or two …', sep='\n',
+        file=sys.stderr, flush=True)
+    with shown_progress(title, arguments.json) as turn: yield turn
+
 # %% ../nbs/20_cli.ipynb #c20
 def trade(arguments: argparse.Namespace) -> int:
     "Run one session as asked; answers the exit status"
@@ -162,19 +207,8 @@ def trade(arguments: argparse.Namespace) -> int:
     if arguments.presets:
         for name, preset in PRESETS.items(): print(f'{name:16} {preset.assumption}')
         return 0
-    config, source = configuration(arguments), source_of(arguments.source)
-    words = {'embedded': f'the embedded market (SYNTHETIC, seed {config.seed})',
-        'binance': f'{config.trading_pair} on Binance, live, on paper'}
-    what = words.get(source, source) if isinstance(source, str) else f'replay of {", ".join(path.name for path in source)}'
-    title = f'cryptoexp {__version__}: {what}'
-    if not arguments.json: print(title, 'loading; the first run on a machine compiles the engine, which takes a minute or two …', sep='\n',
-        file=sys.stderr, flush=True)
-    from cryptoexp.market_making import MarketMaker
+    maker, result = again(arguments) if arguments.resume or arguments.replay else anew(arguments)
     from cryptoexp.trading.report import terminal_report
-    with shown_progress(title, arguments.json) as turn:
-        maker = MarketMaker(config, source=source, preset=arguments.preset, duration=arguments.duration, speed=arguments.speed,
-            out=arguments.out, streams=arguments.streams, on_turn=turn)
-        result = asyncio.run(maker.run())
     for note in [*result.session.notes, *result.summary()['warnings']]: print('note:', note, file=sys.stderr)
     if arguments.json: print(json.dumps(result.summary(), indent=2))
     else:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DECIMALS', 'LARGEST', 'NOT_A_NUMBER', 'TOO_LARGE', 'TOO_FINE', 'FAULTS', 'LONG', 'MARK', 'KINDS', 'NEEDS', 'MAY_HAVE',
            'TEXTS', 'SIDES', 'REPLY', 'CHUNK', 'Problem', 'QUOTES', 'ENOUGH_TRADES', 'REST_URL', 'WEBSOCKET_URL',
-           'PUBLIC_REST_URL', 'PUBLIC_WEBSOCKET_URL', 'parse_decimals', 'Messages', 'Problems', 'Apart', 'levels_apart',
-           'Decoder', 'shared_step', 'split_symbol', 'usual_step', 'infer_instrument', 'to_rows', 'on_grid', 'repeated',
+           'PUBLIC_REST_URL', 'PUBLIC_WEBSOCKET_URL', 'parse_decimals', 'Messages', 'Apart', 'levels_apart', 'Decoder',
+           'shared_step', 'split_symbol', 'usual_step', 'infer_instrument', 'to_rows', 'on_grid', 'repeated',
            'new_ones', 'follows', 'continuation', 'SyncState', 'take_diff', 'go_stale', 'hold_back', 'snapshot_time',
            'whole_again', 'take_snapshot', 'DepthSync', 'instruments', 'find_instrument', 'symbol_of', 'depth_path',
            'ticker_path', 'exchange_info_path', 'stream_path', 'ticker']
@@ -30,6 +30,7 @@ from ..config import MarketData
 from .events import (BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, concat,
                                      from_rows)
 from .instrument import Instrument, common_step, decimal, nearest
+from .wire import Problems
 
 # %% ../../nbs/market/03_binance.ipynb #c06
 DECIMALS = 8
@@ -107,21 +108,6 @@ class Messages:
         joined = {one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Messages)}
         shift = np.cumsum([0] + [part.price.size for part in parts[:-1]])
         return Messages(**{**joined, 'start': joined['start'] + np.repeat(shift, [len(part) for part in parts])})
-
-# %% ../../nbs/market/03_binance.ipynb #c14
-@dataclass
-class Problems:
-    "Lines that could not be used: how many for which reason, and the first hundred of them"
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[tuple[int, str, str]] = field(default_factory=list)  # (line, reason, excerpt)
-    limit = 100
-
-    def add(self, line: int, reason: str, text: bytes = b'') -> None:
-        "Count one; `line` is counted from 1"
-        self.counts[reason] += 1
-        if len(self.examples) < self.limit: self.examples.append((line, reason, text[:80].decode(errors='replace')))
-
-    def __len__(self) -> int: return sum(self.counts.values())
 
 # %% ../../nbs/market/03_binance.ipynb #c16
 @njit(cache=True)

@@ -61,6 +61,7 @@ class Feed(ABC):
     synthetic: bool                 # made up, by a computer
     hold_ns: int                    # largest latency of a row
     use_best_quotes: bool = False   # whether best quotes drive the book
+    live: bool = False              # rows that come once and never again
     notes: list[str]                # what a reader of the results should know about the source
     health: Health
 
@@ -315,6 +316,7 @@ class BinanceFeed(Feed):
     wire: Wire
     translator: Translator
     snapshots: 'Snapshots'
+    live = True
     def __init__(
         self, symbol: str,                      # BTC/USDT or BTCUSDT
         rest_url: str = binance.REST_URL, websocket_url: str = binance.WEBSOCKET_URL,

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'NUMBER', 'OPTIONAL', 'WHOLE', 'WORD', 'NAME', 'SAME', 'ANY', 'BAD', 'NOTHING', 'TARDIS', 'BINANCE',
-           'MOST_DECIMALS', 'KNOWN', 'Line', 'text_chunks', 'published_sum', 'sha256_of', 'check_sum', 'Layout',
-           'layout_of', 'Table', 'word', 'read_table', 'nanoseconds', 'at_common_decimals', 'Part', 'trades_of',
-           'quotes_of', 'levels_of', 'pictures_of', 'bybit_book', 'pair_of', 'market_of', 'grid_of', 'make_tape',
-           'recognise', 'read_part', 'open_tape', 'read_klines', 'cryptofeed_lines', 'cryptofeed_connections']
+           'MOST_DECIMALS', 'KNOWN', 'text_chunks', 'published_sum', 'sha256_of', 'check_sum', 'Layout', 'layout_of',
+           'Table', 'word', 'read_table', 'nanoseconds', 'at_common_decimals', 'Part', 'trades_of', 'quotes_of',
+           'levels_of', 'pictures_of', 'bybit_book', 'pair_of', 'market_of', 'grid_of', 'make_tape', 'recognise',
+           'read_part', 'open_tape', 'read_klines', 'cryptofeed_lines', 'cryptofeed_connections']
 
 # %% ../../nbs/market/13_layouts.ipynb #c03
 import hashlib
@@ -28,11 +28,11 @@ import pyarrow as pa
 from numba import njit
 
 from . import binance, tape
-from .binance import Problems
 from cryptoexp.market.events import (
     BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, concat, from_rows,
 )
 from .instrument import Instrument, common_step, split_pair
+from .wire import Line, Problems
 
 # %% ../../nbs/market/13_layouts.ipynb #c06
 PIECE = 1 << 20  # bytes of text at a time
@@ -748,7 +748,6 @@ def read_klines(path: str | Path) -> pd.DataFrame:  # open_time, open, high, low
     return frame
 
 # %% ../../nbs/market/13_layouts.ipynb #c64
-Line = tuple[int, bytes]  # raw local receive time in ns, and the message
 _OLD = re.compile(rb'(\d{9,10})(?:\.(\d{1,9}))?: (.*)', re.DOTALL)
 _NEW = re.compile(rb'\{"t":"recv","conn":"([^"]*)","ts":(\d{9,10})(?:\.(\d{1,9})\d*)?,')
 _ASKED = re.compile(rb'\S+ (<->|<-|->) \d')

@@ -30,7 +30,7 @@ from .ledger import Session, count_minutes, session_of, summary, trade_log, writ
 from .limits import mid_worth_e8
 from cryptoexp.trading.matching import (
     NEVER, NO_TOUCH, SAMPLE, Engine, Output, Rows, Short, apply_level, blank_arrays, Joined, check_rows, fill_table, first_price, new_desk,
-    order_table, plain_table,
+    one_setting, order_table, plain_table,
     rows_of, run_desk, Desk,
 )
 from .quoting import Quoter, compile_quoter
@@ -297,6 +297,7 @@ def prepare(
     "Sort, check and shrink the rows of one or several instruments; ValueError where an engine could not read them"
     given = [(one.timeline(), one.instrument, one.fused, one.by_order) if isinstance(one, Tape) else (*one, best_quotes, by_order)
              for one in ([markets] if isinstance(markets, Tape) else markets)]
+    if not given: raise ValueError('nothing to prepare: give a tape, or the rows of at least one instrument')
     capacity = [(0, room_for(_checked(events, instrument))) for events, instrument, _, _ in given]
     if any(named for *_, named in given) and len(given) > 1:
         raise ValueError('queues by order id are followed in one instrument, not in several at once')
@@ -575,14 +576,15 @@ def bracket(
     parameters: np.ndarray | None = None,      # its parameters, float64
     queues: Sequence[QueueModel] = QUEUE_BRACKET,
 ) -> Bracket:                                  # shows itself in a notebook
-    "The same backtest under every queue model, in one pass"
+    "The same backtest under every queue model, in one pass; ValueError without a model of the queue"
+    if not queues: raise ValueError('a bracket needs at least one model of the queue; leave `queues` out for all of them')
     config = config or load_config(preset=preset)
     venue = venue or Venue.from_config(config)
     config = replace(config, trading_pair=tape.instrument.pair, maker_fee=venue.maker_fee, taker_fee=venue.taker_fee)
     if quoter is None:
         model, given = model_of(config)
         quoter, levels = model.quoter, model.levels
-    else: given = np.zeros(1) if parameters is None else np.asarray(parameters, float)
+    else: given = one_setting(parameters)
     ready, count, table = make_ready(tape), len(queues), venue.latency.table
     rules: Any = np.concatenate([make_rules(config, tape.instrument, replace(venue, queue=queue)) for queue in queues]).view(np.recarray)
     runs = run_configurations(

@@ -11,7 +11,8 @@ __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE
            'ASK_LOTS', 'BOUGHT', 'SOLD', 'CODE', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Layout',
            'OVERRUNS', 'Desk', 'Rows', 'transition', 'compile_engine', 'rows_of', 'blank_arrays', 'new_desk', 'Short',
            'apply_level', 'run_desk', 'Joined', 'Intake', 'check_rows', 'plain_table', 'fill_table', 'order_table',
-           'first_price', 'Output', 'Engine', 'open_desk', 'sum_up', 'enter_order', 'quotable', 'quotable_lots']
+           'first_price', 'Output', 'one_setting', 'Engine', 'open_desk', 'sum_up', 'enter_order', 'quotable',
+           'quotable_lots']
 
 # %% ../../nbs/trading/03_matching.ipynb #c03
 import functools
@@ -32,8 +33,8 @@ from numba.typed import Dict
 from ..config import MarketMakingConfig
 from ..market.book import NO_ASK, NO_BID, room_for
 from cryptoexp.market.events import (
-    BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, EXCHANGE_ONLY, KILL, KIND_MASK, LAST, LOCAL_ONLY, RESUME, SELL, SIGNAL, SNAPSHOT, STALE, STOP,
-    TRADE, Events, concat, from_rows,
+    BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, EXCHANGE_ONLY, KILL, KIND_MASK, LAST, LOCAL_ONLY, RESUME, SELL, SIGNAL, SNAPSHOT, STALE, START,
+    STOP, TRADE, Events, concat, from_rows,
 )
 from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from cryptoexp.trading.limits import (
@@ -1117,25 +1118,38 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
 def _apply_single_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     "The same for one wish a side and no tolerance: the oldest quote at the wished price stays, the others go"
     state, base, wishes = desk.state[config], desk.sides[asset].shift, desk.wishes[asset]
-    waits = desk.rules[config * desk.clock[0].assets + asset].await_confirmation
+    bid, ask, kept_bid, kept_ask, others = wishes[BID, 0, TICK] + base, wishes[ASK, 0, TICK] + base, -1, -1, 0
+    bid_lots, ask_lots = wishes[BID, 0, LOTS], wishes[ASK, 0, LOTS]
+    for at in range(state.order_count):
+        slot = desk.alive[config, at]
+        order = desk.orders[slot]
+        if order.asset != asset or order.purpose != QUOTE or order.cancel_sent: continue
+        others += 1
+        number = order.order_id
+        if order.side > 0:
+            if bid_lots > 0 and order.known_tick == bid and (kept_bid < 0 or number < desk.orders[kept_bid].order_id): kept_bid = slot
+        elif ask_lots > 0 and order.known_tick == ask and (kept_ask < 0 or number < desk.orders[kept_ask].order_id): kept_ask = slot
+    others -= (kept_bid >= 0) + (kept_ask >= 0)   # quotes that no wish keeps
     for index in range(2):
-        side, tick, lots, kept = (1 if index == BID else -1), wishes[index, 0, TICK] + base, wishes[index, 0, LOTS], -1
-        for at in range(state.order_count):
-            slot = desk.alive[config, at]
-            order = desk.orders[slot]
-            if order.side != side or order.asset != asset or order.purpose != QUOTE or order.cancel_sent: continue
-            if lots > 0 and order.known_tick == tick and (kept < 0 or order.order_id < desk.orders[kept].order_id): kept = slot
-        for at in range(state.order_count):
-            slot = desk.alive[config, at]
-            order = desk.orders[slot]
-            if slot == kept or order.side != side or order.asset != asset or order.purpose != QUOTE or order.cancel_sent: continue
-            if waits and order.confirmed_ns > time_ns: state.waited += 1
-            else: _cancel(desk, config, slot, time_ns)
+        side, tick, lots, kept = (1, bid, bid_lots, kept_bid) if index == BID else (-1, ask, ask_lots, kept_ask)
+        if others > 0: _drop_others(desk, config, asset, side, kept, time_ns)
         if lots < 0: desk.refusals[config, TOO_SMALL] += 1
         if lots > 0 and kept < 0:
             passed = _allowed(desk, config, asset, side, tick - base, lots, wishes[index, 0, FORCE])
             if passed > 0: _send(desk, config, asset, side, tick, passed, QUOTE, wishes[index, 0, FORCE], time_ns)
 
+@inner
+def _drop_others(desk: Desk, config: int, asset: int, side: int, kept: int, time_ns: int) -> None:
+    "Cancel the quotes of one side but one"
+    state, waits = desk.state[config], desk.rules[config * desk.clock[0].assets + asset].await_confirmation
+    for at in range(state.order_count):
+        slot = desk.alive[config, at]
+        order = desk.orders[slot]
+        if slot == kept or order.side != side or order.asset != asset or order.purpose != QUOTE or order.cancel_sent: continue
+        if waits and order.confirmed_ns > time_ns: state.waited += 1
+        else: _cancel(desk, config, slot, time_ns)
+
+# %% ../../nbs/trading/03_matching.ipynb #c108m
 @inner
 def _match_wishes(desk: Desk, config: int, asset: int, index: int, tolerance: float) -> None:
     "Decide which of our quotes stay: pairs of order and wish, the nearest first; an unchanged quote is nearest of all"
@@ -1247,6 +1261,9 @@ def _obey(desk: Desk, asset: int, code: int) -> None:
     clock, side = desk.clock[0], desk.sides[asset]
     if code == STALE: side.stale = 1
     elif code == RESUME: side.stale = 0
+    elif code == START and not clock.parity_end:   # a person lets a halted session go on: loss and drawdown count anew
+        for config in range(clock.configs): desk.state[config].halted, desk.state[config].start_e8 = 0, -1
+        clock.band_low, clock.band_high = 1, 0
     if (code != STALE and code != STOP and code != KILL) or clock.parity_end: return   # hftbacktest knows no such rows
     for config in range(clock.configs):
         if code == STOP: desk.state[config].stopped = 1
@@ -1392,10 +1409,12 @@ def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
 def _look(desk: Desk, config: int, time_ns: int) -> bool:
     "Fill in the view; False where the model is not to be asked"
     clock, state = desk.clock[0], desk.state[config]
-    usable = False
-    for asset in range(clock.assets): usable = usable or _usable(desk.sides[asset])
+    usable, whole = False, True
+    for asset in range(clock.assets):
+        fine = _usable(desk.sides[asset])
+        usable, whole = usable or fine, whole and fine
     if state.stopped or not usable: return False
-    if _all_usable(desk): state.last_equity_e8 = _equity(desk, config)
+    if whole: state.last_equity_e8 = _equity(desk, config)
     if not clock.marking and not desk.rules[config * clock.assets].unlimited: _weigh(desk, config)
     if state.halted or desk.rules[config * clock.assets].reduce_by_taking:
         if _in_a_hurry(desk, config, time_ns): return False
@@ -1918,6 +1937,12 @@ class Output:
     @property
     def samples(self) -> pd.DataFrame: return plain_table(self._parts['samples'], SAMPLE).drop(columns=['config', 'asset'])
 
+def one_setting(parameters: np.ndarray | None) -> np.ndarray:
+    "The parameters of a model as one float64 list; ValueError for a table of them"
+    given = np.zeros(1) if parameters is None else np.asarray(parameters, float)
+    if given.ndim != 1: raise ValueError(f'the parameters of a model are a list of numbers, not an array of shape {given.shape}')
+    return given
+
 # %% ../../nbs/trading/03_matching.ipynb #c166
 class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
@@ -1938,9 +1963,7 @@ class Engine(Output):
         self.instrument, self.config = instrument, replace(config, trading_pair=instrument.pair)  # a recording says itself what it is of
         self.venue = venue or Venue.from_config(config)
         self.intake = Intake(hold_ns, use_best_quotes, by_order)
-        given = np.zeros(1) if parameters is None else np.asarray(parameters, float)
-        if given.ndim != 1: raise ValueError(f'the parameters of a model are a list of numbers, not an array of shape {given.shape}')
-        self._setting = (model.levels, own) if quoter is None else (levels, given)
+        self._setting = (model.levels, own) if quoter is None else (levels, one_setting(parameters))
         self._python = model.quoter if quoter is None else quoter
         self._quoter = compile_quoter(self._python) if compiled else None
         self._shown = (depth, own_orders)

@@ -66,6 +66,7 @@ SPREAD, VOLATILITY, FLOOR, LEANING = range(len(BOUND))
 def compile_quoter(function: Quoter) -> Quoter | None:
     "The model as a compiled first-class function, or None (said once, as a warning) where Numba can't compile it"
     plain, reason = getattr(function, 'py_func', function), Exception()
+    if not callable(plain): raise TypeError(f'a model is a function of view, parameters, scratch and wishes, not {function!r}')
     for cache in (True, False):   # a function that stands in no file, as in a program read from a pipe, can't be kept on disk
         try: return njit(SIGNATURE, cache=cache, nogil=True, boundscheck=True)(plain)
         except Exception as error:   # Numba says no in many ways: errors of its own, and plain ones such as ValueError and AssertionError

@@ -1,0 +1,243 @@
+"A session is killed at any moment, its journal damaged in any way: it goes on with nothing lost and nothing twice, or says why not"
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from replay_server import ReplayServer, made_lines
+
+from cryptoexp.config import load_config
+from cryptoexp.durable import DamagedJournal, Journal, StorageError, parse_journal
+from cryptoexp.market.events import CONTROL, KILL, STALE
+from cryptoexp.market.tape import load_tape
+from cryptoexp.market_making import MarketMaker, replayed, resumed
+from cryptoexp.trading.journal import NAME, ROWS, read_history, rebuild, replay, standing
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ('trades.csv', 'orders.csv', 'summary.json')
+ROUNDS, SHORT = 25, ('--source', 'embedded', '--preset', 'zero-fee-tier', '--duration', '8m', '--journal', '--speed', '120', '--json')
+
+
+def program(*words: str) -> list[str]:
+    return [sys.executable, '-c', 'from cryptoexp.cli import main; raise SystemExit(main())', *words]
+
+
+def run_to_end(*words: str) -> None:
+    done = subprocess.run(program(*words), capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def same_files(first: Path, second: Path, but: tuple[str, ...] = ()) -> None:
+    for name in FILES:
+        one, other = ((folder/name).read_bytes() for folder in (first, second))
+        if name == 'summary.json' and but:
+            told = [json.loads(text) for text in (one, other)]
+            for part in told:
+                for key in but: part.pop(key)
+            assert told[0] == told[1]
+        else: assert one == other, f'{name} differs'
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    "kill −9 again and again: each time the session goes on, and in the end the files are those of one that was never killed"
+    run_to_end('trade', *SHORT[:-3], '--json', '--out', str(tmp_path/'whole'))
+    out, draw, killed = tmp_path/'killed', random.Random(7), 0
+    run, words = out/'embedded-btcusdt', ('trade', *SHORT, '--out', str(out))
+    for _ in range(ROUNDS):
+        with open(tmp_path/'log', 'w') as log:
+            process = subprocess.Popen(program(*words), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            size, until = (run/NAME).stat().st_size if (run/NAME).exists() else 0, time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < until:   # from the first new record on, at any moment
+                if (run/NAME).exists() and (run/NAME).stat().st_size > size + 200: break
+                time.sleep(0.002)
+            time.sleep(draw.expovariate(20))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+            process.wait()
+        if (run/'summary.json').exists(): break
+        before = (run/NAME).read_bytes()
+        records, _ = parse_journal(before)
+        assert records, (tmp_path/'log').read_text()
+        words = ('trade', '--resume', str(run), '--json')
+    else: run_to_end(*words)
+    assert killed >= 3 and (run/'summary.json').exists(), (tmp_path/'log').read_text()
+    same_files(tmp_path/'whole'/'embedded-btcusdt', run, but=('notes',))
+    run_to_end('trade', '--replay', str(run), '--out', str(tmp_path/'again'), '--json')
+    same_files(run, tmp_path/'again'/'replay-of-embedded-btcusdt')
+
+
+@pytest.fixture(scope='module')
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A short session of the embedded market with its journal, not sealed"
+    folder = tmp_path_factory.mktemp('ended')
+    maker = MarketMaker(load_config(preset='zero-fee-tier'), source='embedded', duration=240, speed=100, out=folder, journal=True)
+    halted: list[int] = []
+    async def broken() -> None:
+        maker._on_turn = lambda one: halted.append(1) or (one.stop() if len(halted) == 12 else None)
+        await maker.run()
+    import cryptoexp.market_making as face
+    kept, face.seal = face.seal, lambda journal: None
+    try: asyncio.run(broken())
+    finally: face.seal = kept
+    assert maker.folder is not None
+    return maker.folder
+
+
+def test_torn_anywhere_in_the_last_three_records(ended: Path, tmp_path: Path) -> None:
+    "Every byte: what was whole before the cut is there, nothing else"
+    data = (ended/NAME).read_bytes()
+    records, size = parse_journal(data)
+    assert size == len(data) and len(records) > 8
+    ends, place = [0], 0
+    for record in records:
+        place += 25 - 4 + len(record.payload)
+        ends.append(place)
+    assert ends[-1] == len(data)
+    for cut in range(ends[-4], len(data), 1):
+        kept, size = parse_journal(data[:cut])
+        assert size == max(end for end in ends if end <= cut) and kept == records[:len(kept)]
+
+
+def test_any_bit_of_the_last_three_records(ended: Path) -> None:
+    data = (ended/NAME).read_bytes()
+    records, _ = parse_journal(data)
+    begin = len(data) - sum(21 + len(record.payload) for record in records[-3:])
+    for place in range(begin, len(data)):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        try: kept, _ = parse_journal(bytes(flipped))
+        except DamagedJournal: continue
+        assert kept == records[:len(records) - 1], 'only the very last record may go without a word'
+
+
+def test_random_damage_never_passes_for_another_state(ended: Path, tmp_path: Path) -> None:
+    data, draw, said = (ended/NAME).read_bytes(), random.Random(7), 0
+    whole = standing(rebuild(read_history(ended)))
+    for _ in range(1000):
+        damaged = bytearray(data)
+        for _ in range(draw.choice((1, 1, 2, 30))): damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        if draw.random() < 0.3: del damaged[draw.randrange(len(damaged)):]
+        try: kept, _ = parse_journal(bytes(damaged))
+        except DamagedJournal:
+            said += 1
+            continue
+        assert kept == parse_journal(data)[0][:len(kept)]
+    assert said > 300 and whole['rows'] > 0
+
+
+def test_a_full_disk_stops_the_session_and_leaves_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    appended, real = [0], Journal.append
+    def full(self: Journal, *records: tuple[int, bytes]) -> None:
+        appended[0] += 1
+        if appended[0] > 6:
+            import errno
+            raise StorageError(errno.ENOSPC, f'cannot write {self.path}: the disk is full')
+        real(self, *records)
+    monkeypatch.setattr(Journal, 'append', full)
+    maker = MarketMaker(load_config(preset='zero-fee-tier'), source='embedded', duration=240, speed=100, out=tmp_path, journal=True)
+    with pytest.raises(StorageError, match='disk is full'): asyncio.run(maker.run())
+    monkeypatch.undo()
+    assert maker.folder is not None
+    history = read_history(maker.folder)
+    assert history.count > 0 and history.ended is None
+    again = resumed(maker.folder)
+    asyncio.run(again.run())
+    assert again.result is not None and len(again.result.fills)
+
+
+# ---- a live session against a local server
+
+def live(server: ReplayServer, out: Path, duration: float) -> MarketMaker:
+    config = load_config(preset='zero-fee-tier', overrides={'venue_urls': {'binance_rest': server.rest_url,
+        'binance_websocket': server.websocket_url}})
+    return MarketMaker(config, source='binance', preset='zero-fee-tier', duration=duration, speed=server.speed, out=out)
+
+
+def test_a_live_session_replays_to_the_byte(tmp_path: Path) -> None:
+    "Recorded with its control rows; replayed in another process, in other batches; and from its sealed tape"
+    async def session() -> MarketMaker:
+        async with ReplayServer(made_lines(120), speed=10) as server:
+            maker = live(server, tmp_path, 60)
+            await asyncio.wait_for(maker.run(), 120)
+            return maker
+    maker = asyncio.run(session())
+    assert maker.folder is not None and maker.result is not None and len(maker.result.fills) > 20
+    for size in (17, 100_000):
+        again, _ = replayed(maker.folder, tmp_path/str(size), batch_rows=size)
+        assert again.folder is not None
+        same_files(maker.folder, again.folder)
+    run_to_end('trade', '--replay', str(maker.folder), '--out', str(tmp_path/'other'), '--json')
+    same_files(maker.folder, tmp_path/'other'/f'replay-of-{maker.folder.name}')
+    tape = load_tape(maker.folder/'tape-0001.parquet')
+    assert len(tape) == maker.result.session.counters['rows'] - 1   # the engine adds the STOP
+
+
+def test_stopped_live_and_gone_on(tmp_path: Path) -> None:
+    "Between the two nobody looked: the book is stale, what rested is cancelled, position and cash are what they were"
+    def until(fills: int) -> Callable[[MarketMaker], None]:
+        def look(maker: MarketMaker) -> None:
+            if maker.engine is not None and maker.engine.fill_count > fills: maker.stop()
+        return look
+    async def both() -> tuple[MarketMaker, MarketMaker]:
+        async with ReplayServer(made_lines(400), speed=8) as server:
+            first = live(server, tmp_path, 390)
+            first._on_turn = until(5)
+            await asyncio.wait_for(first.run(), 120)
+            assert first.folder is not None and first.engine is not None
+            again = resumed(first.folder, on_turn=until(first.engine.fill_count + 3))
+            await asyncio.wait_for(again.run(), 120)
+            return first, again
+    first, again = asyncio.run(both())
+    assert first.result is not None and again.result is not None and again.folder is not None
+    before, after = first.result.trades(), again.result.trades()
+    assert len(after) > len(before) and after[:len(before)].to_csv() == before.to_csv(), 'what had happened has happened'
+    history = read_history(again.folder)
+    codes = [code for batch in history.batches() for code in batch.tick[batch.kind == CONTROL].tolist()]
+    assert STALE in codes and history.acts == 1
+    same, _ = replayed(again.folder, tmp_path/'again', batch_rows=333)
+    assert same.folder is not None
+    same_files(again.folder, same.folder)
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGUSR1'), reason='this system has no SIGUSR1')
+def test_the_kill_switch_of_a_live_session(tmp_path: Path) -> None:
+    "Pulled by a signal: every cancel is acknowledged within two seconds, the session is halted and stays so"
+    async def session() -> MarketMaker:
+        async with ReplayServer(made_lines(60), speed=5) as server:
+            maker = live(server, tmp_path, 55)
+            pulled: list[int] = []
+            def look(one: MarketMaker) -> None:
+                if not pulled and one.engine is not None and one.engine.fill_count > 2:
+                    pulled.append(1)
+                    os.kill(os.getpid(), signal.SIGUSR1)
+            maker._on_turn = look
+            await asyncio.wait_for(maker.run(), 120)
+            return maker
+    maker = asyncio.run(session())
+    assert maker.result is not None and maker.folder is not None
+    said = re.search(r'SIGUSR1; no order was alive (\d+\.\d+) s later', maker.result.session.notes[-1])
+    assert maker.result.session.counters['halted'] and said is not None and float(said[1]) <= 2.5   # 2 s, and a turn
+    history = read_history(maker.folder)
+    rows = list(history.batches())
+    killed = max(int(batch.local_ns[(batch.kind == CONTROL) & (batch.tick == KILL)][0]) for batch in rows
+                 if ((batch.kind == CONTROL) & (batch.tick == KILL)).any())
+    assert (maker.result.orders.placed_ns <= killed).all() and set(maker.result.orders.status) <= {'filled', 'cancelled', 'expired'}
+    with pytest.raises(RuntimeError, match='halted'): asyncio.run(resumed(maker.folder).run())
+    assert replay(maker.folder).orders.to_csv() == maker.result.orders.to_csv()
+
+
+def test_two_writers(tmp_path: Path) -> None:
+    with Journal(tmp_path/NAME) as journal:
+        journal.append((ROWS, b'1'))
+        with pytest.raises(StorageError, match='another process'): Journal(tmp_path/NAME)

@@ -36,6 +36,7 @@ from cryptoexp.market.events import (
 )
 from cryptoexp.market.instrument import Instrument
 from cryptoexp.market.layouts import cryptofeed_lines, open_tape, read_klines
+from cryptoexp.market.okx import OkxStream
 
 TOY = Instrument('toy', 'BTCUSDT', 'BTC', 'USDT', Decimal('0.1'), Decimal('0.001'))
 Book = tuple[dict[Decimal, Decimal], dict[Decimal, Decimal]]  # bids, asks
@@ -389,6 +390,20 @@ def test_cryptofeed_damage(data_folder: Path, tmp_path: Path) -> None:
     path = written(tmp_path/'y', '', ['1618677817.06: {}', 'noise', '1618677818.06: {}'])
     problems.clear()
     assert len(list(cryptofeed_lines(path, problems=problems))) == 2 and 'line 2' in problems[0]
+
+
+@pytest.mark.parametrize('drop', [False, True])
+def test_a_tape_of_raw_messages(data_folder: Path, tmp_path: Path, drop: bool) -> None:
+    "OKX by its stream: the whole recording never goes stale, one without a message does, and says so on the tape"
+    lines = list(cryptofeed_lines(data_folder/'exchanges'/'OKX.ws.1.0.gz'))
+    books_of = [place for place, (_, text) in enumerate(lines) if b'"channel":"books","instId":"BTC-USDT"' in text and b'"bids"' in text]
+    if drop: del lines[books_of[40]]
+    stream = OkxStream({'BTC-USDT': Instrument('okx', 'BTC-USDT', 'BTC', 'USDT', Decimal('0.1'), Decimal('1e-8'))})
+    made = layouts.stream_tape(stream, lines, 'BTC-USDT', ['OKX.ws.1.0.gz'])
+    controls = made.events.tick[made.events.kind == CONTROL].tolist()
+    assert controls == ([RESUME, STALE] if drop else [RESUME]) and made.notes.get('gaps', 0) == drop
+    assert tape.crossings(made) == 0 and (np.diff(made.timeline().local_ns) >= 0).all() and made.source == ('OKX.ws.1.0.gz',)
+    assert open_tape(made.save(tmp_path/'okx.parquet')).events.equals(made.events)
 
 
 # ---- one entry, and whatever comes in

@@ -7,7 +7,7 @@ __all__ = ['PIECE', 'NUMBER', 'OPTIONAL', 'WHOLE', 'WORD', 'NAME', 'SAME', 'ANY'
            'MOST_DECIMALS', 'KNOWN', 'text_chunks', 'published_sum', 'sha256_of', 'check_sum', 'Layout', 'layout_of',
            'Table', 'word', 'read_table', 'nanoseconds', 'at_common_decimals', 'Part', 'trades_of', 'quotes_of',
            'levels_of', 'pictures_of', 'bybit_book', 'pair_of', 'market_of', 'grid_of', 'make_tape', 'recognise',
-           'read_part', 'open_tape', 'read_klines', 'cryptofeed_lines', 'cryptofeed_connections']
+           'read_part', 'open_tape', 'read_klines', 'cryptofeed_lines', 'cryptofeed_connections', 'stream_tape']
 
 # %% ../../nbs/market/13_layouts.ipynb #c03
 import hashlib
@@ -31,8 +31,8 @@ from . import binance, tape
 from cryptoexp.market.events import (
     BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, concat, from_rows,
 )
-from .instrument import Instrument, common_step, split_pair
-from .wire import Line, Problems
+from .instrument import Instrument, common_step, nearest, split_pair
+from .wire import BookStream, Line, Problems
 
 # %% ../../nbs/market/13_layouts.ipynb #c06
 PIECE = 1 << 20  # bytes of text at a time
@@ -716,7 +716,7 @@ def open_tape(
     if alone and len({*map(str, found)}) > 1: raise ValueError(f'a {alone[0]} can\'t be merged with other files: read each on its own')
     if 'cryptofeed' in found:
         raise ValueError(f'{files[found.index("cryptofeed")]} was recorded by cryptofeed: `cryptofeed_lines` gives its messages, '
-                         'which the room of their venue makes rows of')
+                         'and `stream_tape` makes a tape of them with the stream of their venue')
     if found[0] == 'hftbacktest' and len(files) == 1: return tape.open_hftbacktest(files[0], instrument, symbol)
     if found[0] in ('tape', 'recording') and (found[0] == 'recording' or len(files) == 1):
         return tape.load(files, instrument, progress, base_latency_ns, streams)
@@ -788,3 +788,20 @@ def cryptofeed_connections(path: str | Path) -> dict[str, str]:  # name of a con
     chunks = text_chunks(Path(path), [])
     told = (orjson.loads(line) for chunk in chunks for line in chunk.split(b'\n') if line.startswith(b'{"t":"connect"'))
     return {one['conn']: one['addr'] for one in told}
+
+# %% ../../nbs/market/13_layouts.ipynb #c66b
+def stream_tape(
+    stream: BookStream,            # of the venue, new
+    lines: Iterable[Line],         # one connection's messages
+    symbol: str,                   # as the venue spells it, one of the stream's
+    source: Sequence[str] = (),    # names of the files
+    base_latency_ns: int = 1_000_000,
+) -> tape.Tape:
+    "A tape of one symbol of a venue's raw messages; LookupError for a symbol the stream does not know, ValueError where there is no row"
+    if symbol not in stream.instruments: raise nearest(symbol, stream.symbols)
+    instrument, events = stream.instruments[symbol], stream.push([*lines]).get(symbol, from_rows([]))
+    if not len(events): raise ValueError(f'no message of {symbol} on {stream.venue} that can be used, of {stream.messages:,}')
+    timed = (events.exchange_ns > 0) & (events.kind != CONTROL)
+    clock = tape.fit_clock(events.local_ns[timed], events.exchange_ns[timed], base_latency_ns)
+    problems = [f'{count:,} messages skipped, {reason}' for reason, count in stream.problems.counts.items()]
+    return tape.Tape(tape.fill_times(events, clock), instrument, clock, tuple(source), problems=problems, notes=dict(stream.counts[symbol]))

@@ -210,6 +210,20 @@ def test_book_and_trades_are_merged(tmp_path: Path) -> None:
     assert made.source == ('trades.csv', 'levels.csv') and made.notes['trades'] == 2
 
 
+def test_a_given_grid(tmp_path: Path) -> None:
+    "Off the ticks: left out; finer than a lot: a level is rounded up (it is not gone), a print down, and one below a lot is left out"
+    head = 'x,BTC-USD,1585699200000000,1585699200000100'
+    levels = written(tmp_path/'levels.csv', ','.join(layouts.TARDIS['incremental_book_L2']), [
+        f'{head},true,bid,{price},{amount}' for price, amount in ((100, '2.5'), (99, '4'), (98.5, '1'))])
+    prints = [f'{head},1,sell,100,{amount}' for amount in ('5.5', '1.5', '4')]
+    trades = written(tmp_path/'trades.csv', ','.join(layouts.TARDIS['trades']), prints)
+    grid = Instrument('x', 'BTC-USD', 'BTC', 'USD', Decimal(1), Decimal(2))
+    made = open_tape([levels, trades], grid)
+    assert made.instrument is grid and made.events.flags.tolist()[1:3] == [SNAPSHOT | BUY, SNAPSHOT | BUY | LAST]
+    assert [made.events.lots[made.events.kind == kind].tolist() for kind in (SNAPSHOT, TRADE)] == [[2, 2], [2, 2]]
+    assert len(made.problems) == 3 and '1 rows off the grid' in made.problems[0] and '1 quantities finer' in made.problems[1]
+
+
 # ---- the archive of Binance
 
 SPOT = ['4081,61837.63000000,0.02000000,1236.75260000,{0},True,True', '4082,61837.64000000,0.00100000,61.83764000,{0},False,True']

@@ -292,6 +292,13 @@ def test_check(data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert 'nothing known here' in said.err and 'sound' in said.out
 
 
+@pytest.mark.parametrize('delay, said', [
+    (1, []), (0, ['rows that arrive before they happen']), (-5, ['rows that arrive before they happen'])])
+def test_check_of_times(delay: int, said: list[str]) -> None:
+    found = tape_tools.problems_of(Tape(from_rows([(TRADE | BUY | LAST, 100, 100 + delay, 7, 1, 1)]), TOY))
+    assert [one.split(',')[0] for one in found] == said
+
+
 def test_the_recordings_are_sound_or_say_why(data_folder: Path) -> None:
     spot = tape_tools.problems_of(open_tape(data_folder/'binance_spot'/'btcusdt_20240808.gz', streams='diff-only'))
     assert spot == []

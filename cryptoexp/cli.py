@@ -52,8 +52,10 @@ EXAMPLES = '''examples:
   cryptoexp trade --replay runs/binance-btcusdt          run its journal again: the same files, to the byte
 '''
 
+# %% ../nbs/20_cli.ipynb #c10a
 def build_parser() -> argparse.ArgumentParser:
     "The parser of the command line"
+    from cryptoexp.tape_tools import add_commands
     parser = argparse.ArgumentParser('cryptoexp', description='A market-making laboratory that you read like a book.', epilog=EXAMPLES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--version', action='version', version=f'cryptoexp {__version__}')
@@ -83,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--json', action='store_true', help='print the summary as JSON and nothing else')
     add('--seed', type=int, help='seed of the embedded market')
     add('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
+    add_commands(commands)
     return parser
 
 # %% ../nbs/20_cli.ipynb #c13
@@ -220,11 +223,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
+    verbose = getattr(arguments, 'verbose', False)
     from loguru import logger
     logger.remove()
-    logger.add(sys.stderr, level='DEBUG' if arguments.verbose else 'WARNING', format='<level>{level: <8}</level> {message}')
-    try: return trade(arguments)
+    logger.add(sys.stderr, level='DEBUG' if verbose else 'WARNING', format='<level>{level: <8}</level> {message}')
+    try: return int(getattr(arguments, 'run', trade)(arguments))
     except (ValueError, LookupError, OSError, RuntimeError) as error:
-        if arguments.verbose: raise
+        if verbose: raise
         print(f'cryptoexp: {str(error) if not isinstance(error, KeyError) else repr(error)}', file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ GENERATED = [path for path in MODULES if path.name not in ('__init__.py', '_modi
 LONGEST_CELL = 45
 MACHINE = re.compile(r'(?<![\w./])/(home|Users|root|tmp|work|private)/[\w./-]+')
 GROUND, TOP = {'config', 'net', 'durable', 'page'}, {'cli', 'dashboard'}
-FACES, WINGS = {'market_making', 'btc_agent', 'crypto_agent_wrapper'}, {'trading', 'chain', 'analyst'}
+FACES, WINGS = {'market_making', 'btc_agent', 'crypto_agent_wrapper', 'tape_tools'}, {'trading', 'chain', 'analyst'}
 
 
 def command(*words: str | Path, folder: Path = ROOT) -> None:

@@ -9,12 +9,13 @@ __all__ = ['ENOUGH_POINTS', 'ENOUGH_SPAN_NS', 'MOST_DRIFT', 'LARGEST_STEP_BACK_N
            'FILL_ORDER', 'lower_hull', 'Clock', 'fit_clock', 'fill_times', 'Tape', 'timeline', 'describe', 'read_lines',
            'looks_like', 'not_a_recording', 'make_tape', 'read_recording', 'agreement', 'crossings', 'quote_times',
            'fuse', 'fuse_if_possible', 'save_tape', 'load_tape', 'load', 'to_hftbacktest', 'from_hftbacktest',
-           'instrument_of', 'save_hftbacktest', 'load_hftbacktest', 'tape_by_order']
+           'instrument_of', 'save_hftbacktest', 'load_hftbacktest', 'open_hftbacktest', 'tape_by_order']
 
 # %% ../../nbs/market/05_tape.ipynb #c03
 import html
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -635,28 +636,69 @@ def save_tape(tape: Tape, path: Path) -> Path:
                    column_encoding=dict.fromkeys(('exchange_ns', 'local_ns', 'id'), 'DELTA_BINARY_PACKED'))
     return replace_bytes(path, buffer.getvalue())
 
+# %% ../../nbs/market/05_tape.ipynb #c87a
+_Lost = tuple[int, int]  # (before which of the rows that are left, how many rows)
+
+def _salvaged(data: pa.Buffer, name: str, problems: list[str]) -> tuple[pa.Table, list[_Lost]]:
+    "The row groups that can be read; what pyarrow raises where none can"
+    file = pq.ParquetFile(data, page_checksum_verification=True)
+    parts, lost, begin, kept = list[pa.Table](), list[_Lost](), 0, 0
+    failure: Exception = OSError('no row group can be read')
+    for number in range(file.num_row_groups):
+        size = file.metadata.row_group(number).num_rows
+        try:
+            part = file.read_row_group(number)
+            if len(part) != size: raise OSError(f'{len(part)} rows instead of {size}')
+            parts.append(part)
+            kept += size
+        except (pa.ArrowException, OSError) as error:
+            failure = error
+            lost.append((kept, size))
+            problems.append(f'{name}: row group {number + 1} of {file.num_row_groups} (rows {begin:,} to {begin + size - 1:,}) is damaged '
+                            f'and left out ({str(error).strip()}); the book is stale from there to the next resync')
+        begin += size
+    if not kept: raise failure
+    return pa.concat_tables(parts), lost
+
+def _with_holes(events: Events, lost: Sequence[_Lost]) -> Events:
+    "Where rows are lost, the message before ends, and a control row says that the book is stale"
+    if not lost: return events
+    places, flags = [place for place, _ in lost], events.flags.copy()
+    flags[[place - 1 for place in places if place]] |= LAST
+    near = [max(place - 1, 0) for place in places]
+    stale = from_rows([(CONTROL | LAST, int(events.exchange_ns[row]), int(events.local_ns[row]), STALE, 0, 0) for row in near])
+    columns = zip((flags, *events.columns[1:]), stale.columns)
+    return Events(*(np.insert(column, places, row) for column, row in columns))
+
 # %% ../../nbs/market/05_tape.ipynb #c88
-def load_tape(path: Path) -> Tape:
-    "Read a tape from Parquet; ValueError for a file that is damaged or is no tape"
+def load_tape(
+    path: Path,
+    strict: bool = False,  # whether a damaged part is an error; default: it is left out, marked and listed on the tape
+) -> Tape:
+    "Read a tape from Parquet; ValueError for a file that is no tape, or of which nothing can be read"
     if not path.is_file(): raise FileNotFoundError(f'{path} is not there' if not path.exists() else f'{path} is a folder')
-    try: table = pq.read_table(pa.py_buffer(path.read_bytes()), page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        with path.open('rb') as file: begin = file.read(64)
-        if begin.startswith(b'PAR1'): raise ValueError(f'{path} is damaged: {error}. Make it again from the recording') from error
-        raise ValueError(f'{path} is not a tape: it looks like {looks_like(begin)}') from error
+    data, problems = pa.py_buffer(path.read_bytes()), list[str]()
+    try:
+        try: table, lost = pq.read_table(data, page_checksum_verification=True), list[_Lost]()
+        except (pa.ArrowException, OSError):
+            if strict: raise
+            table, lost = _salvaged(data, path.name, problems)
+    except (pa.ArrowException, OSError) as error:
+        if bytes(data[:4]) == b'PAR1': raise ValueError(f'{path} is damaged: {error}. Make it again from the recording') from error
+        raise ValueError(f'{path} is not a tape: it looks like {looks_like(bytes(data[:64]))}') from error
     about = (table.schema.metadata or {}).get(METADATA)
     if about is None or tuple(table.column_names) != COLUMNS:
         raise ValueError(f'{path} is a Parquet file but not a tape: columns {", ".join(table.column_names[:8])}')
     told = json.loads(about)
     if told['format'] != FORMAT: raise ValueError(f'{path} is of tape format {told["format"]}, not {FORMAT}: update cryptoexp')
     clock = Clock(**{**told['clock'], 'residual_ns': tuple(told['clock']['residual_ns'])})
-    columns = [np.ascontiguousarray(table[name].to_numpy()) for name in COLUMNS]
-    rest = tuple(told['source']), told['synthetic'], told['problems'], told['notes']
-    return Tape(Events(*columns), from_dict(told['instrument']), clock, *rest)
+    events = _with_holes(Events(*(np.ascontiguousarray(table[name].to_numpy()) for name in COLUMNS)), lost)
+    notes = told['notes'] | ({'rows lost': sum(count for _, count in lost)} if lost else {})
+    return Tape(events, from_dict(told['instrument']), clock, tuple(told['source']), told['synthetic'], told['problems'] + problems, notes)
 
-
+# %% ../../nbs/market/05_tape.ipynb #c88a
 def load(
-    path: str | Path | Sequence[str | Path],         # a tape in Parquet, or one or several recordings
+    path: str | Path | Sequence[str | Path],         # a tape in Parquet, a file of hftbacktest (.npz), or one or several recordings
     instrument: Instrument | None = None,            # of recordings: None reads it off the data; a tape brings its own
     progress: Callable[[float], None] | None = None,
     base_latency_ns: int = 1_000_000,                # of recordings: what their fastest message took, declared
@@ -668,6 +710,7 @@ def load(
     if len(paths) == 1 and paths[0].is_file():
         with paths[0].open('rb') as file: begin = file.read(4)
         if begin == b'PAR1': return _as_asked(load_tape(paths[0]), streams, paths[0])
+        if begin == b'PK\x03\x04' and paths[0].suffix == '.npz': return open_hftbacktest(paths[0], instrument)
     return read_recording(paths, instrument, progress, base_latency_ns, streams or 'fused')
 
 def _as_asked(tape: Tape, streams: Streams | None, path: Path) -> Tape:
@@ -905,6 +948,23 @@ def load_hftbacktest(path: str | Path) -> np.ndarray:
         raise ValueError(f'{place} is damaged: {error}. Make it again') from error
     if data.dtype != EVENT_DTYPE: raise ValueError(f'{place} holds {data.dtype}, not events of hftbacktest')
     return data
+
+# %% ../../nbs/market/05_tape.ipynb #c112b
+def open_hftbacktest(
+    path: str | Path,
+    instrument: Instrument | None = None,  # None: its grid is read off the data
+    symbol: str | None = None,             # None: the letters and digits that the name begins with
+) -> Tape:
+    "A tape of an npz file of hftbacktest, of levels or of orders; ValueError where nothing tells what it is of"
+    place, data = Path(path), load_hftbacktest(path)
+    if instrument is None:
+        named = symbol or re.match('[A-Za-z0-9]*', place.name)[0].upper()  # type: ignore[index]
+        try: instrument = instrument_of(data, named)
+        except ValueError as error: raise ValueError(f'{place}: {error}. A file of hftbacktest does not say what it is of') from error
+    try:
+        if ((data['ev'] & 0xff) >= ADD_ORDER).any(): return tape_by_order(data, instrument, (place.name,))
+        return Tape(from_hftbacktest(data, instrument), instrument, source=(place.name,))
+    except ValueError as error: raise ValueError(f'{place}: {error}') from error
 
 # %% ../../nbs/market/05_tape.ipynb #c117
 _BID, _PLACE, _LEFT, _OWED, _NEXT, _BEFORE = range(6)   # an order: its level, what is left, fills not confirmed yet, neighbours

@@ -28,6 +28,7 @@ from .market import binance, coinbase, tape
 from .market.events import BEST_QUOTE, BUY, CLOCK, CONTROL, KILL, LAST, RESUME, SELL, STALE, START, TRADE, Events, from_rows
 from .market.feed import EventFeed, Feed, embedded_feed
 from .market.instrument import MONEY_SCALE, Instrument, order_problems
+from .market.layouts import open_tape
 from .market.live import VENUES as LIVE, LiveFeed
 from .net import NetError, Session
 from .trading.backtest import Result, Run, largest_latency_ns, source_name
@@ -110,7 +111,7 @@ def open_feed(
         return LiveFeed(source, config.trading_pair, config.venue_urls.get(f'{source}_rest'), config.venue_urls.get(f'{source}_websocket'),
                         speed=speed or 1.0, base_latency_ns=base_latency_ns(config), on_line=on_line)
     paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(path) for path in source]
-    recording = tape.load(paths, base_latency_ns=base_latency_ns(config), streams=streams)
+    recording = open_tape(paths, base_latency_ns=base_latency_ns(config), streams=streams)
     rows = recording.timeline()
     return EventFeed(rows, recording.instrument, source_name(recording), recording.synthetic, largest_latency_ns(rows), speed,
                      use_best_quotes=recording.fused, notes=list(recording.problems))

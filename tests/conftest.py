@@ -49,8 +49,9 @@ def usdm_tape(request: pytest.FixtureRequest, data_folder: Path) -> np.ndarray:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    "Cells are parts of a test: what was left out of a passed notebook is told at the end"
+    "Parts of tests: the cells that were left out of a passed notebook, and what the seeded plans of faults have compared"
     reports = [report for outcome in ('passed', 'failed') for report in terminalreporter.stats.get(outcome, [])]
-    notes = sorted({str(value) for report in reports for name, value in getattr(report, 'user_properties', []) if name == 'cells not run'})
-    if notes: terminalreporter.section('notebook cells not run')
-    for note in notes: terminalreporter.line(note)
+    for title in ('cells not run', 'plans of faults'):
+        notes = sorted({str(value) for report in reports for name, value in getattr(report, 'user_properties', []) if name == title})
+        if notes: terminalreporter.section(f'notebook {title}' if title == 'cells not run' else title)
+        for note in notes: terminalreporter.line(note)

@@ -208,27 +208,28 @@ def okx_sum(book: MadeBook) -> int:
     return number - (1 << 32) if number >= 1 << 31 else number
 
 
-def listing(venue: str) -> Any:
+def listing(venue: str, symbols: list[str] | None = None) -> Any:
     "The venue's answer about its instruments"
+    symbols = symbols or PAIRS[venue]
     if venue == 'coinbase':
         return [dict(id=one, base_currency=one[:3], quote_currency=one[4:], quote_increment='0.01', base_increment='0.0001',
-                     min_market_funds='1') for one in PAIRS[venue]]
+                     min_market_funds='1') for one in symbols]
     if venue == 'kraken':
         return dict(error=[], result={one.replace('/', ''): dict(
-            wsname=one, pair_decimals=2, lot_decimals=4, ordermin='0.0001', costmin='0.5', tick_size='0.01') for one in PAIRS[venue]})
+            wsname=one, pair_decimals=2, lot_decimals=4, ordermin='0.0001', costmin='0.5', tick_size='0.01') for one in symbols})
     if venue == 'okx':
         return dict(code='0', msg='', data=[dict(
             instType='SPOT', instId=one, baseCcy=one[:3], quoteCcy=one[4:], tickSz='0.01', lotSz='0.0001', minSz='0.0001',
-            maxLmtSz='9999') for one in PAIRS[venue]])
+            maxLmtSz='9999') for one in symbols])
     return dict(retCode=0, retMsg='OK', result=dict(category='spot', list=[dict(
         symbol=one, baseCoin=one[:3], quoteCoin=one[3:], lotSizeFilter=dict(basePrecision='0.0001', minOrderQty='0.0001', minOrderAmt='1'),
-        priceFilter=dict(tickSize='0.01')) for one in PAIRS[venue]]))
+        priceFilter=dict(tickSize='0.01')) for one in symbols]))
 
 
 class MadeServer:
     "`async with MadeServer('kraken') as server`: rest_url and websocket_url speak like the venue; `pace` frames a second of wall time"
-    def __init__(self, venue: str, pace: float = 400.0, seed: int = 7):
-        self.market, self.pace, self.sockets = MadeMarket(venue, seed=seed), pace, dict[web.WebSocketResponse, Talk]()
+    def __init__(self, venue: str, pace: float = 400.0, seed: int = 7, symbols: list[str] | None = None):
+        self.market, self.pace, self.sockets = MadeMarket(venue, symbols, seed), pace, dict[web.WebSocketResponse, Talk]()
         self.opened = 0
 
     async def __aenter__(self) -> MadeServer:
@@ -249,7 +250,7 @@ class MadeServer:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get('Upgrade', '').lower() != 'websocket':
-            whole = listing(self.market.venue)
+            whole = listing(self.market.venue, self.market.symbols)
             if self.market.venue == 'coinbase' and (name := request.path.rsplit('/', 1)[1]) != 'products':
                 found = [one for one in whole if one['id'] == name]
                 return web.json_response(found[0]) if found else web.json_response(dict(message='NotFound'), status=404)
@@ -265,10 +266,12 @@ class MadeServer:
         return socket
 
     async def go(self) -> None:
+        due = asyncio.get_running_loop().time()
         while True:
             for symbol, changes, trade in self.market.advance():
                 for socket, talk in list(self.sockets.items()):
                     for _, frame in talk.tell(symbol, changes, trade):
                         try: await socket.send_str(frame.decode())
                         except ConnectionError: self.sockets.pop(socket, None)
-            await asyncio.sleep(1/self.pace)
+            due += 1/self.pace
+            await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))

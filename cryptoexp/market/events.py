@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['DEPTH', 'TRADE', 'CLEAR', 'SNAPSHOT', 'BEST_QUOTE', 'CONTROL', 'SIGNAL', 'KIND_MASK', 'EXCHANGE_ONLY', 'BUY', 'SELL',
            'LOCAL_ONLY', 'LAST', 'KIND_NAMES', 'CLOCK', 'START', 'STOP', 'STALE', 'RESUME', 'KILL', 'CONTROL_NAMES',
-           'Events', 'from_rows', 'concat', 'Digest']
+           'Events', 'from_rows', 'concat', 'pack_rows', 'unpack_rows', 'Digest']
 
 # %% ../../nbs/market/00_events.ipynb #c03
 import hashlib
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
@@ -100,6 +101,19 @@ def concat(batches: Iterable[Events]) -> Events:
     parts = [batch for batch in batches if len(batch)]
     if len(parts) < 2: return parts[0] if parts else from_rows([])
     return Events(*(np.concatenate(columns) for columns in zip(*(part.columns for part in parts))))
+
+# %% ../../nbs/market/00_events.ipynb #b02
+def pack_rows(events: Events) -> bytes:
+    "A batch as bytes: the number of rows (uint32), then each column, little-endian"
+    columns = [np.ascontiguousarray(column, column.dtype.newbyteorder('<')).tobytes() for column in events.columns]
+    return struct.pack('<I', len(events)) + b''.join(columns)
+
+def unpack_rows(data: bytes) -> Events:
+    "The inverse of `pack_rows`; ValueError for bytes of another length"
+    count, = struct.unpack_from('<I', data)
+    if len(data) != 4 + 41 * count: raise ValueError(f'{len(data)} bytes are not {count} rows')
+    flags, rest = np.frombuffer(data, np.uint8, count, 4).copy(), np.frombuffer(data, '<i8', 5 * count, 4 + count)
+    return Events(flags, *(column.astype(np.int64) for column in rest.reshape(5, count)))
 
 # %% ../../nbs/market/00_events.ipynb #c19
 class Digest:

@@ -1,0 +1,115 @@
+"The recorder and the command line against servers on this machine: tapes that are whole, kills that lose a batch, disks that are full"
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from made_venues import PAIRS, MadeServer
+
+from cryptoexp.cli import LIVE_VENUES
+from cryptoexp.durable import Journal, StorageError
+from cryptoexp.market.book import OrderBook
+from cryptoexp.market.events import CONTROL, RESUME, STALE
+from cryptoexp.market.live import VENUES
+from cryptoexp.market.record import record
+from cryptoexp.market.tape import load_tape
+
+
+def program(*words: str) -> list[str]:
+    return [sys.executable, '-c', 'from cryptoexp.cli import main; raise SystemExit(main())', *words]
+
+
+def addresses(server: MadeServer) -> dict[str, str]:
+    venue = server.market.venue
+    return {f'{venue}_rest': server.rest_url, f'{venue}_websocket': server.websocket_url}
+
+
+def test_the_command_line_knows_the_venues() -> None: assert tuple(VENUES) == LIVE_VENUES
+
+
+@pytest.mark.parametrize('venue', ['coinbase', 'kraken'])
+def test_a_recording_holds_the_market(venue: str, tmp_path: Path) -> None:
+    "Two markets, two tapes, both uncrossed and whole at the end"
+    async def session() -> None:
+        async with MadeServer(venue) as server:
+            await asyncio.wait_for(record({venue: PAIRS[venue]}, tmp_path, 4.0, addresses(server), warm_up_ns=100_000_000), 60)
+    asyncio.run(session())
+    tapes = sorted(tmp_path.rglob('*.parquet'))
+    assert len(tapes) == 2 and not list(tmp_path.rglob('.*.part'))
+    for path in tapes:
+        tape = load_tape(path)
+        book = OrderBook(tape.instrument).apply(tape.timeline())
+        assert len(tape) > 200 and book.crossed == 0 and not book.stale
+
+
+async def with_program(server: MadeServer, words: list[str], rounds: int, seconds: float) -> None:
+    "Start the program, kill it; and again"
+    for _ in range(rounds):
+        process = await asyncio.create_subprocess_exec(*program(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begin, until = server.opened, time.monotonic() + 60
+        while server.opened == begin and process.returncode is None and time.monotonic() < until: await asyncio.sleep(0.05)  # noqa: ASYNC110
+        await asyncio.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+
+
+def test_killed_and_started_again(tmp_path: Path) -> None:
+    "kill −9 of `cryptoexp record`: what was on the disk is sealed by the next one, with the hole marked"
+    async def session() -> int:
+        async with MadeServer('kraken', pace=200) as server:
+            words = ['record', '--source', 'kraken', '--symbol', 'BTC/USD', '--out', str(tmp_path)]
+            words += [word for name, url in addresses(server).items() for word in ('--url', f'{name}={url}')]
+            await with_program(server, words, 3, 4.0)
+            done = await asyncio.create_subprocess_exec(*program(*words, '--duration', '4s'))
+            return await asyncio.wait_for(done.wait(), 90)
+    assert asyncio.run(session()) == 0
+    tapes = [load_tape(path) for path in sorted(tmp_path.rglob('*.parquet'))]
+    assert len(tapes) >= 3
+    for tape in tapes[:-1]: assert (int(tape.events.kind[-1]), int(tape.events.tick[-1])) == (CONTROL, STALE)
+    for tape in tapes:
+        assert OrderBook(tape.instrument).apply(tape.timeline()).crossed == 0
+        assert int(tape.events.tick[tape.events.kind == CONTROL].tolist().count(RESUME)) >= 1
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The recording ends with the reason; what was written is there for the next start"
+    appended, real = [0], Journal.append
+    def full(self: Journal, *records: tuple[int, bytes]) -> None:
+        appended[0] += 1
+        if appended[0] > 8: raise StorageError(errno.ENOSPC, f'cannot write {self.path}: the disk is full')
+        real(self, *records)
+    monkeypatch.setattr(Journal, 'append', full)
+    async def session(seconds: float) -> None:
+        async with MadeServer('kraken') as server:
+            await asyncio.wait_for(record({'kraken': ['BTC/USD']}, tmp_path, seconds, addresses(server), warm_up_ns=100_000_000), 60)
+    with pytest.raises(StorageError, match='disk is full'): asyncio.run(session(30.0))
+    monkeypatch.undo()
+    assert sum(len(load_tape(path)) for path in tmp_path.rglob('*.parquet')) > 0
+
+
+@pytest.mark.parametrize('venue', ['coinbase', 'kraken'])
+def test_paper_trading_of_a_venue(venue: str, tmp_path: Path) -> None:
+    "`cryptoexp trade --source VENUE` against a server that speaks its protocol, and the replay of its journal"
+    async def session() -> None:
+        async with MadeServer(venue) as server:
+            pair = PAIRS[venue][0].replace('-', '/')
+            words = ['trade', '--source', venue, '--pair', pair, '--preset', 'zero-fee-tier', '--duration', '20s', '--json']
+            words += ['--out', str(tmp_path)]
+            urls = ', '.join(f'{name} = "{url}"' for name, url in addresses(server).items())
+            (tmp_path/'here.toml').write_text(f'venue_urls = {{ {urls} }}\n')
+            process = await asyncio.create_subprocess_exec(*program(*words, '--config', str(tmp_path/'here.toml')), stdout=subprocess.PIPE)
+            said, _ = await asyncio.wait_for(process.communicate(), 400)   # the first session on a machine compiles the engine
+            assert process.returncode == 0 and b'"synthetic": false' in said
+    asyncio.run(session())
+    run = next(path.parent for path in tmp_path.rglob('session.journal'))
+    done = subprocess.run(program('trade', '--replay', str(run), '--out', str(tmp_path/'again'), '--json'), capture_output=True, text=True,
+                          timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    again = next((tmp_path/'again').iterdir())
+    for name in ('trades.csv', 'orders.csv', 'summary.json'): assert (run/name).read_bytes() == (again/name).read_bytes(), name

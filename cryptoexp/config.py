@@ -105,6 +105,12 @@ RULES: Mapping[str, Rule] = MappingProxyType({
                               least=0, below=0.1, advice=FRACTION),
     'max_drawdown': Rule('fraction of peak equity', 'drawdown at which quoting halts', above=0, most=1, advice=FRACTION),
     'max_loss': Rule('fraction of starting equity', 'loss at which quoting halts', above=0, most=1, advice=FRACTION),
+    'max_order_notional': Rule('quote currency', 'value above which an order is refused; None: no limit', above=0, most=1e10,
+                               optional=True),
+    'max_orders_per_10s': Rule('orders', 'sent within ten seconds, as venues count them; None: no limit', least=1, most=1e6,
+                               whole=True, optional=True),
+    'max_orders_per_day': Rule('orders', 'sent within a day (UTC), as venues count them; None: no limit', least=1, most=1e9,
+                               whole=True, optional=True),
     'flatten_band': Rule('fraction of mid', 'how far from mid a flattening order may reach', above=0, most=0.5, advice=FRACTION),
     'entry_latency_ms': Rule('ms', 'from our decision to the venue', least=0, most=60_000),
     'response_latency_ms': Rule('ms', 'from the venue back to us', least=0, most=60_000),
@@ -225,6 +231,9 @@ class MarketMakingConfig:
     max_loss: float = 0.1                  # fraction of the starting equity; at it quoting halts
     flatten_on_halt: bool = False          # at a halt, sell or buy back by a banded immediate-or-cancel order
     flatten_band: float = 0.005            # fraction of mid such an order may reach
+    max_order_notional: float | None = None  # quote currency; an order of a larger value is refused
+    max_orders_per_10s: int | None = None  # orders that may be sent, as venues count them: by windows of the clock
+    max_orders_per_day: int | None = None  # from midnight to midnight, UTC
     reduce_by_taking: bool = False         # reduce an inventory beyond the threshold by taking
     entry_latency_ms: float = 5.0          # from our decision to the venue
     response_latency_ms: float = 5.0       # from the venue back to us
@@ -241,12 +250,9 @@ class MarketMakingConfig:
     def validate(self) -> None:
         "Raise `ConfigError` naming every problem; call it again after changing a field"
         if problems := problems_in({item.name: getattr(self, item.name) for item in fields(self)}): raise ConfigError(problems)
-    def to_dict(self) -> dict[str, Any]:
-        "The fields as plain data, ready for JSON"
-        return asdict(self) | {'sources': list(self.sources)}
+    def to_dict(self) -> dict[str, Any]: return asdict(self) | {'sources': list(self.sources)}   # plain data, ready for JSON
     @property
-    def target_share(self) -> float:
-        "Share of equity to hold in base: `inventory_target`, or half of the cap where none is set"
+    def target_share(self) -> float:   # of equity to hold in base: `inventory_target`, or half of the cap where none is set
         return self.max_inventory_exposure / 2 if self.inventory_target is None else self.inventory_target
 
 # %% ../nbs/00_config.ipynb #c42

@@ -45,14 +45,17 @@ async def soak(minutes: float, pace: float) -> int:
                 if now - told > 5:
                     told = now
                     sizes.append(resident())
-                    print(f'{now - begin:5.0f} s  {rows:,} rows  {sizes[-1]:,.1f} MB  {link.wire.handovers} connections replaced', flush=True)
+                    replaced = link.wire.handovers
+                    print(f'{now - begin:5.0f} s  {rows:,} rows  {sizes[-1]:,.1f} MB  {replaced} connections replaced', flush=True)
                 if now - begin > minutes*60: break
             messages = link.wire.messages
     settled = sizes[len(sizes)//4:]   # what is imported and grown once is in
-    growth = (np.median(settled[-3:]) - np.median(settled[:3]))/np.median(settled[:3]) if len(settled) >= 6 else 0.0
+    first, last = (np.median(part) for part in (settled[:3], settled[-3:]))
+    growth = (last - first)/first if len(settled) >= 6 else 0.0
     late = np.concatenate(waits[len(waits)//4:])
-    print(f'{messages/(time.monotonic() - begin):,.0f} messages/s, {len(MARKETS)} markets, both ends in one process; memory {growth:+.1%}; from the '
-          f'socket to rows: median {np.median(late):.2f} ms, p99 {np.quantile(late, 0.99):.2f} ms; times stale: {stale}')
+    rate = messages/(time.monotonic() - begin)
+    print(f'{rate:,.0f} messages/s, {len(MARKETS)} markets, both ends in one process; memory {growth:+.1%}; from the socket to rows: '
+          f'median {np.median(late):.2f} ms, p99 {np.quantile(late, 0.99):.2f} ms; times stale: {stale}')
     return int(growth > 0.05 or stale > 0)
 
 

@@ -38,8 +38,8 @@ from cryptoexp.market.events import (
 )
 from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from cryptoexp.trading.limits import (
-    NO_COINS, NO_ROOM, NO_SUCH_FORCE, OUT_OF_RANGE, REFUSALS, RULES, TOO_MANY,
-    TOO_SMALL, enough, fee_e8, make_rules, mid_worth_e8, most_lots, reserve_e8,
+    NO_COINS, NO_ROOM, NO_SUCH_FORCE, OUT_OF_RANGE, REFUSALS, RULES, TOO_FAST, TOO_LARGE, TOO_MANY,
+    TOO_SMALL, enough, fee_e8, make_rules, may_send, mid_worth_e8, most_lots, reserve_e8,
     room_to_buy, room_to_sell, standard_lots, too_risky, worth_e8,
 )
 from cryptoexp.trading.quoting import (
@@ -124,6 +124,7 @@ class Desk(NamedTuple):
     matched: np.ndarray    # int64, shape (levels,), working memory
     budget: np.ndarray     # int64, shape (configs, 2): serial of a print, and how much of it is left for us
     refusals: np.ndarray   # int64, shape (configs, reasons)
+    windows: np.ndarray    # int64, shape (configs, 4): see limits.may_send
     bound: np.ndarray      # int64, shape (configs, constraints)
     latency: np.ndarray    # int64, shape (n, 3): samples of order latency
     cursor: np.ndarray     # int64, shape (configs, 2)
@@ -1073,8 +1074,11 @@ def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lo
         room, none = room_to_buy(_most(desk, config, asset), account.known_position_lots, working, free, tick, rules), NO_ROOM
     else: room, none = room_to_sell(account.known_position_lots, working), NO_COINS
     passed = min(lots, room, rules[0].max_lots)
-    if passed > 0 and enough(tick, passed, rules): return passed
-    desk.refusals[config, none if passed < lots else TOO_SMALL] += 1
+    if passed <= 0 or not enough(tick, passed, rules): reason = none if passed < lots else TOO_SMALL
+    elif abs(worth_e8(tick, passed, rules[0])) > rules[0].most_notional_e8: reason = TOO_LARGE
+    elif not may_send(desk.clock[0].time_ns, desk.windows[config], rules): reason = TOO_FAST
+    else: return passed
+    desk.refusals[config, reason] += 1
     return 0
 
 # %% ../../nbs/trading/03_matching.ipynb #c107
@@ -1716,7 +1720,8 @@ def new_desk(
     empty = blank_arrays((
         ('clock', CLOCK, (1,)), ('sides', SIDE, (assets,)), ('accounts', ACCOUNT, (configs * assets,)), ('state', STATE, (configs,)),
         ('wishes', 'i8', (assets, 2, levels, 3)), ('matched', 'i8', (levels,)), ('scratch', 'f8', (configs, SCRATCH)),
-        ('budget', 'i8', (configs, 2)), ('refusals', 'i8', (configs, len(REFUSALS))), ('bound', 'i8', (configs, len(BOUND))),
+        ('budget', 'i8', (configs, 2)), ('windows', 'i8', (configs, 4)),
+        ('refusals', 'i8', (configs, len(REFUSALS))), ('bound', 'i8', (configs, len(BOUND))),
         ('cursor', 'i8', (configs, 2)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)),
         ('orders', ORDER, (configs * slots,)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs, ring)),
         ('taken', TAKEN, (configs, taken)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),

@@ -163,8 +163,8 @@ NO_TOUCH = (1 << 31) - 1   # NO_ASK in 32 bits
 BEST, WORST = 0, 1
 AT_EXCHANGE, AT_HOME = 0, 1
 
-rare: Any = njit(cache=True, no_cpython_wrapper=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
-inner: Any = njit(cache=True, no_cpython_wrapper=True, _nrt=False, error_model='numpy', forceinline=True)  # type: ignore[call-overload]
+rare: Any = njit(no_cpython_wrapper=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
+inner: Any = njit(no_cpython_wrapper=True, _nrt=False, error_model='numpy', forceinline=True)  # type: ignore[call-overload]
 
 # %% ../../nbs/trading/03_matching.ipynb #c31
 @inner

@@ -81,8 +81,7 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'whole',
     'cautious', 'marking', 'recording', 'parity_end', 'depth', 'own_orders', 'next_request_ns', 'next_news_ns', 'next_decision_ns',
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'overrun', 'band_low', 'band_high',
-    'funding_at', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded', 'keeping',
-    'kept_rows')])
+    'funding_at', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded', 'best_at')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
@@ -104,6 +103,7 @@ class Course(NamedTuple):
     turns: np.ndarray      # int32, shape (n, 6): the rows of prints and controls, and those after which another price is best
     controls: np.ndarray   # int32: which turns are controls
     volumes: np.ndarray    # int64, shape (prints + 1, 2): lots bought and sold in the first so many prints
+    best: np.ndarray       # int64, shape (k, 3): rows that end a message after which another quantity is best, with those of bid and ask
     by_tick: np.ndarray    # int32: rows that change a level, level by level: twice their number, and one more to delete it
     first: np.ndarray      # int32, shape (2, ticks + 1): where the rows of a level begin in `by_tick`
 
@@ -144,7 +144,6 @@ class Desk(NamedTuple):
     cursor: np.ndarray     # int64, shape (configs, 2)
     funding: np.ndarray    # int64, shape (m, 2): time, rate in 1e-8
     place: np.ndarray      # int32, shape (2, 2, ticks): how many rows of a level of either book have come, as far as anybody asked
-    since: np.ndarray      # int32, shape (2, ticks): how many rows had happened when the first of our orders came to rest there
     there: Course          # of the exchange's book; empty: kept from the rows
     here: Course           # of ours
 
@@ -263,7 +262,6 @@ def _rest(desk: Desk, slot: int) -> None:
     order = desk.orders[slot]
     index, side = (0 if order.side > 0 else 1), desk.sides[order.asset]
     first = desk.heads[index, order.tick]
-    if first == 0 and desk.clock[0].short and desk.marks[index, order.tick] == 0: desk.since[index, order.tick] = desk.clock[0].row_now
     order.next = order.before = 0
     if first == 0: desk.heads[index, order.tick] = slot + 1
     else:
@@ -493,26 +491,8 @@ def _happened(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
 @inner
 def _level_now(desk: Desk, rows: Rows, index: int, tick: int) -> int:
     "Lots displayed at a level of the exchange"
-    clock = desk.clock[0]
-    if clock.short and clock.keeping: _keep_levels(desk, rows)
-    if clock.short == 0 or clock.keeping: return desk.exchange[index, tick]
+    if desk.clock[0].short == 0: return desk.exchange[index, tick]
     return _lots_after(desk.there, rows, index, tick, _happened(desk, rows, index, tick, desk.clock[0].row_now - 1))
-
-# %% ../../nbs/trading/03_matching.ipynb #c52a
-@inner
-def _keep_levels(desk: Desk, rows: Rows) -> None:
-    "Where very many orders arrive, the levels themselves are kept, up to now; a clear of them puts an end to that"
-    clock, side = desk.clock[0], desk.sides[0]
-    flag, ticks, lots, bids, asks, bottom, top = rows.flags, rows.tick, rows.lots, desk.exchange[0], desk.exchange[1], side.bottom, side.top
-    for row in range(clock.kept_rows, clock.row_now):
-        flags, tick = flag[row], ticks[row]
-        kind = flags & KIND_MASK
-        if flags & LOCAL_ONLY or tick < bottom or tick >= top: continue
-        if kind == DEPTH or kind == SNAPSHOT:
-            if flags & BUY: bids[tick] = lots[row]
-            else: asks[tick] = lots[row]
-        elif kind == CLEAR and clock.turn_at > 0 and desk.there.turns[0, ROW] < row: clock.keeping = 0
-    clock.kept_rows = clock.row_now
 
 # %% ../../nbs/trading/03_matching.ipynb #c53
 @inner
@@ -522,9 +502,6 @@ def _queue_moves(desk: Desk, rows: Rows, row: int, index: int, tick: int, before
     while slot >= 0:
         order = desk.orders[slot]
         rule = desk.rules[order.config * desk.clock[0].assets + order.asset]
-        if desk.clock[0].short and rows.time_ns[row] <= order.arrived_ns:   # told late, and it had happened before the order came
-            slot = order.next - 1
-            continue
         if desk.clock[0].whole != 0:
             up, down = rule.lot_up, rule.lot_down
             order.front = queue_after(rule.queue, rule.exponent, order.front, order.traded, before * up / down, lots * up / down)
@@ -556,9 +533,7 @@ def _order_moves(desk: Desk, slot: int, since_ns: int, before: int, lots: int) -
 def _catch_up(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
     "Tell whoever is concerned of a level's rows up to `row`, one after another; answers how many have come"
     course, first, count = desk.there, desk.there.first[index, tick], desk.place[AT_EXCHANGE, index, tick]
-    most, begin = course.first[index, tick + 1] - first, desk.since[index, tick]
-    if count < most and course.by_tick[first + count] < 2 * begin: count = _search(course.by_tick, first, count, most, begin - 1)
-    before = _lots_after(course, rows, index, tick, count)
+    most, before = course.first[index, tick + 1] - first, _lots_after(course, rows, index, tick, count)
     while count < most and course.by_tick[first + count] <= 2 * row + 1:
         at = course.by_tick[first + count] >> 1
         count += 1
@@ -852,7 +827,6 @@ def _take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     while order.remaining > 0 and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
         shown = _level_now(desk, rows, index, tick)
         if shown > 0:
-            if clock.short: _happened(desk, rows, index, tick, clock.row_now - 1)
             _look_back(desk, rows, order.config, clock.row_now - 1)
             size = min(order.remaining, shown - _taken_from(desk, order.config, index, tick))
             if size > 0:
@@ -863,14 +837,13 @@ def _take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
 @rare
 def _could_take(desk: Desk, rows: Rows, slot: int) -> int:
     "Lots that an order could take at once, up to its limit"
-    clock, order = desk.clock[0], desk.orders[slot]
+    order = desk.orders[slot]
     index = 1 if order.side > 0 else 0
     tick, worst = desk.edges[order.asset, AT_EXCHANGE, index, BEST], desk.edges[order.asset, AT_EXCHANGE, index, WORST]
     last = min(order.tick, worst) if order.side > 0 else max(order.tick, worst)
     lots = 0
     while lots < order.remaining and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
         shown = _level_now(desk, rows, index, tick)
-        if shown > 0 and clock.short: _happened(desk, rows, index, tick, clock.row_now - 1)
         if shown > 0: lots += shown - _taken_from(desk, order.config, index, tick)
         tick += order.side
     return lots
@@ -1533,7 +1506,7 @@ def _look(desk: Desk, rows: Rows, config: int, time_ns: int) -> bool:
         view.bid_tick = bid - side.shift if bid != NO_BID else NO_BID
         view.ask_tick = ask - side.shift if ask != NO_ASK else NO_ASK
         if desk.here.turns.shape[0] and side.touch_row != clock.local_row:
-            side.touch_row, side.bid_lots, side.ask_lots = clock.local_row, _lots_here(desk, rows, 0, bid), _lots_here(desk, rows, 1, ask)
+            _lots_here(desk, rows, bid, ask)
         elif desk.here.turns.shape[0] == 0:
             side.bid_lots = desk.local[0, bid] if bid != NO_BID else 0
             side.ask_lots = desk.local[1, ask] if ask != NO_ASK else 0
@@ -1558,11 +1531,16 @@ def _look(desk: Desk, rows: Rows, config: int, time_ns: int) -> bool:
 
 # %% ../../nbs/trading/03_matching.ipynb #c129a
 @inner
-def _lots_here(desk: Desk, rows: Rows, index: int, tick: int) -> int:
-    "Lots at the best level of a prepared tape, as it has reached us"
-    if tick == NO_BID or tick == NO_ASK: return 0
-    count = _passed(desk.here, desk.place[AT_HOME], index, tick, desk.clock[0].local_row - 1)
-    return _lots_after(desk.here, rows, index, tick, count)
+def _lots_here(desk: Desk, rows: Rows, bid: int, ask: int) -> None:
+    "Lots at the best levels of a prepared tape, as they have reached us"
+    clock, side, here, places = desk.clock[0], desk.sides[0], desk.here, desk.place[AT_HOME]
+    side.touch_row, side.bid_lots, side.ask_lots = clock.local_row, 0, 0
+    if here.best.shape[0]:
+        clock.best_at = _turns_before(here.best, clock.best_at, clock.local_row)
+        if clock.best_at > 0: side.bid_lots, side.ask_lots = here.best[clock.best_at - 1, 1], here.best[clock.best_at - 1, 2]
+        return
+    if bid != NO_BID: side.bid_lots = _lots_after(here, rows, 0, bid, _passed(here, places, 0, bid, clock.local_row - 1))
+    if ask != NO_ASK: side.ask_lots = _lots_after(here, rows, 1, ask, _passed(here, places, 1, ask, clock.local_row - 1))
 
 # %% ../../nbs/trading/03_matching.ipynb #c130
 @rare
@@ -1815,7 +1793,7 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     state['next_order_id'], state['start_e8'], state['next_request_ns'], state['next_news_ns'] = 1, -1, NEVER, NEVER
 
 # %% ../../nbs/trading/03_matching.ipynb #c146b
-def _layout(configs: int, assets: int, ticks: int, levels: int, slots: int, ring: int, taken: int, unkept: bool, there: bool,
+def _layout(configs: int, assets: int, ticks: int, levels: int, slots: int, ring: int, taken: int, there: bool,
             here: bool) -> Layout:
     "The arrays of a desk"
     return (
@@ -1825,9 +1803,9 @@ def _layout(configs: int, assets: int, ticks: int, levels: int, slots: int, ring
         ('cursor', 'i8', (configs, 2)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)),
         ('orders', ORDER, (configs * slots,)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs, ring)),
         ('taken', TAKEN, (configs, taken)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
-        ('samples', SAMPLE, (MOST_OUTPUT,)), ('exchange', 'i8', (2, 1 if unkept else ticks)),
+        ('samples', SAMPLE, (MOST_OUTPUT,)), ('exchange', 'i8', (2, 1 if there else ticks)),
         ('local', 'i8', (2, 1 if here else ticks)), ('place', 'i4', (2, 2, ticks if there or here else 1)),
-        ('since', 'i4', (2, ticks if there else 1)), ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks)))
+        ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks)))
 
 # %% ../../nbs/trading/03_matching.ipynb #c147
 def new_desk(
@@ -1839,7 +1817,6 @@ def new_desk(
     position_lots: np.ndarray | int = 0,      # shape (configs, assets)
     latency: np.ndarray | None = None, funding: np.ndarray | None = None,         # see Desk
     there: Course | None = None, here: Course | None = None,                      # of a prepared tape, see Desk
-    keeping: bool = False,                    # whether the exchange's levels are kept although there is a course
     slots: int = 512, ring: int = 1 << 14, taken: int = 4096,   # room of each configuration: orders, messages, levels taken from
     depth: int = 0, own_orders: bool = False,  # what the model is to be shown besides the market
 ) -> Desk:
@@ -1848,10 +1825,9 @@ def new_desk(
     if assets > 127: raise ValueError(f'{assets} instruments are too many for one run: it holds 127')
     if ring & (ring - 1): raise ValueError(f'a ring holds a power of two of messages, not {ring}')
     if ticks >= 1 << 31: raise ValueError(f'{ticks:,} ticks of prices do not fit: leave an instrument out, or take a coarser tick')
-    empty = blank_arrays(_layout(configs, assets, ticks, levels, slots, ring, taken, there is not None and not keeping, there is not None,
-                                 here is not None))
+    empty = blank_arrays(_layout(configs, assets, ticks, levels, slots, ring, taken, there is not None, here is not None))
     for name, value in (('configs', configs), ('assets', assets), ('depth', depth), ('own_orders', own_orders),
-                        ('short', there is not None), ('keeping', keeping)): empty['clock'][name] = value
+                        ('short', there is not None)): empty['clock'][name] = value
     _set_out(empty, rules, capacity, latency)
     empty['state']['cash_e8'] = empty['state']['known_cash_e8'] = cash_e8
     for name in ('position_lots', 'known_position_lots'): empty['accounts'][name].reshape(configs, assets)[:] = position_lots
@@ -1860,8 +1836,8 @@ def new_desk(
                 here=here or NO_COURSE, alive=np.arange(configs * slots).reshape(configs, slots),
                 edges=np.broadcast_to(np.array([[NO_BID, NO_ASK], [NO_ASK, NO_BID]]), (assets, 2, 2, 2)).copy())
 
-NO_COURSE = Course(np.zeros((0, 6), np.int32), np.zeros(0, np.int32), np.zeros((1, 2), np.int64), np.zeros(0, np.int32),
-                   np.zeros((2, 1), np.int32))
+NO_COURSE = Course(np.zeros((0, 6), np.int32), np.zeros(0, np.int32), np.zeros((1, 2), np.int64), np.zeros((0, 3), np.int64),
+                   np.zeros(0, np.int32), np.zeros((2, 1), np.int32))
 
 # %% ../../nbs/trading/03_matching.ipynb #c148
 def _given(parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -228,10 +228,11 @@ def _follow_rows(prepared: Prepared, home: bool, whole: bool) -> Course:
     best = np.empty((int((rows.flags >= LAST).sum()), 3), np.int64)
     count, prints, bests = _find_turns(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), turns, volumes,
                                        best, first)
-    by_tick = np.empty(int(first.sum()), np.int32)
-    _sort_rows(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), first, by_tick)
-    controls = np.flatnonzero(kinds[turns[:count, ROW]] == CONTROL).astype(np.int32)
     if 8 * bests > size: bests = 0   # they change too often to be written down
+    by_tick = np.empty(0 if home and bests else int(first.sum()), np.int32)
+    if home and bests: first = np.zeros((2, 1), np.int32)   # then nobody searches in our book
+    else: _sort_rows(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), first, by_tick)
+    controls = np.flatnonzero(kinds[turns[:count, ROW]] == CONTROL).astype(np.int32)
     return Course(turns[:count].copy(), controls, volumes[:prints + 1].copy(), best[:bests].copy(), by_tick, first)
 
 def home_of(prepared: Prepared, whole: bool) -> Course | None:

@@ -46,7 +46,7 @@ from numba import njit
 from cryptoexp.config import MarketMakingConfig, data_folder
 from cryptoexp.market.instrument import Instrument
 from cryptoexp.market.tape import from_hftbacktest, instrument_of, load, to_hftbacktest
-from cryptoexp.trading.backtest import Prepared, path_of, prepare, run_configurations
+from cryptoexp.trading.backtest import Prepared, home_of, prepare, run_configurations
 from cryptoexp.trading.limits import make_rules
 from cryptoexp.trading.matching import compile_engine
 from cryptoexp.trading.quoting import ASK, BID, LOTS, TICK, compile_quoter
@@ -304,8 +304,9 @@ def bandwidth() -> float:
 
 
 def bytes_of(prepared: Prepared) -> int:
-    "What a run without any short cut has to read: the exchange's rows and the path of our touch"
-    return sum(column.nbytes for column in prepared.exchange) + path_of(prepared, True).nbytes
+    "What a run without any short cut has to read: the exchange's rows and the turns of our touch"
+    course = home_of(prepared, True)
+    return sum(column.nbytes for column in prepared.exchange) + (0 if course is None else course.turns.nbytes)
 
 
 def measure(market: Source, prepared: Prepared, rounds: int, bytes_per_s: float) -> None:

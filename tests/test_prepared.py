@@ -9,9 +9,9 @@ import pytest
 from oracle import scenario, wild
 from pandas.testing import assert_frame_equal
 
-from cryptoexp.market.events import CLEAR, CONTROL, DEPTH, LAST, SNAPSHOT, STALE, Events, concat
+from cryptoexp.market.events import BUY, CLEAR, CONTROL, DEPTH, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, concat, from_rows
 from cryptoexp.market.instrument import MONEY_SCALE, decimal
-from cryptoexp.trading.backtest import largest_latency_ns, prepare, run_configurations, short_of
+from cryptoexp.trading.backtest import home_of, largest_latency_ns, prepare, run_configurations, short_of
 from cryptoexp.trading.limits import make_rules
 from cryptoexp.trading.matching import Engine
 from cryptoexp.trading.venue import QueueModel, Venue
@@ -65,3 +65,38 @@ def test_the_short_way_leads_to_the_same_place(block: int, pictures: bool) -> No
         assert engine.desk.refusals.tolist() == runs.desk.refusals.tolist() and engine.desk.bound.tolist() == runs.desk.bound.tolist()
     assert shortened == 0 if pictures and block else True
     if not pictures: assert shortened >= 4
+
+
+def by_lots(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    "One lot more or less at the touch, as what is displayed there would have it"
+    now = view.market[0]
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = now.bid_tick - now.ask_lots % 2, 1 + now.bid_lots % 3
+    wishes[0, 1, 0, 0], wishes[0, 1, 0, 1] = now.ask_tick + now.bid_lots % 2, 1 + now.ask_lots % 3
+    return 0
+
+
+def test_the_lots_at_the_touch_are_those_of_the_book() -> None:
+    "Written down where few messages change them, searched for elsewhere: the orders of a model that goes by them are the same"
+    draw, rows, case = np.random.default_rng(5), [], scenario(0)
+    for number in range(4000):
+        at = 1_000_000 * (number + 1)
+        buys, near = bool(draw.integers(2)), number < 8 or number % 25 == 0
+        away = int(draw.integers(3)) if near else 20 + int(draw.integers(9))
+        tick, lots = 100 - away if buys else 102 + away, int(draw.integers(1, 30))
+        printed = near and number > 100 and number % 75 == 0
+        if printed: rows.append((TRADE | LAST | (SELL if buys else BUY), at, at + 500_000, tick, lots, 0))
+        else: rows.append((DEPTH | LAST | (BUY if buys else SELL), at, at + 500_000, tick, lots, 0))
+    events, venue = from_rows(rows), Venue.from_config(case.config)
+    engine = Engine(case.instrument, case.config, by_lots, 1, np.zeros(1), largest_latency_ns(events), venue=venue)
+    engine.feed(concat([from_rows([(CONTROL | LAST, int(events.local_ns[0]), int(events.local_ns[0]), RESUME, 0, 0)]), events]))
+    engine.finish()
+    prepared, rules = prepare([(events, case.instrument)]), make_rules(engine.config, case.instrument, venue)
+    course = home_of(prepared, False)
+    assert course is not None and 0 < len(course.best) * 8 <= len(prepared)
+    for known in (course, course._replace(best=course.best[:0])):
+        prepared.homes[False] = known
+        runs = run_configurations(prepared, rules, np.zeros((1, 1)), by_lots, 1, round(decimal(case.config.total_capital) * MONEY_SCALE),
+                                  case.instrument.lots(case.config.initial_base), venue.latency.table)
+        assert len(runs.orders) > 10
+        for table in ('fills', 'orders', 'samples'):
+            assert_frame_equal(getattr(engine, table), getattr(runs, table).drop(columns=['config', 'asset']), obj=table)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE', 'REDUCE', 'FLATTEN', 'MANUAL', 'PURPOSE',
            'BY_QUEUE', 'BY_THROUGH', 'BY_CROSS', 'BY_TAKING', 'FILL_REASON', 'BY_ITSELF', 'WOULD_TAKE', 'UNFILLED',
-           'REJECTED', 'ENDED_BY', 'NEW', 'CANCEL', 'REPLACE', 'ORDER_FIELDS', 'ORDER', 'REQUEST', 'NEWS', 'FILL',
-           'SAMPLE', 'TAKEN', 'CLOCK', 'SIDE', 'ACCOUNT', 'STATE', 'NEVER', 'MOST_OUTPUT', 'SPARE', 'HEARD_MOST',
-           'NO_TOUCH', 'BEST', 'WORST', 'AT_EXCHANGE', 'AT_HOME', 'TIME', 'BID_TICK', 'ASK_TICK', 'BID_LOTS',
-           'ASK_LOTS', 'BOUGHT', 'SOLD', 'CODE', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Layout',
-           'OVERRUNS', 'Desk', 'Rows', 'transition', 'compile_engine', 'rows_of', 'blank_arrays', 'new_desk', 'Short',
+           'REJECTED', 'ENDED_BY', 'NEW', 'CANCEL', 'REPLACE', 'ORDER', 'ORDER_FIELDS', 'REQUEST', 'NEWS', 'FILL',
+           'SAMPLE', 'TAKEN', 'CLOCK', 'SIDE', 'ACCOUNT', 'STATE', 'ROW', 'BID_NOW', 'ASK_NOW', 'BID_TOLD', 'ASK_TOLD',
+           'PRINTS', 'NEVER', 'MOST_OUTPUT', 'SPARE', 'HEARD_MOST', 'NO_TOUCH', 'BEST', 'WORST', 'AT_EXCHANGE',
+           'AT_HOME', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Layout', 'NO_COURSE', 'OVERRUNS',
+           'Course', 'Desk', 'Rows', 'transition', 'compile_engine', 'rows_of', 'blank_arrays', 'new_desk',
            'apply_level', 'run_desk', 'Joined', 'Intake', 'check_rows', 'plain_table', 'fill_table', 'order_table',
            'first_price', 'Output', 'one_setting', 'Engine', 'open_desk', 'sum_up', 'enter_order', 'quotable',
            'quotable_lots']
@@ -60,11 +60,13 @@ BY_ITSELF, WOULD_TAKE, UNFILLED, REJECTED = range(4)
 ENDED_BY = ('', 'would take', 'nothing left within its limit', 'rejected by the venue')
 NEW, CANCEL, REPLACE = range(3)
 
-ORDER_FIELDS = (   # what a decision reads comes first: eight numbers are one line of the processor's cache
-    'order_id', 'side', 'asset', 'purpose', 'cancel_sent', 'known_tick', 'confirmed_ns', 'status',
-    'config', 'tick', 'remaining', 'known_remaining', 'force', 'next', 'before', 'lots',
-    'kept', 'retry_ns', 'place', 'placed_ns', 'arrived_ns', 'ended_ns', 'queue_ahead_lots', 'ended_by')
-ORDER = np.dtype([(name, 'i8') for name in ORDER_FIELDS] + [('front', 'f8'), ('traded', 'f8')])
+ORDER = np.dtype([   # two lines of the processor's cache, what a decision reads in the first
+    *((name, 'i8') for name in ('tick', 'config', 'confirmed_ns', 'remaining', 'known_remaining')),
+    *((name, 'i4') for name in ('order_id', 'known_tick', 'next', 'before')),
+    *((name, 'i1') for name in ('side', 'asset', 'purpose', 'cancel_sent', 'status', 'force', 'kept', 'ended_by')),
+    *((name, 'i8') for name in ('lots', 'placed_ns', 'arrived_ns', 'ended_ns', 'queue_ahead_lots', 'retry_ns')),
+    ('front', 'f8'), ('traded', 'f8')])
+ORDER_FIELDS = tuple(name for name in ORDER.names or () if name not in ('front', 'traded'))
 REQUEST = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'order_id', 'action', 'tick', 'lots')])
 NEWS = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'tick', 'lots', 'fee_e8', 'ends')])
 FILL = np.dtype([(name, 'i8') for name in (
@@ -78,12 +80,13 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'time_ns', 'configs', 'assets', 'exchange_row', 'local_row', 'deciding', 'answer', 'asked', 'external_quoter', 'use_best_quotes',
     'whole',
     'cautious', 'marking', 'recording', 'parity_end', 'depth', 'own_orders', 'next_request_ns', 'next_news_ns', 'next_decision_ns',
-    'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'arrivals', 'overrun', 'band_low', 'band_high',
-    'funding_at', 'at_config', 'end_ns', 'beyond', 'short', 'touch_at', 'row_now')])
+    'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'overrun', 'band_low', 'band_high',
+    'funding_at', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded', 'best_at')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
-    'bought_lots', 'sold_lots', 'market_lots', 'own_bid', 'own_bid_low', 'own_ask', 'own_ask_high', 'own_count', 'taken_levels')])
+    'bought_lots', 'sold_lots', 'market_lots', 'own_bid', 'own_bid_low', 'own_ask', 'own_ask_high', 'own_count', 'taken_levels',
+    'touch_row', 'bid_lots', 'ask_lots')])
 ACCOUNT = np.dtype([(name, 'i8') for name in (   # one configuration in one market
     'position_lots', 'known_position_lots', 'seen_bought', 'seen_sold', 'filled_buy_lots', 'filled_sell_lots', 'own_lots', 'fills',
     'first_bid', 'first_ask', 'last_bid', 'last_ask')])
@@ -93,6 +96,18 @@ STATE = np.dtype([(name, 'i8') for name in (     # one configuration
     'next_order_id', 'orders_sent', 'cancels_sent', 'late_cancels', 'cash_e8', 'fees_e8', 'maker_e8', 'taker_e8',
     'fills', 'taken_count', 'expired', 'waited', 'start_e8', 'peak_e8', 'position_lots', 'known_position_lots',
     'own_lots', 'market_lots', 'funding_e8')] + [('max_drawdown', 'f8'), ('max_exposure', 'f8')])
+
+# %% ../../nbs/trading/03_matching.ipynb #c25b
+class Course(NamedTuple):
+    "What the rows of a prepared tape do to one of its two books, worked out once for all runs; empty arrays: nobody knows"
+    turns: np.ndarray      # int32, shape (n, 6): the rows of prints and controls, and those after which another price is best
+    controls: np.ndarray   # int32: which turns are controls
+    volumes: np.ndarray    # int64, shape (prints + 1, 2): lots bought and sold in the first so many prints
+    best: np.ndarray       # int64, shape (k, 3): rows that end a message after which another quantity is best, with those of bid and ask
+    by_tick: np.ndarray    # int32: rows that change a level, level by level: twice their number, and one more to delete it
+    first: np.ndarray      # int32, shape (2, ticks + 1): where the rows of a level begin in `by_tick`
+
+ROW, BID_NOW, ASK_NOW, BID_TOLD, ASK_TOLD, PRINTS = range(6)   # best prices after the row, after the last whole message
 
 # %% ../../nbs/trading/03_matching.ipynb #c26
 class Desk(NamedTuple):
@@ -129,13 +144,9 @@ class Desk(NamedTuple):
     latency: np.ndarray    # int64, shape (n, 3): samples of order latency
     cursor: np.ndarray     # int64, shape (configs, 2)
     funding: np.ndarray    # int64, shape (m, 2): time, rate in 1e-8
-    visit: np.ndarray      # uint8: which rows of a prepared tape may matter, bit 0 to everybody, bit 1 to an order of ours; empty: all
-    visit8: np.ndarray     # uint64: the same bytes, eight at a time
-    by_tick: np.ndarray    # int32: rows that change a level, level by level, in order
-    first: np.ndarray      # int32, shape (2, ticks + 1): where the rows of a level begin in `by_tick`
-    place: np.ndarray      # int32, shape (2, ticks): how many of them have happened, as far as anybody asked
-    touches: np.ndarray    # int32, shape (m, 4): best bid and ask after each row of bit 0, and after the last whole message
-    path: np.ndarray       # int64, shape (n, 8): what a prepared tape told us, message by message; empty: our book is kept from the rows
+    place: np.ndarray      # int32, shape (2, 2, ticks): how many rows of a level of either book have come, as far as anybody asked
+    there: Course          # of the exchange's book; empty: kept from the rows
+    here: Course           # of ours
 
 # %% ../../nbs/trading/03_matching.ipynb #c27
 class Rows(NamedTuple):
@@ -151,10 +162,9 @@ NEVER, MOST_OUTPUT, SPARE, HEARD_MOST = 1 << 62, 1 << 16, 1 << 13, 64
 NO_TOUCH = (1 << 31) - 1   # NO_ASK in 32 bits
 BEST, WORST = 0, 1
 AT_EXCHANGE, AT_HOME = 0, 1
-TIME, BID_TICK, ASK_TICK, BID_LOTS, ASK_LOTS, BOUGHT, SOLD, CODE = range(8)   # columns of a path
 
-rare: Any = njit(cache=True, no_cpython_wrapper=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
-inner: Any = njit(cache=True, no_cpython_wrapper=True, _nrt=False, error_model='numpy', forceinline=True)  # type: ignore[call-overload]
+rare: Any = njit(no_cpython_wrapper=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
+inner: Any = njit(no_cpython_wrapper=True, _nrt=False, error_model='numpy', forceinline=True)  # type: ignore[call-overload]
 
 # %% ../../nbs/trading/03_matching.ipynb #c31
 @inner
@@ -274,7 +284,7 @@ def _leave(desk: Desk, slot: int) -> None:
     side.own_count -= 1
     if side.own_count == 0: side.own_bid, side.own_bid_low, side.own_ask, side.own_ask_high = NO_BID, NO_ASK, NO_ASK, NO_BID
 
-@rare
+@inner
 def _tighten(desk: Desk, asset: int, bids: bool) -> None:
     "Bring the edge of our orders in to the best that still rests"
     side = desk.sides[asset]
@@ -297,7 +307,7 @@ def _heard_at(desk: Desk, config: int, time_ns: int) -> int:
     state.last_heard_ns = max(due, state.last_heard_ns)
     return state.last_heard_ns
 
-@rare
+@inner
 def _learn(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
     "We hear of a fill: our account changes"
     order = desk.orders[slot]
@@ -315,6 +325,11 @@ def _learn(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
         state.heard_count += 1
     desk.clock[0].band_low, desk.clock[0].band_high = 1, 0
 
+@rare
+def _learn_at_once(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
+    "We hear of a fill of an order by hand"
+    _learn(desk, slot, tick, lots, fee)
+
 # %% ../../nbs/trading/03_matching.ipynb #c41
 @inner
 def _tell(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, fee: int) -> None:
@@ -323,7 +338,7 @@ def _tell(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, fee: int) -
     config = order.config
     state, due = desk.state[config], _heard_at(desk, config, time_ns)
     if order.purpose == MANUAL and lots > 0:
-        _learn(desk, slot, tick, lots, fee)
+        _learn_at_once(desk, slot, tick, lots, fee)
         lots = 0
         if order.status < FILLED: return
     if state.news_tail - state.news_head >= desk.news.shape[1]:
@@ -345,7 +360,7 @@ def _note_touch(desk: Desk, config: int) -> None:
         account.last_bid, account.last_ask = side.exchange_bid - side.shift, side.exchange_ask - side.shift
         if account.first_ask == 0: account.first_bid, account.first_ask = account.last_bid, account.last_ask
 
-@rare
+@inner
 def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool, reason: int) -> None:
     clock, order = desk.clock[0], desk.orders[slot]
     at = order.config * clock.assets + order.asset
@@ -375,8 +390,9 @@ def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool
 
 # %% ../../nbs/trading/03_matching.ipynb #c45
 @inner
-def _on_print(desk: Desk, asset: int, time_ns: int, bids: bool, tick: int, lots: int) -> None:
+def _on_print(desk: Desk, rows: Rows, row: int, asset: int, bids: bool, tick: int, lots: int) -> None:
     "A print that reaches our orders of one side (bids: whether they are bids)"
+    time_ns = rows.time_ns[row]
     clock, side, index, step = desk.clock[0], desk.sides[asset], (0 if bids else 1), (-1 if bids else 1)
     clock.serial += 1
     _tighten(desk, asset, bids)
@@ -384,6 +400,7 @@ def _on_print(desk: Desk, asset: int, time_ns: int, bids: bool, tick: int, lots:
     last = max(tick, side.own_bid_low) if bids else min(tick, side.own_ask_high)
     while (last - level) * step >= 0:
         slot = desk.heads[index, level] - 1
+        if slot >= 0 and level == tick and clock.short: _happened(desk, rows, index, tick, row)
         while slot >= 0:
             following = desk.orders[slot].next - 1
             if clock.whole != 0: _print_whole(desk, slot, time_ns, tick, lots)
@@ -424,71 +441,59 @@ def _print_whole(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> N
 # %% ../../nbs/trading/03_matching.ipynb #c50
 @rare
 def _search(by_tick: np.ndarray, first: int, low: int, high: int, row: int) -> int:
-    "How many of the rows first … first + high have happened once `row` has, at least `low`"
+    "How many of the rows first … first + high have come once `row` has, at least `low`"
+    last = 2 * row + 1
     step = 1
-    while low + step <= high and by_tick[first + low + step - 1] <= row: low, step = low + step, 2 * step
-    high = min(high, low + step)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if by_tick[first + middle - 1] <= row: low = middle
-        else: high = middle - 1
+    while low + step <= high and by_tick[first + low + step - 1] <= last: low, step = low + step, 2 * step
+    size = min(high - low, step - 1)
+    while size > 0:   # without a branch that the processor could guess wrong
+        half = (size + 1) >> 1
+        low, size = low + half * (by_tick[first + low + half - 1] <= last), size >> 1
     return low
 
 @inner
-def _row_now(desk: Desk, rows: Rows, time_ns: int) -> int:
-    "The last row that has happened at a moment; moments never go back"
-    clock, times = desk.clock[0], rows.time_ns
-    if clock.short == 0: return -1
-    row, step, high = clock.row_now, 1, times.size   # as many rows as have happened
-    while row + step <= high and times[row + step - 1] <= time_ns: row, step = row + step, 2 * step
-    high = min(high, row + step)
-    while row < high:
-        middle = (row + high + 1) // 2
-        if times[middle - 1] <= time_ns: row = middle
-        else: high = middle - 1
-    clock.row_now = row
-    return row - 1
+def _count_until(times_ns: np.ndarray, count: int, limit_ns: int) -> int:
+    "How many rows have come by a moment, at least `count`"
+    step, high = 1, times_ns.size
+    while count + step <= high and times_ns[count + step - 1] <= limit_ns: count, step = count + step, 2 * step
+    size = min(high - count, step - 1)
+    while size > 0:
+        half = (size + 1) >> 1
+        count, size = count + half * (times_ns[count + half - 1] <= limit_ns), size >> 1
+    return count
 
 # %% ../../nbs/trading/03_matching.ipynb #c52
 @inner
-def _happened(desk: Desk, index: int, tick: int, row: int) -> int:
-    "How many of a level's rows have happened once `row` has"
-    first = desk.first[index, tick]
-    known, most = desk.place[index, tick], desk.first[index, tick + 1] - first
-    if known < most and desk.by_tick[first + known] <= row:
-        known = desk.place[index, tick] = _search(desk.by_tick, first, known, most, row)
+def _passed(course: Course, places: np.ndarray, index: int, tick: int, row: int) -> int:
+    "How many of a level's rows have come once `row` has"
+    first = course.first[index, tick]
+    known, most = places[index, tick], course.first[index, tick + 1] - first
+    if known < most and course.by_tick[first + known] <= 2 * row + 1:
+        known = places[index, tick] = _search(course.by_tick, first, known, most, row)
     return known
 
 @inner
-def _level_now(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
+def _lots_after(course: Course, rows: Rows, index: int, tick: int, count: int) -> int:
+    "What a level holds after so many of its rows"
+    if count == 0: return 0
+    entry = course.by_tick[course.first[index, tick] + count - 1]
+    return 0 if entry & 1 else rows.lots[entry >> 1]
+
+@inner
+def _happened(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
+    "How many of a level's rows have happened once `row` has; orders of ours and what we took there are told of each"
+    course, places, first = desk.there, desk.place[AT_EXCHANGE], desk.there.first[index, tick]
+    known, most = places[index, tick], course.first[index, tick + 1] - first
+    if known == most or course.by_tick[first + known] > 2 * row + 1: return known
+    if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0: return _catch_up(desk, rows, index, tick, row)
+    known = places[index, tick] = _search(course.by_tick, first, known, most, row)
+    return known
+
+@inner
+def _level_now(desk: Desk, rows: Rows, index: int, tick: int) -> int:
     "Lots displayed at a level of the exchange"
     if desk.clock[0].short == 0: return desk.exchange[index, tick]
-    count = _happened(desk, index, tick, row)
-    return rows.lots[desk.by_tick[desk.first[index, tick] + count - 1]] if count else 0
-
-@inner
-def _watch(desk: Desk, index: int, tick: int, row: int) -> None:
-    "The next row of a level is to be looked at"
-    if desk.clock[0].short: _watch_next(desk, index, tick, _happened(desk, index, tick, row))
-
-@inner
-def _watch_next(desk: Desk, index: int, tick: int, count: int) -> None:
-    clock, first = desk.clock[0], desk.first[index, tick]
-    if first + count < desk.first[index, tick + 1]:
-        following = desk.by_tick[first + count]
-        desk.visit[following] |= 2
-        clock.exchange_row = min(clock.exchange_row, following)
-
-@rare
-def _watch_crossed(desk: Desk, asset: int, bids: bool, row: int) -> None:
-    "Where our order stands at or through the other side's best, any level between them may bring a fill"
-    side = desk.sides[asset]
-    if desk.clock[0].short == 0 or desk.clock[0].whole != 0: return
-    _tighten(desk, asset, bids)
-    if bids:
-        for tick in range(desk.edges[asset, AT_EXCHANGE, 1, BEST], side.own_bid + 1): _watch(desk, 1, tick, row)
-    else:
-        for tick in range(side.own_ask, desk.edges[asset, AT_EXCHANGE, 0, BEST] + 1): _watch(desk, 0, tick, row)
+    return _lots_after(desk.there, rows, index, tick, _happened(desk, rows, index, tick, desk.clock[0].row_now - 1))
 
 # %% ../../nbs/trading/03_matching.ipynb #c53
 @inner
@@ -523,6 +528,23 @@ def _order_moves(desk: Desk, slot: int, since_ns: int, before: int, lots: int) -
     order.traded -= printed
     if since_ns <= order.arrived_ns: order.front -= gone - printed
     order.front = max(0.0, min(order.front, float(lots)))
+
+# %% ../../nbs/trading/03_matching.ipynb #c55a
+@rare
+def _catch_up(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
+    "Tell whoever is concerned of a level's rows up to `row`, one after another; answers how many have come"
+    course, first, count = desk.there, desk.there.first[index, tick], desk.place[AT_EXCHANGE, index, tick]
+    most, before = course.first[index, tick + 1] - first, _lots_after(course, rows, index, tick, count)
+    while count < most and course.by_tick[first + count] <= 2 * row + 1:
+        at = course.by_tick[first + count] >> 1
+        count += 1
+        lots = _lots_after(course, rows, index, tick, count)
+        if rows.flags[at] & KIND_MASK != CLEAR:
+            if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)
+            if desk.heads[index, tick] != 0: _queue_moves(desk, rows, at, index, tick, before, lots)
+        before = lots
+    desk.place[AT_EXCHANGE, index, tick] = count
+    return count
 
 # %% ../../nbs/trading/03_matching.ipynb #c65
 @rare
@@ -564,6 +586,15 @@ def _untake(desk: Desk, index: int, tick: int) -> None:
                 desk.taken[config, at] = desk.taken[config, state.taken_count]
                 break
 
+# %% ../../nbs/trading/03_matching.ipynb #c65a
+@rare
+def _look_back(desk: Desk, rows: Rows, config: int, row: int) -> None:
+    "On a prepared tape nobody looks at a level before he must; what has changed is looked for before the list grows long"
+    if desk.clock[0].short == 0 or desk.state[config].taken_count < 16: return
+    for at in range(desk.state[config].taken_count - 1, -1, -1):
+        taken = desk.taken[config, at]
+        _catch_up(desk, rows, taken.side, taken.tick, row)
+
 # %% ../../nbs/trading/03_matching.ipynb #c67
 @rare
 def _on_offer(desk: Desk, rows: Rows, row: int, asset: int, bids: bool, tick: int, lots: int) -> None:
@@ -580,13 +611,13 @@ def _on_offer(desk: Desk, rows: Rows, row: int, asset: int, bids: bool, tick: in
             following = order.next - 1
             if clock.whole != 0: size = order.remaining
             else:
+                _look_back(desk, rows, order.config, row)
                 size = min(order.remaining, lots - _taken_from(desk, order.config, 1 - index, tick))
                 if size > 0: _take_from(desk, order.config, 1 - index, tick, size)
             if size > 0: _fill(desk, slot, time_ns, order.tick, size, True, BY_CROSS)
             if order.status == FILLED: _leave(desk, slot)
             slot = following
         level += step
-    _watch_crossed(desk, asset, bids, row)
 
 @rare
 def _nobody_there(desk: Desk, asset: int, bids: bool, beyond: int) -> None:
@@ -608,10 +639,9 @@ def _nobody_there(desk: Desk, asset: int, bids: bool, beyond: int) -> None:
 @inner
 def _on_exchange_row(desk: Desk, rows: Rows, row: int, asset: int, flags: int, tick: int, lots: int) -> None:
     "A row that may concern our orders"
-    clock, side, kind, time_ns = desk.clock[0], desk.sides[asset], flags & KIND_MASK, rows.time_ns[row]
+    clock, side, kind = desk.clock[0], desk.sides[asset], flags & KIND_MASK
     if kind == TRADE:
-        if flags & BUY: _on_print(desk, asset, time_ns, False, tick, lots)
-        else: _on_print(desk, asset, time_ns, True, tick, lots)
+        _on_print(desk, rows, row, asset, not flags & BUY, tick, lots)
     elif kind == CLEAR: _apply(desk.exchange, desk.edges, asset, AT_EXCHANGE, kind, flags, tick, lots, side.shift, False)
     else:
         bids = (flags & BUY) != 0
@@ -681,68 +711,71 @@ def _exchange_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
 
 # %% ../../nbs/trading/03_matching.ipynb #c75
 @inner
-def _short_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
-    "The same on a prepared tape, row by row of those that may matter"
-    clock, size, visit, visit8 = desk.clock[0], rows.time_ns.size, desk.visit, desk.visit8
-    while True:
-        row = clock.exchange_row
-        while row < size and visit[row] == 0:
-            if row & 7 == 0 and row + 8 <= size and visit8[row >> 3] == 0: row += 8
-            else: row += 1
-        clock.exchange_row = row
-        if row == size or rows.time_ns[row] > limit_ns: return True
-        clock.exchange_row = row + 1
-        _short_row(desk, rows, row)
-        if visit[row] & 1:
-            touch, side = desk.touches[clock.touch_at - 1], desk.sides[0]
-            side.exchange_bid, side.exchange_ask = touch[2], touch[3]
-            if touch[3] == NO_TOUCH: side.exchange_ask = NO_ASK
-        if clock.fill_count > MOST_OUTPUT - SPARE or clock.overrun: return False
+def _turn_to(desk: Desk, at: int) -> None:
+    "So many turns of the exchange have come"
+    turns, edges, side, clock = desk.there.turns, desk.edges[0, AT_EXCHANGE], desk.sides[0], desk.clock[0]
+    edges[0, BEST], edges[1, BEST] = turns[at - 1, BID_NOW], _wide(turns[at - 1, ASK_NOW])
+    side.exchange_bid, side.exchange_ask = turns[at - 1, BID_TOLD], _wide(turns[at - 1, ASK_TOLD])
+    side.market_lots = desk.there.volumes[turns[at - 1, PRINTS], 0] + desk.there.volumes[turns[at - 1, PRINTS], 1]
+    clock.turn_at = at
 
-@rare
-def _watch_again(desk: Desk, row: int) -> None:
-    "A clear may have been the next row of any level of ours: look for the one after it"
-    for config in range(desk.clock[0].configs):
-        for at in range(desk.state[config].order_count):
-            order = desk.orders[desk.alive[config, at]]
-            if order.status == RESTING: _watch(desk, 0 if order.side > 0 else 1, order.tick, row)
-        for at in range(desk.state[config].taken_count):
-            taken = desk.taken[config, at]
-            _watch(desk, taken.side, taken.tick, row)
+@inner
+def _wide(tick: int) -> int: return NO_ASK if tick == NO_TOUCH else tick
+
+@inner
+def _quiet_turns(desk: Desk, rows: Rows, until: int) -> int:
+    "Turns before row `until` that none of our orders meets; answers the first that one may"
+    turns, own_bid, own_ask, begun = desk.there.turns, desk.sides[0].own_bid, desk.sides[0].own_ask, desk.clock[0].turn_at
+    at = begun
+    while at < turns.shape[0] and turns[at, ROW] < until:
+        row = turns[at, ROW]
+        if (rows.tick[row] >= own_ask) if rows.flags[row] & BUY else (rows.tick[row] <= own_bid): break
+        at += 1
+    if at > begun: _turn_to(desk, at)
+    return at
+
+@inner
+def _short_run(desk: Desk, rows: Rows, limit_ns: int) -> bool:
+    "The same on a prepared tape: from turn to turn, and row by row only where an order stands at or through the other side's best"
+    clock, turns = desk.clock[0], desk.there.turns
+    until = _count_until(rows.time_ns, clock.exchange_row, limit_ns)
+    while True:
+        crossed = _crossed(desk)
+        at = clock.turn_at if crossed else _quiet_turns(desk, rows, until)
+        turn = turns[at, ROW] if at < turns.shape[0] else until
+        row = min(turn, clock.exchange_row) if crossed else turn
+        if row >= until: break
+        clock.exchange_row = row + 1
+        _short_row(desk, rows, row, row == turn)
+        if clock.fill_count > MOST_OUTPUT - SPARE or clock.overrun: return False
+    clock.exchange_row = clock.row_now = until
+    return True
 
 # %% ../../nbs/trading/03_matching.ipynb #c76
 @inner
-def _short_row(desk: Desk, rows: Rows, row: int) -> None:
-    "A row that may matter: a print, a best price that moves, or a change at a level that is watched"
-    clock, side, edges = desk.clock[0], desk.sides[0], desk.edges[0, AT_EXCHANGE]
-    flags, tick, lots = rows.flags[row], int(rows.tick[row]), rows.lots[row]
-    bid, ask = edges[0, BEST], edges[1, BEST]
-    if desk.visit[row] & 1:
-        touch = desk.touches[clock.touch_at]
-        edges[0, BEST], edges[1, BEST] = touch[0], touch[1]
-        if touch[1] == NO_TOUCH: edges[1, BEST] = NO_ASK
-        clock.touch_at += 1
-    if flags & KIND_MASK == TRADE:
-        side.market_lots += lots
-        if (tick >= side.own_ask) if flags & BUY else (tick <= side.own_bid): _on_print(desk, 0, rows.time_ns[row], not flags & BUY,
-            tick, lots)
-        return
-    if flags & KIND_MASK == CLEAR:
-        _watch_again(desk, row)
-        return
-    if tick < side.bottom or tick >= side.top: return
-    bids = (flags & BUY) != 0
-    index = 0 if bids else 1
-    if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0:
-        count, first = _happened(desk, index, tick, row), desk.first[index, tick]
-        before = rows.lots[desk.by_tick[first + count - 2]] if count > 1 else 0
-        if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)
-        if desk.heads[index, tick] != 0: _queue_moves(desk, rows, row, index, tick, before, lots)
-    if lots > 0 and side.own_count > 0:
-        improved = clock.whole == 0 or (tick > bid if bids else tick < ask)
-        if improved and ((tick >= side.own_ask) if bids else (tick <= side.own_bid)): _on_offer(desk, rows, row, 0, not bids, tick, lots)
-    reached = clock.whole == 0 and side.own_count > 0 and ((tick >= side.own_ask) if bids else (tick <= side.own_bid))
-    if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0 or reached: _watch(desk, index, tick, row)
+def _crossed(desk: Desk) -> bool:
+    "Whether any level of the other side may bring a fill, not only its best"
+    side, bid, ask = desk.sides[0], desk.edges[0, AT_EXCHANGE, 0, BEST], desk.edges[0, AT_EXCHANGE, 1, BEST]
+    if desk.clock[0].whole != 0 or side.own_count == 0: return False
+    if side.own_bid >= ask: _tighten(desk, 0, True)
+    if side.own_ask <= bid: _tighten(desk, 0, False)
+    return side.own_bid >= ask or side.own_ask <= bid
+
+@inner
+def _short_row(desk: Desk, rows: Rows, row: int, turn: bool) -> None:
+    "A row that may bring a fill; what it does to queues is told when somebody asks"
+    clock, side, edges, turns = desk.clock[0], desk.sides[0], desk.edges[0, AT_EXCHANGE], desk.there.turns
+    flags, tick, lots, at = rows.flags[row], int(rows.tick[row]), rows.lots[row], clock.turn_at
+    kind, bids, bid, ask = flags & KIND_MASK, (flags & BUY) != 0, edges[0, BEST], edges[1, BEST]
+    if turn: edges[0, BEST], edges[1, BEST] = turns[at, BID_NOW], _wide(turns[at, ASK_NOW])
+    reaches = (tick >= side.own_ask) if bids else (tick <= side.own_bid)
+    if flags & LOCAL_ONLY: return
+    if kind == TRADE and reaches: _on_print(desk, rows, row, 0, not bids, tick, lots)
+    elif (kind == DEPTH or kind == SNAPSHOT) and lots > 0 and reaches and side.own_count > 0 and side.bottom <= tick < side.top:
+        if clock.whole == 0 or (tick > bid if bids else tick < ask):
+            _happened(desk, rows, 0 if bids else 1, tick, row)
+            _on_offer(desk, rows, row, 0, not bids, tick, lots)
+    if turn: _turn_to(desk, at + 1)
 
 # %% ../../nbs/trading/03_matching.ipynb #c77
 @inner
@@ -791,28 +824,27 @@ def _take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     if clock.whole != 0:
         if tick != NO_BID and tick != NO_ASK: _fill(desk, slot, time_ns, tick, order.remaining, False, BY_TAKING)
         return
-    row = _row_now(desk, rows, time_ns)
     last = worst if order.force == MARKET_ORDER else min(order.tick, worst) if buys else max(order.tick, worst)
     while order.remaining > 0 and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
-        shown = _level_now(desk, rows, index, tick, row)
+        shown = _level_now(desk, rows, index, tick)
         if shown > 0:
+            _look_back(desk, rows, order.config, clock.row_now - 1)
             size = min(order.remaining, shown - _taken_from(desk, order.config, index, tick))
             if size > 0:
                 _take_from(desk, order.config, index, tick, size)
-                _watch(desk, index, tick, row)
                 _fill(desk, slot, time_ns, tick, size, False, BY_TAKING)
         tick += order.side
 
 @rare
-def _could_take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> int:
+def _could_take(desk: Desk, rows: Rows, slot: int) -> int:
     "Lots that an order could take at once, up to its limit"
     order = desk.orders[slot]
     index = 1 if order.side > 0 else 0
     tick, worst = desk.edges[order.asset, AT_EXCHANGE, index, BEST], desk.edges[order.asset, AT_EXCHANGE, index, WORST]
     last = min(order.tick, worst) if order.side > 0 else max(order.tick, worst)
-    lots, row = 0, _row_now(desk, rows, time_ns)
+    lots = 0
     while lots < order.remaining and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
-        shown = _level_now(desk, rows, index, tick, row)
+        shown = _level_now(desk, rows, index, tick)
         if shown > 0: lots += shown - _taken_from(desk, order.config, index, tick)
         tick += order.side
     return lots
@@ -827,21 +859,17 @@ def _arrive(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
     order.arrived_ns = time_ns
     crosses = order.force == MARKET_ORDER or (order.tick >= ask if order.side > 0 else order.tick <= bid)
     if crosses and order.force == POST_ONLY: order.status, order.ended_by = EXPIRED, WOULD_TAKE
-    elif crosses and not (clock.whole == 0 and order.force == FILL_OR_KILL and _could_take(desk, rows, slot, time_ns) < order.remaining):
+    elif crosses and not (clock.whole == 0 and order.force == FILL_OR_KILL and _could_take(desk, rows, slot) < order.remaining):
         _take(desk, rows, slot, time_ns)
     if order.status == FILLED: return
     if order.status == SENT:
         if order.force >= IMMEDIATE: order.status, order.ended_by = EXPIRED, UNFILLED
         else:
-            clock.arrivals += 1
-            order.status, order.place, order.traded = RESTING, clock.arrivals, 0.0
+            order.status, order.traded = RESTING, 0.0
             index = 0 if order.side > 0 else 1
-            row = _row_now(desk, rows, time_ns)
-            order.queue_ahead_lots = _level_now(desk, rows, index, order.tick, row)
-            if clock.short: _watch_next(desk, index, order.tick, desk.place[index, order.tick])
+            order.queue_ahead_lots = _level_now(desk, rows, index, order.tick)
             order.front = order.queue_ahead_lots * rule.lot_up / rule.lot_down
             _rest(desk, slot)
-            if crosses: _watch_crossed(desk, order.asset, order.side > 0, row)
     if order.status == EXPIRED:
         order.ended_ns = time_ns
         desk.state[order.config].expired += 1
@@ -897,7 +925,7 @@ def _replaced(desk: Desk, rows: Rows, slot: int, time_ns: int, tick: int, lots: 
         _arrive(desk, rows, slot, time_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #c92
-@rare
+@inner
 def _finish(desk: Desk, config: int, slot: int) -> None:
     "We know that an order has ended: it leaves the desk for the log"
     state, clock = desk.state[config], desk.clock[0]
@@ -979,7 +1007,7 @@ def _new_order(desk: Desk, config: int, asset: int, side: int, tick: int, lots: 
     order.tick = order.known_tick = tick
     order.lots = order.remaining = order.known_remaining = lots
     order.purpose, order.force, order.placed_ns, order.confirmed_ns, order.status = purpose, force, time_ns, NEVER, SENT
-    order.ended_by = order.place = order.kept = order.cancel_sent = order.retry_ns = 0
+    order.ended_by = order.kept = order.cancel_sent = order.retry_ns = 0
     order.arrived_ns = order.ended_ns = order.queue_ahead_lots = 0
     order.front = order.traded = 0.0
     state.order_count += 1
@@ -1317,19 +1345,75 @@ def _local_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
 
 # %% ../../nbs/trading/03_matching.ipynb #c124
 @inner
-def _path_run(desk: Desk, limit_ns: int) -> None:
-    "The same from the path of a prepared tape, where only our touch is of interest"
-    clock, side, path, size = desk.clock[0], desk.sides[0], desk.path, desk.path.shape[0]
-    at, begun = clock.local_row, clock.local_row
-    while at < size and path[at, TIME] <= limit_ns:
-        if path[at, CODE] >= 0 or clock.marking:
-            side.local_bid, side.local_ask, clock.time_ns = path[at, BID_TICK], path[at, ASK_TICK], path[at, TIME]
-            if path[at, CODE] >= 0: _obey(desk, 0, path[at, CODE])
-            if clock.marking and _usable(side): _weigh_all(desk, side.local_bid + side.local_ask)
+def _turns_before(turns: np.ndarray, at: int, row: int) -> int:
+    "How many turns lie before a row, at least `at`"
+    step, high = 1, turns.shape[0]
+    while at + step <= high and turns[at + step - 1, ROW] < row: at, step = at + step, 2 * step
+    size = min(high - at, step - 1)
+    while size > 0:
+        half = (size + 1) >> 1
+        at, size = at + half * (turns[at + half - 1, ROW] < row), size >> 1
+    return at
+
+@inner
+def _told(desk: Desk, at: int) -> None:
+    "So many turns have reached us"
+    side, turns = desk.sides[0], desk.here.turns
+    if at > 0: side.local_bid, side.local_ask = turns[at - 1, BID_TOLD], _wide(turns[at - 1, ASK_TOLD])
+
+@inner
+def _course_run(desk: Desk, rows: Rows, limit_ns: int) -> None:
+    "The same on a prepared tape, which knows what our touch is"
+    clock, side, turns, controls = desk.clock[0], desk.sides[0], desk.here.turns, desk.here.controls
+    count, at = _count_until(rows.time_ns, clock.local_row, limit_ns), clock.home_at
+    if count == clock.local_row: return
+    while True:
+        control = controls[clock.control_at] if clock.control_at < controls.size else turns.shape[0]
+        if clock.marking: at = _weigh_turns(desk, rows, at, control, count)
+        else: at = min(control, _turns_before(turns, at, count))
+        if at < control or at == turns.shape[0] or turns[at, ROW] >= count: break
+        row, at = turns[at, ROW], at + 1
+        _told(desk, at)
+        clock.control_at, clock.time_ns = clock.control_at + 1, rows.time_ns[row]
+        _obey(desk, 0, rows.tick[row] - side.shift)
+        if clock.marking and _usable(side): _weigh_all(desk, side.local_bid + side.local_ask)
+    _told(desk, at)
+    if at > 0: side.bought_lots, side.sold_lots = desk.here.volumes[turns[at - 1, PRINTS], 0], desk.here.volumes[turns[at - 1, PRINTS], 1]
+    clock.local_row, clock.home_at = count, at
+
+# %% ../../nbs/trading/03_matching.ipynb #c124a
+@rare
+def _weigh_turns(desk: Desk, rows: Rows, at: int, stop: int, count: int) -> int:
+    "Weigh the accounts wherever our touch leaves the band, up to turn `stop` or row `count`; answers the turn"
+    clock, side, turns = desk.clock[0], desk.sides[0], desk.here.turns
+    if clock.funded:   # money has moved without a price: to be weighed with the next message about levels
+        row = _next_message(desk, rows, count)
+        at = min(stop, _turns_before(turns, at, row + 1))
+        clock.funded = row == count
+        _told(desk, at)
+        if row < count and _usable(side):
+            clock.time_ns = rows.time_ns[row]
+            _weigh_all(desk, side.local_bid + side.local_ask)
+    while at < stop and turns[at, ROW] < count:
+        bid, ask = turns[at, BID_TOLD], turns[at, ASK_TOLD]
+        if not clock.band_low <= bid + ask <= clock.band_high and bid != NO_BID and ask != NO_TOUCH and bid < ask and side.stale == 0:
+            _told(desk, at + 1)
+            clock.time_ns = rows.time_ns[turns[at, ROW]]
+            _weigh_all(desk, bid + ask)
         at += 1
-    if at == begun: return
-    side.local_bid, side.local_ask = path[at - 1, BID_TICK], path[at - 1, ASK_TICK]
-    side.bought_lots, side.sold_lots, clock.local_row = path[at - 1, BOUGHT], path[at - 1, SOLD], at
+    return at
+
+@rare
+def _next_message(desk: Desk, rows: Rows, count: int) -> int:
+    "The row before `count` that ends the next message about levels that reaches us; else `count`"
+    clock, side, changed = desk.clock[0], desk.sides[0], False
+    for row in range(clock.local_row, count):
+        flags, tick = rows.flags[row], rows.tick[row]
+        kind = flags & KIND_MASK
+        if flags & EXCHANGE_ONLY or kind == TRADE or (kind == BEST_QUOTE and not clock.use_best_quotes): continue
+        if kind == CLEAR or kind == CONTROL or side.bottom <= tick < side.top: changed = True
+        if flags & LAST and changed: return row
+    return count
 
 # %% ../../nbs/trading/03_matching.ipynb #c125
 @rare
@@ -1410,7 +1494,7 @@ def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
 
 # %% ../../nbs/trading/03_matching.ipynb #c129
 @inner
-def _look(desk: Desk, config: int, time_ns: int) -> bool:
+def _look(desk: Desk, rows: Rows, config: int, time_ns: int) -> bool:
     "Fill in the view; False where the model is not to be asked"
     clock, state = desk.clock[0], desk.state[config]
     usable, whole = False, True
@@ -1428,12 +1512,12 @@ def _look(desk: Desk, config: int, time_ns: int) -> bool:
         bid, ask, view.usable, view.time_ns = side.local_bid, side.local_ask, _usable(side), time_ns
         view.bid_tick = bid - side.shift if bid != NO_BID else NO_BID
         view.ask_tick = ask - side.shift if ask != NO_ASK else NO_ASK
-        if desk.path.shape[0]:
-            last = clock.local_row - 1
-            view.bid_lots, view.ask_lots = desk.path[last, BID_LOTS], desk.path[last, ASK_LOTS]
-        else:
-            view.bid_lots = desk.local[0, bid] if bid != NO_BID else 0
-            view.ask_lots = desk.local[1, ask] if ask != NO_ASK else 0
+        if desk.here.turns.shape[0] and side.touch_row != clock.local_row:
+            _lots_here(desk, rows, bid, ask)
+        elif desk.here.turns.shape[0] == 0:
+            side.bid_lots = desk.local[0, bid] if bid != NO_BID else 0
+            side.ask_lots = desk.local[1, ask] if ask != NO_ASK else 0
+        view.bid_lots, view.ask_lots = side.bid_lots, side.ask_lots
         view.position_lots, view.equity = account.known_position_lots, state.last_equity_e8 / MONEY_SCALE
         view.share = 0.0
         view.order_lots = 0
@@ -1451,6 +1535,19 @@ def _look(desk: Desk, config: int, time_ns: int) -> bool:
                 desk.wishes[asset, index, level, TICK] = desk.wishes[asset, index, level, LOTS] = desk.wishes[asset, index, level,
                     FORCE] = 0
     return True
+
+# %% ../../nbs/trading/03_matching.ipynb #c129a
+@inner
+def _lots_here(desk: Desk, rows: Rows, bid: int, ask: int) -> None:
+    "Lots at the best levels of a prepared tape, as they have reached us"
+    clock, side, here, places = desk.clock[0], desk.sides[0], desk.here, desk.place[AT_HOME]
+    side.touch_row, side.bid_lots, side.ask_lots = clock.local_row, 0, 0
+    if here.best.shape[0]:
+        clock.best_at = _turns_before(here.best, clock.best_at, clock.local_row)
+        if clock.best_at > 0: side.bid_lots, side.ask_lots = here.best[clock.best_at - 1, 1], here.best[clock.best_at - 1, 2]
+        return
+    if bid != NO_BID: side.bid_lots = _lots_after(here, rows, 0, bid, _passed(here, places, 0, bid, clock.local_row - 1))
+    if ask != NO_ASK: side.ask_lots = _lots_after(here, rows, 1, ask, _passed(here, places, 1, ask, clock.local_row - 1))
 
 # %% ../../nbs/trading/03_matching.ipynb #c130
 @rare
@@ -1535,7 +1632,7 @@ def _settle_fundings(desk: Desk, time_ns: int) -> None:
                 state.known_cash_e8 -= paid
                 state.funding_e8 += paid
         clock.funding_at += 1
-        clock.band_low, clock.band_high = 1, 0
+        clock.band_low, clock.band_high, clock.funded = 1, 0, 1
 
 @inner
 def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -> int:
@@ -1545,10 +1642,12 @@ def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -
     if clock.funding_at < desk.funding.shape[0]: horizon = min(horizon, desk.funding[clock.funding_at, 0])
     if not clock.cautious or horizon <= clock.time_ns + clock.least_entry_ns: return horizon
     due = clock.next_news_ns
-    if clock.exchange_row < exchange_rows.time_ns.size: due = min(due, exchange_rows.time_ns[clock.exchange_row])
-    if desk.path.shape[0]:
-        if clock.local_row < desk.path.shape[0]: due = min(due, desk.path[clock.local_row, TIME])
-    elif clock.local_row < local_rows.time_ns.size: due = min(due, local_rows.time_ns[clock.local_row])
+    there, here, turns, told = clock.exchange_row, clock.local_row, desk.there.turns, desk.here.turns
+    if clock.short and not _crossed(desk):
+        there = turns[clock.turn_at, ROW] if clock.turn_at < turns.shape[0] else exchange_rows.time_ns.size
+    if told.shape[0] and not clock.funded: here = told[clock.home_at, ROW] if clock.home_at < told.shape[0] else local_rows.time_ns.size
+    if there < exchange_rows.time_ns.size: due = min(due, exchange_rows.time_ns[there])
+    if here < local_rows.time_ns.size: due = min(due, local_rows.time_ns[here])
     return min(horizon, max(due, clock.time_ns + clock.least_entry_ns))
 
 # %% ../../nbs/trading/03_matching.ipynb #c139
@@ -1557,7 +1656,7 @@ def _hear(desk: Desk, local_rows: Rows, until_ns: int) -> None:
     "What reaches us up to a moment: rows and news, in order; at the same nanosecond rows first"
     clock = desk.clock[0]
     while True:
-        if desk.path.shape[0]: _path_run(desk, min(until_ns, clock.next_news_ns))
+        if desk.here.turns.shape[0]: _course_run(desk, local_rows, min(until_ns, clock.next_news_ns))
         else: _local_run(desk, local_rows, min(until_ns, clock.next_news_ns))
         if clock.next_news_ns > until_ns: return
         due = clock.time_ns = clock.next_news_ns
@@ -1586,7 +1685,7 @@ def _view_of(desk: Desk, config: int) -> View:
     return View(desk.seen.market, desk.seen.depth, orders, fills, desk.seen.signals)
 
 @inner
-def _turn(desk: Desk, config: int, quoter: Quoter) -> bool:
+def _turn(desk: Desk, rows: Rows, config: int, quoter: Quoter) -> bool:
     "One decision of one configuration; True where the model has to be asked in Python"
     clock, state, rule = desk.clock[0], desk.state[config], desk.rules[config * desk.clock[0].assets]
     time_ns = clock.time_ns
@@ -1594,7 +1693,7 @@ def _turn(desk: Desk, config: int, quoter: Quoter) -> bool:
         state.next_decision_ns = NEVER
         return False
     if rule.latency_rows and not clock.asked: _retry(desk, config, time_ns)
-    if clock.asked or _look(desk, config, time_ns):
+    if clock.asked or _look(desk, rows, config, time_ns):
         if clock.external_quoter and not clock.asked:
             clock.asked = 1
             return True
@@ -1625,7 +1724,8 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
                 continue
             clock.deciding, clock.at_config = 1, 0
         while clock.at_config < clock.configs:
-            if desk.state[clock.at_config].next_decision_ns <= clock.time_ns and _turn(desk, clock.at_config, quoter): return QUESTION
+            due = desk.state[clock.at_config].next_decision_ns <= clock.time_ns
+            if due and _turn(desk, local_rows, clock.at_config, quoter): return QUESTION
             clock.at_config += 1
         clock.deciding, clock.next_decision_ns = 0, NEVER
         if clock.overrun: return OVERRUN
@@ -1699,6 +1799,22 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     for name in ('own_ask', 'own_bid_low', 'exchange_ask', 'local_ask'): sides[name] = NO_ASK
     state['next_order_id'], state['start_e8'], state['next_request_ns'], state['next_news_ns'] = 1, -1, NEVER, NEVER
 
+# %% ../../nbs/trading/03_matching.ipynb #c146b
+def _layout(configs: int, assets: int, ticks: int, levels: int, slots: int, ring: int, taken: int, there: bool,
+            here: bool) -> Layout:
+    "The arrays of a desk"
+    return (
+        ('clock', CLOCK, (1,)), ('sides', SIDE, (assets,)), ('accounts', ACCOUNT, (configs * assets,)), ('state', STATE, (configs,)),
+        ('wishes', 'i8', (assets, 2, levels, 3)), ('matched', 'i8', (levels,)), ('scratch', 'f8', (configs, SCRATCH)),
+        ('budget', 'i8', (configs, 2)), ('windows', 'i8', (configs, 4)), ('refusals', 'i8', (configs, len(REFUSALS))),
+        ('bound', 'i8', (configs, len(BOUND))),
+        ('cursor', 'i8', (configs, 2)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)),
+        ('orders', ORDER, (configs * slots,)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs, ring)),
+        ('taken', TAKEN, (configs, taken)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
+        ('samples', SAMPLE, (MOST_OUTPUT,)), ('exchange', 'i8', (2, 1 if there else ticks)),
+        ('local', 'i8', (2, 1 if here else ticks)), ('place', 'i4', (2, 2, ticks if there or here else 1)),
+        ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks)))
+
 # %% ../../nbs/trading/03_matching.ipynb #c147
 def new_desk(
     rules: Any,                               # RULES, shape (configs * assets,)
@@ -1707,54 +1823,35 @@ def new_desk(
     parameters: np.ndarray,                   # float64, shape (configs, parameters)
     cash_e8: np.ndarray | int = 0,            # of each configuration
     position_lots: np.ndarray | int = 0,      # shape (configs, assets)
-    latency: np.ndarray | None = None, funding: np.ndarray | None = None, path: np.ndarray | None = None,   # see Desk
-    short: 'Short | None' = None,             # what a prepared tape knows of its rows
+    latency: np.ndarray | None = None, funding: np.ndarray | None = None,         # see Desk
+    there: Course | None = None, here: Course | None = None,                      # of a prepared tape, see Desk
     slots: int = 512, ring: int = 1 << 14, taken: int = 4096,   # room of each configuration: orders, messages, levels taken from
     depth: int = 0, own_orders: bool = False,  # what the model is to be shown besides the market
 ) -> Desk:
     "An empty desk with its starting money (1e-8 quote) and coins (lots)"
     configs, assets, ticks = len(parameters), len(capacity), sum(top - low for low, top in capacity)
+    if assets > 127: raise ValueError(f'{assets} instruments are too many for one run: it holds 127')
     if ring & (ring - 1): raise ValueError(f'a ring holds a power of two of messages, not {ring}')
     if ticks >= 1 << 31: raise ValueError(f'{ticks:,} ticks of prices do not fit: leave an instrument out, or take a coarser tick')
-    visit = np.zeros(0, np.uint8) if short is None else short.visit.copy()   # a run adds its own marks
-    empty = blank_arrays((
-        ('clock', CLOCK, (1,)), ('sides', SIDE, (assets,)), ('accounts', ACCOUNT, (configs * assets,)), ('state', STATE, (configs,)),
-        ('wishes', 'i8', (assets, 2, levels, 3)), ('matched', 'i8', (levels,)), ('scratch', 'f8', (configs, SCRATCH)),
-        ('budget', 'i8', (configs, 2)), ('windows', 'i8', (configs, 4)),
-        ('refusals', 'i8', (configs, len(REFUSALS))), ('bound', 'i8', (configs, len(BOUND))),
-        ('cursor', 'i8', (configs, 2)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)),
-        ('orders', ORDER, (configs * slots,)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs, ring)),
-        ('taken', TAKEN, (configs, taken)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
-        ('samples', SAMPLE, (MOST_OUTPUT,)), ('exchange', 'i8', (2, 1 if short else ticks)), ('local', 'i8', (2, ticks)),
-        ('place', 'i4', (2, ticks if short else 1)), ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks))))
+    empty = blank_arrays(_layout(configs, assets, ticks, levels, slots, ring, taken, there is not None, here is not None))
     for name, value in (('configs', configs), ('assets', assets), ('depth', depth), ('own_orders', own_orders),
-                        ('short', short is not None)): empty['clock'][name] = value
+                        ('short', there is not None)): empty['clock'][name] = value
     _set_out(empty, rules, capacity, latency)
     empty['state']['cash_e8'] = empty['state']['known_cash_e8'] = cash_e8
     for name in ('position_lots', 'known_position_lots'): empty['accounts'][name].reshape(configs, assets)[:] = position_lots
     known = {name: array.view(np.recarray) if array.dtype.names else array for name, array in empty.items()}
-    return Desk(**known, **_given(parameters, latency, funding, path, short), rules=rules, seen=new_view(assets, depth),
-                visit=visit, visit8=visit.view(np.uint64), alive=np.arange(configs * slots).reshape(configs, slots),
+    return Desk(**known, **_given(parameters, latency, funding), rules=rules, seen=new_view(assets, depth), there=there or NO_COURSE,
+                here=here or NO_COURSE, alive=np.arange(configs * slots).reshape(configs, slots),
                 edges=np.broadcast_to(np.array([[NO_BID, NO_ASK], [NO_ASK, NO_BID]]), (assets, 2, 2, 2)).copy())
 
-class Short(NamedTuple):
-    "Which rows of a prepared tape may matter, and where the rows of each level are; see Desk"
-    visit: np.ndarray     # a multiple of eight of them
-    by_tick: np.ndarray
-    first: np.ndarray
-    touches: np.ndarray
+NO_COURSE = Course(np.zeros((0, 6), np.int32), np.zeros(0, np.int32), np.zeros((1, 2), np.int64), np.zeros((0, 3), np.int64),
+                   np.zeros(0, np.int32), np.zeros((2, 1), np.int32))
 
 # %% ../../nbs/trading/03_matching.ipynb #c148
-def _given(
-    parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None, path: np.ndarray | None, short: Short | None,
-) -> dict[str, np.ndarray]:
+def _given(parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None) -> dict[str, np.ndarray]:
     "What the caller brought, or nothing of the same shape"
     return dict(parameters=np.ascontiguousarray(parameters, float), latency=np.zeros((1, 3), np.int64) if latency is None else latency,
-                funding=np.zeros((0, 2), np.int64) if funding is None else funding,
-                path=np.zeros((0, 8), np.int64) if path is None else path,
-                by_tick=np.zeros(0, np.int32) if short is None else short.by_tick,
-                first=np.zeros((2, 1), np.int32) if short is None else short.first,
-                touches=np.zeros((0, 4), np.int32) if short is None else short.touches)
+                funding=np.zeros((0, 2), np.int64) if funding is None else funding)
 
 # %% ../../nbs/trading/03_matching.ipynb #c150
 @njit(cache=True, _nrt=False)  # type: ignore[call-overload]
@@ -1782,7 +1879,7 @@ def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
         if clock.deciding:
             clock.asked, desk.state[int(clock.at_config)]['stopped'] = 0, 1   # a model that has failed is not asked again
             at = int(clock.local_row)
-            heard = f'message {at} of {len(desk.path)}' if len(desk.path) else f'row {first_row + at - 1} of those that drive the book'
+            heard = f'row {first_row + at - 1} of those that drive the book'
             error.add_note(f'raised by the quoting model, asked at {int(clock.time_ns)} ns for configuration {int(clock.at_config)}, when '
                            f'{heard} had reached us')
         raise
@@ -1912,7 +2009,8 @@ def fill_table(parts: list[np.ndarray]) -> pd.DataFrame:
 
 def order_table(parts: list[np.ndarray]) -> pd.DataFrame:
     "One row an order by configuration and id: side, tick, lots, filled_lots, status, purpose, reason, placed_ns, arrived_ns, ended_ns, …"
-    table = plain_table(parts, ORDER).sort_values(['config', 'order_id'], ignore_index=True)
+    table = plain_table(parts, ORDER).astype(dict.fromkeys(ORDER_FIELDS, 'int64'))
+    table = table.sort_values(['config', 'order_id'], ignore_index=True)
     words = {name: np.array(names)[table[name].to_numpy()] for name, names in (('status', STATUS), ('purpose', PURPOSE), ('ended_by',
         ENDED_BY))}
     return table.assign(filled_lots=table.lots - table.remaining, status=words['status'], purpose=words['purpose'],

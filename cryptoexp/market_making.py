@@ -6,8 +6,8 @@
 __all__ = ['OFFLINE', 'VENUES', 'Source', 'LOOK_INTERVAL', 'LOOK_AT_SWITCH', 'SWITCH', 'LONGEST_WAIT', 'HOUR_NS', 'ask_binance',
            'ask_coinbase', 'ask_sources', 'is_file', 'open_feed', 'base_latency_ns', 'MarketMaker', 'fetch',
            'quote_rows', 'seen', 'place', 'look_once', 'tell', 'act', 'heed_switch', 'take_turn', 'within',
-           'run_session', 'rows_of', 'named', 'begin', 'settle', 'resumed', 'rebuilt', 'go_on', 'replayed',
-           'stopped_by_signals', 'status_of', 'MarketMakingConfig', 'MarketData']
+           'run_session', 'rows_of', 'way_there_and_back', 'named', 'begin', 'settle', 'resumed', 'rebuilt', 'go_on',
+           'replayed', 'stopped_by_signals', 'status_of', 'MarketMakingConfig', 'MarketData']
 
 # %% ../nbs/10_market_making.ipynb #c03
 import asyncio
@@ -339,6 +339,7 @@ async def run_session(maker: MarketMaker) -> Result:
                 while await maker.market_making_strategy(): pass
                 if maker._stopping.is_set(): feed.notes.append('the session was stopped before its data or its duration ended')
                 if maker._halting: feed.notes.append(maker._halting)
+                feed.notes += way_there_and_back(maker.config, feed)
             except BaseException as error:
                 feed.notes.append(f'the session broke off: {type(error).__name__}: {error}')
                 raise
@@ -349,6 +350,12 @@ async def run_session(maker: MarketMaker) -> Result:
     return maker.result
 
 def rows_of(maker: MarketMaker) -> int: return 0 if maker.engine is None else maker.engine.intake.rows
+
+def way_there_and_back(config: MarketMakingConfig, feed: Feed) -> list[str]:
+    "How long a request really took, beside what the simulated orders took"
+    measured, simulated = feed.health.round_trip_ms, config.entry_latency_ms + config.response_latency_ms
+    if measured != measured: return []
+    return [f'a small request to the venue and its answer took {measured:.1f} ms (median); simulated orders took {simulated:g} ms']
 
 # %% ../nbs/10_market_making.ipynb #r02
 def named(source: Source) -> str | list[str]:

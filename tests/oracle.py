@@ -137,7 +137,8 @@ class Oracle:
         self.sent = self.arrivals = self.cancels = self.late_cancels = 0
         self.flow = dict(bought_lots=0, sold_lots=0, filled_buy_lots=0, filled_sell_lots=0)
         self.refused = {'no coins': 0, 'no funds or no room': 0, 'below the smallest order': 0, 'too many orders': 0,
-            'price out of range': 0, 'unknown time in force': 0}
+            'price out of range': 0, 'unknown time in force': 0, 'above the largest order': 0, 'order rate': 0}
+        self.sent_in: dict[tuple[str, int], int] = {}   # orders by window: ten seconds, or a day
         self.fills: list[tuple[Any, ...]] = []
         self.finished: list[Order] = []
         self.samples: list[tuple[int, ...]] = []
@@ -357,10 +358,24 @@ class Oracle:
             self.refused['price out of range'] += 1
             return 0
         passed = self.most_order(min(lots, self.room(side, tick)))
-        if passed > 0 and self.large_enough(tick, passed): return passed
+        if passed > 0 and self.large_enough(tick, passed): return self.within_counts(tick, passed)
         short = 'no funds or no room' if side > 0 else 'no coins'
         self.refused[short if passed < lots else 'below the smallest order'] += 1
         return 0
+
+    def within_counts(self, tick: int, lots: int) -> int:
+        "Neither too large nor one too many"
+        most = self.config.max_order_notional
+        if most is not None and self.notional(tick, lots) > round(Fraction(str(most)) * E8):
+            self.refused['above the largest order'] += 1
+            return 0
+        windows = [(('ten seconds', self.now // 10**10), self.config.max_orders_per_10s),
+                   (('day', self.now // (86_400 * 10**9)), self.config.max_orders_per_day)]
+        if any(limit is not None and self.sent_in.get(window, 0) >= limit for window, limit in windows):
+            self.refused['order rate'] += 1
+            return 0
+        for window, _ in windows: self.sent_in[window] = self.sent_in.get(window, 0) + 1
+        return lots
 
     def sell_now(self, lots: int, purpose: str) -> None:
         bid, ask = self.local_touch
@@ -605,8 +620,12 @@ def scenario(seed: int, steps: int = 300) -> Scenario:
     hundred = float(instrument.price(100) * instrument.amount(unit))  # a unit at a price of 100 ticks
     levels = pick(1, 1, 2, 3)
     cap = pick(.05, .2, .5, 1.)
+    rare = np.random.default_rng(seed + 1_000_003)   # draws of its own: the other draws stay what they were
+    limits: dict[str, Any] = dict(max_order_notional=[None, None, None, hundred * 2.5][rare.integers(4)],
+                                  max_orders_per_10s=[None, None, None, 25][rare.integers(4)],
+                                  max_orders_per_day=[None, None, None, 60][rare.integers(4)])
     config = MarketMakingConfig(
-        trading_pair='TOY/USD', total_capital=hundred * pick(7, 30, 100, 1000), order_size_percentage=pick(.01, .05, .3),
+        **limits, trading_pair='TOY/USD', total_capital=hundred * pick(7, 30, 100, 1000), order_size_percentage=pick(.01, .05, .3),
         max_inventory_exposure=cap, inventory_target=pick(None, 0., cap), maker_fee=pick(0., .001, -.0005, .00075), taker_fee=pick(.001,
             .0005, .004),
         initial_base=float(instrument.amount(pick(0, 0, 5, 40) * unit)), refresh_interval=pick(.001, .005, .02, .02, .1),

@@ -122,7 +122,8 @@ def test_the_random_markets_reach_every_rule() -> None:
         seen['late cancels'] += result.late_cancels
         seen['halted'] += result.halted
     wanted = ['fill: queue', 'fill: through', 'fill: cross', 'fill: take', 'quote filled', 'quote cancelled', 'quote expired', 'manual filled',
-              'flatten filled', 'reduce filled', 'no coins', 'no funds or no room', 'below the smallest order', 'late cancels', 'halted']
+              'flatten filled', 'reduce filled', 'no coins', 'no funds or no room', 'below the smallest order', 'above the largest order', 'order rate',
+              'late cancels', 'halted']
     assert not [name for name in wanted if not seen[name]], dict(seen)
 
 

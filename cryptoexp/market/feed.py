@@ -35,6 +35,7 @@ class Health:
     gaps: int = 0             # holes in the venue's numbering
     resyncs: int = 0          # times the book was made whole again after it had gone stale
     reconnects: int = 0
+    round_trip_ms: float = float('nan')  # how long a small request to the venue and its answer take, median
     handovers: int = 0        # times a connection that had grown old was replaced without a hole
     dropped: int = 0          # messages thrown away because nobody fetched them in time
     clamped_rows: int = 0     # rows whose latency did not lie between the base latency and hold_ns

@@ -621,9 +621,9 @@ def scenario(seed: int, steps: int = 300) -> Scenario:
     levels = pick(1, 1, 2, 3)
     cap = pick(.05, .2, .5, 1.)
     rare = np.random.default_rng(seed + 1_000_003)   # draws of its own: the other draws stay what they were
-    limits: dict[str, Any] = dict(max_order_notional=[None, None, None, hundred * 2.5][rare.integers(4)],
-                                  max_orders_per_10s=[None, None, None, 25][rare.integers(4)],
-                                  max_orders_per_day=[None, None, None, 60][rare.integers(4)])
+    limits: dict[str, Any] = dict(max_order_notional=([None] * 11 + [hundred * 2.5])[rare.integers(12)],
+                                  max_orders_per_10s=([None] * 11 + [25])[rare.integers(12)],
+                                  max_orders_per_day=([None] * 11 + [60])[rare.integers(12)])
     config = MarketMakingConfig(
         **limits, trading_pair='TOY/USD', total_capital=hundred * pick(7, 30, 100, 1000), order_size_percentage=pick(.01, .05, .3),
         max_inventory_exposure=cap, inventory_target=pick(None, 0., cap), maker_fee=pick(0., .001, -.0005, .00075), taker_fee=pick(.001,

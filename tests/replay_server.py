@@ -150,7 +150,8 @@ class Book:
 class ReplayServer:
     """`async with ReplayServer(lines, speed=20) as server`: then `server.rest_url` and `server.websocket_url` are those of a venue.
 
-    Faults, for tests: `faults` maps a count of frames sent so far to 'cut', 'drop' (the next diff), 'silent', 'shutdown' or 'garbage';
+    Faults, for tests: `faults` maps a count of frames sent so far to 'cut', 'drop' (the next diff), 'silent', 'shutdown' or 'garbage'
+    (a little later where two connections are open just then);
     `refusals` are statuses that answer the next depth requests; `blocked` is a status that answers everything."""
     def __init__(self, lines: Sequence[Line], speed: float = 1.0, port: int = 0, faults: dict[int, str] | None = None,
                  refusals: Sequence[int] = (), blocked: int | None = None):
@@ -260,6 +261,11 @@ class ReplayServer:
             self.sockets.discard(socket)
         return socket
 
+    def due(self) -> str | None:
+        "The fault whose turn has come; while two connections carry the stream it waits, since the other one would make it harmless"
+        turn = min(self.faults, default=self.sent + 1)
+        return self.faults.pop(turn) if turn <= self.sent and len(self.sockets) == 1 else None
+
     async def send(self, socket: web.WebSocketResponse, request: web.Request, wanted: set[str], raw: bool) -> None:
         "Frames in their time, from the present on; somebody who comes back has missed what was sent meanwhile"
         recording, begin, leaving = self.recording, 0, 0.0
@@ -269,7 +275,7 @@ class ReplayServer:
             await self.wait_until(at)
             if stream not in wanted: continue
             if self.mute and stream == self.mute[0] and self.sent >= self.mute[1]: continue
-            fault = self.faults.pop(self.sent, None)
+            fault = self.due()
             if fault == 'cut' and request.transport is not None: return request.transport.abort()
             if fault == 'silent': return
             if fault == 'drop': self.dropping = True

@@ -27,7 +27,9 @@ UNITS: dict[str, tuple[str, str]] = {   # what stands behind the number, in Engl
 CODE = re.compile(r'[A-Z0-9]{2,12}')
 WORD = re.compile(r'[\w+./:-](?:[\w+./: -]{0,78}[\w+./:-])?')
 WHOLE = ('count', 'rank', 'blocks', 'sat', 'vB')
-SCALES = {'en': ((1e12, ' trillion'), (1e9, ' billion'), (1e6, ' million')), 'zh': ((1e12, ' 万亿'), (1e8, ' 亿'), (1e6, ' 万'))}
+SCALES = {   # from which size on, divided by what, followed by which word
+    'en': ((1e12, 1e12, ' trillion'), (1e9, 1e9, ' billion'), (1e6, 1e6, ' million')),
+    'zh': ((1e12, 1e12, ' 万亿'), (1e8, 1e8, ' 亿'), (1e6, 1e4, ' 万'))}
 
 def is_unit(unit: str) -> bool: return unit in UNITS or bool(CODE.fullmatch(unit))
 
@@ -54,10 +56,10 @@ def shown(
         return moment.strftime('%Y-%m-%d' if unit == 'date' else '%Y-%m-%d %H:%M') + UNITS[unit][place]
     scale, word = 1.0, ''
     if unit not in UNITS or unit in ('USD', 'count', 'sat'):
-        scale, word = next(((size, name) for size, name in SCALES[language] if abs(value) >= size), (1.0, ''))
+        scale, word = next(((size, name) for least, size, name in SCALES[language] if abs(value) >= least), (1.0, ''))
     digits = 2 if word else decimals(value, unit)
     suffix = UNITS.get(unit, (f' {unit}', f' {unit}'))[place]
-    if word and language == 'zh': suffix = suffix.lstrip()
+    if word and language == 'zh' and suffix != f' {unit}': suffix = suffix.lstrip()
     if value == 1 and suffix in (' days', ' hours', ' seconds', ' blocks'): suffix = suffix[:-1]
     return f'{value / scale:,.{digits}f}{word}{suffix}'
 

@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PRICES_OF', 'PRICES', 'OPENAI', 'SETTING_RULES', 'KEY', 'Messages', 'Schema', 'ROLES', 'DAY', 'TYPES',
-           'WORDS', 'Place', 'THOUGHTS', 'DECODER', 'DIALECTS', 'FINISH', 'LONG_WORDS', 'CREDIT', 'FILTERED', 'FORMAT',
-           'API_NAMES', 'Result', 'NONE', 'ModelError', 'MissingKey', 'Unreachable', 'TimedOut', 'WrongKey',
-           'Forbidden', 'UnknownModel', 'NotAnEndpoint', 'RateLimited', 'OutOfBudget', 'ServerTrouble', 'BadRequest',
-           'TooLong', 'EmptyAnswer', 'NotJSON', 'CutOff', 'Refused', 'NotInTrace', 'Secret', 'Price', 'price_of',
-           'cost_of', 'endpoint_problem', 'ModelSettings', 'setting_problems', 'settings_from_environment',
+           'WORDS', 'Place', 'THOUGHTS', 'DECODER', 'DIALECTS', 'FINISH', 'LONG_WORDS', 'OUTPUT', 'CREDIT', 'FILTERED',
+           'FORMAT', 'API_NAMES', 'Result', 'NONE', 'ModelError', 'MissingKey', 'Unreachable', 'BrokenOff', 'TimedOut',
+           'WrongKey', 'Forbidden', 'UnknownModel', 'NotAnEndpoint', 'RateLimited', 'OutOfBudget', 'ServerTrouble',
+           'BadRequest', 'TooLong', 'EmptyAnswer', 'NotJSON', 'CutOff', 'Refused', 'NotInTrace', 'Secret', 'Price',
+           'price_of', 'cost_of', 'endpoint_problem', 'ModelSettings', 'setting_problems', 'settings_from_environment',
            'checked_messages', 'digest', 'question_digest', 'cache_key', 'estimated_tokens', 'tokens_of', 'Amount',
            'Budget', 'named', 'check_schema', 'is_strict', 'same', 'is_of', 'misfits', 'short', 'outside',
            'field_misfits', 'no_such_number', 'without_thoughts', 'found_json', 'read_answer', 'with_schema',
            'with_repair', 'request_for', 'Outcome', 'whole', 'words', 'table', 'row', 'read_completion',
            'read_response', 'failure_in', 'told_by', 'status_failure', 'request_failure', 'Trace', 'steps_of',
            'read_trace', 'last_steps', 'spent_in', 'Reply', 'Stream', 'LanguageModel', 'Replay', 'Cache', 'make_client',
-           'Model', 'opening_budget', 'client_of', 'Question', 'question_of', 'failure_of', 'send', 'outcome_in',
-           'names_hint', 'persist', 'used_by', 'most_of', 'is_certain', 'Step', 'accounted', 'note', 'through_dialects',
-           'exchange', 'fitting', 'reply_of', 'kept_reply', 'answer_to', 'piece_of', 'joined', 'events_of', 'pieces_of',
-           'ended', 'fresh_pieces', 'before', 'Tool', 'LookUp', 'choice_schema', 'with_tools', 'look_up',
-           'ask_with_tools', 'added']
+           'Model', 'opening_budget', 'client_of', 'Step', 'Question', 'question_of', 'begin', 'failure_of', 'send',
+           'outcome_in', 'names_hint', 'persist', 'in_time', 'used_by', 'most_of', 'is_certain', 'accounted', 'note',
+           'through_dialects', 'exchange', 'fitting', 'reply_of', 'kept_reply', 'answer_to', 'piece_of', 'joined',
+           'events_of', 'pieces_of', 'ended', 'fresh_pieces', 'opened', 'before', 'Tool', 'LookUp', 'choice_schema',
+           'with_tools', 'look_up', 'ask_with_tools', 'added']
 
 # %% ../../nbs/analyst/01_llm.ipynb #llm004
 import asyncio
@@ -66,6 +66,7 @@ class ModelError(Exception):
 # %% ../../nbs/analyst/01_llm.ipynb #llm009
 class MissingKey(ModelError): "No key is configured, and the endpoint is one that wants one"; kind = 'no key'
 class Unreachable(ModelError): "No connection, or one that broke"; kind, transient = 'unreachable', True
+class BrokenOff(Unreachable): "The connection broke after the question was sent"; kind = 'broken off'
 class TimedOut(ModelError): "No whole answer within the time allowed"; kind, transient = 'timeout', True
 class WrongKey(ModelError): "The endpoint does not accept the key"; kind = 'wrong key'
 class Forbidden(ModelError): "The key is known and may not do this, or not from here"; kind = 'forbidden'
@@ -83,7 +84,7 @@ class Refused(ModelError): "The model, or a filter before it, declines to answer
 class NotInTrace(ModelError): "A replay was asked something that was not asked when the trace was made"; kind = 'not in trace'
 
 KINDS: Mapping[str, type[ModelError]] = MappingProxyType({kind.kind: kind for kind in (
-    MissingKey, Unreachable, TimedOut, WrongKey, Forbidden, UnknownModel, NotAnEndpoint, RateLimited, OutOfBudget, ServerTrouble,
+    MissingKey, Unreachable, BrokenOff, TimedOut, WrongKey, Forbidden, UnknownModel, NotAnEndpoint, RateLimited, OutOfBudget, ServerTrouble,
     BadRequest, TooLong, EmptyAnswer, NotJSON, CutOff, Refused, NotInTrace)})
 
 # %% ../../nbs/analyst/01_llm.ipynb #llm012
@@ -477,7 +478,8 @@ def request_for(
     request: dict[str, Any] = dict(model=settings.model)
     if settings.temperature is not None: request['temperature'] = settings.temperature
     if settings.api == 'responses':
-        request |= dict(input=list(messages), max_output_tokens=settings.max_output_tokens, store=False)
+        items = [{'type': 'message', **message} for message in messages]     # llama.cpp wants the type, OpenAI supplies it
+        request |= dict(input=items, max_output_tokens=settings.max_output_tokens, store=False)
         if schema is not None and dialect == 'json_schema':
             request['text'] = {'format': {'type': 'json_schema', 'name': 'answer', 'schema': dict(schema), 'strict': strict}}
         return request
@@ -549,9 +551,10 @@ def failure_in(
     return EmptyAnswer('the answer is empty', 'ask again, in other words or another model', raw=outcome.text)
 
 # %% ../../nbs/analyst/01_llm.ipynb #llm048
-LONG_WORDS = re.compile(r'context|too (?:long|large|many tokens)|maximum.{0,40}tokens', re.IGNORECASE)
-CREDIT = re.compile(r'insufficient_quota|billing|credit', re.IGNORECASE)
-FILTERED = re.compile(r'content[_ ](?:filter|policy|management)|safety', re.IGNORECASE)
+LONG_WORDS = re.compile(r'context[ _-]?(?:length|size|window)|exceed.{0,40}context|too (?:long|many tokens)|maximum.{0,40}tokens', re.I)
+OUTPUT = re.compile(r'max(?:_completion|_output)?_tokens')   # a 400 that names it is about the longest answer, not about the question
+CREDIT = re.compile(r'insufficient_quota|exceeded your current quota|credit balance|insufficient (?:balance|credit)', re.I)
+FILTERED = re.compile(r'content[_ ](?:filter|policy|management)|safety', re.I)
 FORMAT = re.compile(r'response_format|json_schema|json_object')   # a 500 that names them is about the request: llama-cpp-python does so
 API_NAMES: Mapping[str, str] = MappingProxyType({'chat': 'Chat Completions', 'responses': 'Responses'})
 
@@ -599,7 +602,7 @@ def status_failure(
 def request_failure(settings: ModelSettings, status: int, code: str, told: str) -> ModelError:
     "The error for a request that the endpoint does not accept"
     where, said = shown_url(settings.endpoint), f': "{told}"' if told else ''
-    if status == 413 or LONG_WORDS.search(f'{code} {told}'):
+    if status == 413 or (LONG_WORDS.search(f'{code} {told}') and not OUTPUT.search(told)):
         hint = 'send fewer facts or a shorter prompt, or ask a model that can read more'
         return TooLong(f'the question is too long for {settings.model}{said}', hint, status)
     if FILTERED.search(code): return Refused(f'a filter of {where} stopped the question{said}', 'ask in other words', status)
@@ -667,7 +670,7 @@ def last_steps(
 def spent_in(steps: Iterable[Mapping[str, Any]]) -> Amount:
     "What the requests among some steps have used"
     requests = [step for step in steps if step['step'] == 'request']
-    tokens = sum(step.get('tokens_in', 0) + step.get('tokens_out', 0) for step in requests)
+    tokens = sum(step.get('tokens_used', 0) for step in requests)
     return Amount(tokens, sum(step.get('cost') or 0.0 for step in requests))
 
 # %% ../../nbs/analyst/01_llm.ipynb #llm058
@@ -802,6 +805,7 @@ class Model:
         self.cache = Cache(self.settings.cache_folder)
         self.budget = opening_budget(self.settings, now()) if budget is None else budget
         self.dialect: str | None = None          # which one the endpoint speaks; None: not tried yet
+        self.stream_usage = True                 # whether it counts tokens in a stream when asked to
         self.counts = dict.fromkeys(('asked', 'cached', 'requests', 'repairs', 'failed'), 0)
         self.run, self.client, self.closed = uuid.uuid4().hex[:8], None, False
     client: Any
@@ -840,6 +844,16 @@ async def client_of(model: Model) -> Any:
     if model.client is None: model.client = make_client(openai, model.settings)
     return model.client
 
+# %% ../../nbs/analyst/01_llm.ipynb #llm068
+@dataclass
+class Step:
+    "A request, as far as it has come"
+    dialect: str                        # how JSON is asked for; empty: it is not
+    outcome: Outcome | None = None      # what was answered
+    read: int = 0                       # tokens
+    written: int = 0
+    counted: bool = False               # whether the endpoint counted them; else they are estimated
+
 @dataclass
 class Question:
     "A question on its way"
@@ -850,7 +864,8 @@ class Question:
     key: str                # of its answer in the cache
     span: str               # groups its steps in the trace
     begun: float            # s on the clock of the loop
-    used: list[tuple[int, int, bool]]   # of each answered request: tokens read, written, and whether they were counted
+    end: float              # when its time is up; counted from the first request
+    steps: list[Step]       # its requests, as they end
 
 def question_of(model: Model, messages: Messages, schema: Schema | None, about: str) -> Question:
     "A question, checked; raises `ValueError`"
@@ -858,9 +873,15 @@ def question_of(model: Model, messages: Messages, schema: Schema | None, about: 
     if schema is not None: check_schema(schema)
     model.counts['asked'] += 1
     name, key = question_digest(plain, schema), cache_key(model.settings, plain, schema)
-    return Question(plain, schema, about, name, key, f"{model.run}-{model.counts['asked']}", asyncio.get_running_loop().time(), [])
+    now = asyncio.get_running_loop().time()
+    return Question(plain, schema, about, name, key, f"{model.run}-{model.counts['asked']}", now, now, [])
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm069
+async def begin(model: Model, question: Question) -> None:
+    "Have a client, and let the time allowed begin"
+    await client_of(model)
+    question.end = asyncio.get_running_loop().time() + model.settings.timeout_s
+
+# %% ../../nbs/analyst/01_llm.ipynb #llm070
 def failure_of(error: Exception, settings: ModelSettings) -> ModelError:
     "An error of the openai package in our own words; not raised, returned"
     where, status = shown_url(settings.endpoint), getattr(error, 'status_code', None)
@@ -869,17 +890,19 @@ def failure_of(error: Exception, settings: ModelSettings) -> ModelError:
         response: Any = getattr(error, 'response')     # noqa: B009 (mypy knows only Exception)
         body = getattr(error, 'body', None)
         return status_failure(settings, status, response.headers, response.text if body is None else body)
-    if 'APITimeoutError' in names:
+    if 'APITimeoutError' in names and type(error.__cause__).__name__ != 'ConnectTimeout':
         return TimedOut(f'{where} gave no answer within {settings.timeout_s:g} s', 'allow more with timeout_s, or ask for less')
     if 'APIConnectionError' in names:
-        cause = redacted(' '.join(str(error.__cause__ or '').split())[:150]) or 'the connection broke'
+        never = type(error.__cause__).__name__.startswith('Connect')     # httpx2's ConnectError and ConnectTimeout
+        cause = redacted(' '.join(str(error.__cause__ or '').split())[:150])
+        if not never: return BrokenOff(f'the connection to {where} broke in the middle: {cause}', 'ask again')
         hint = 'check the network, base_url, and that a server runs there'
         if 'CERTIFICATE' in cause: hint = 'check the clock of this machine, and who sits in between'
         return Unreachable(f'{where} can not be reached: {cause}', hint)
     told = told_by(getattr(error, 'body', None) or str(error), settings.api_key if isinstance(settings.api_key, Secret) else None)[1]
     return ServerTrouble(f'{where} broke off with an error: "{told}"', 'ask again later, or another endpoint')
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm070
+# %% ../../nbs/analyst/01_llm.ipynb #llm071
 async def send(model: Model, request: Mapping[str, Any], streamed: bool = False) -> Any:   # an Outcome, or a stream of the openai package
     "Send one request; raises `ModelError`"
     client, settings = await client_of(model), model.settings
@@ -913,25 +936,29 @@ async def names_hint(client: Any, settings: ModelSettings, openai: Any) -> str:
     except (openai.OpenAIError, TimeoutError, AttributeError, TypeError, ValueError): return ''   # the failure at hand is the one to tell
     return f"name another with model ({nearest(settings.model, names).rstrip('.')})" if names else ''
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm072
+# %% ../../nbs/analyst/01_llm.ipynb #llm073
 Result = TypeVar('Result')
 
 async def persist(model: Model, attempt: Callable[[], Awaitable[Result]], end: float) -> Result:
     "Attempt until there is a result, a failure that waiting does not cure, or no time left; raises the last failure"
-    loop, settings, number = asyncio.get_running_loop(), model.settings, 0
-    failure: ModelError | None = None
+    loop, before, number = asyncio.get_running_loop(), '', 0
     while True:
         number += 1
-        try:
-            async with asyncio.timeout_at(end): return await attempt()
-        except TimeoutError:
-            before = f'; before that: {failure.reason}' if failure else ''
-            raise TimedOut(f'{shown_url(settings.endpoint)} gave no whole answer within {settings.timeout_s:g} s{before}',
-                           'allow more with timeout_s, or ask for less') from None
+        try: return await attempt()
         except ModelError as error: failure = error
         wait = max(backoff(number, model.generator), failure.retry_after or 0.0)
-        if not failure.transient or number > settings.retries or loop.time() + wait > end: raise failure
+        if not failure.transient or number > model.settings.retries or loop.time() + wait > end:
+            failure.reason += before if isinstance(failure, TimedOut) else ''
+            raise failure
+        before = f'; before that: {failure.reason}'
         await model.sleep(wait)
+
+async def in_time(settings: ModelSettings, end: float, awaitable: Awaitable[Result]) -> Result:
+    "What is awaited, if it comes before the end; raises `TimedOut`"
+    try:
+        async with asyncio.timeout_at(end): return await awaitable
+    except TimeoutError: reason = f'{shown_url(settings.endpoint)} gave no whole answer within {settings.timeout_s:g} s'
+    raise TimedOut(reason, 'allow more with timeout_s, or ask for less')
 
 def used_by(outcome: Outcome, messages: Messages, schema: Schema | None) -> tuple[int, int, bool]:
     "Tokens read and written, as the endpoint counts them, else estimated; and whether it did"
@@ -946,58 +973,53 @@ def most_of(model: Model, messages: Messages, schema: Schema | None) -> Amount:
 
 def is_certain(failure: BaseException | None) -> bool:
     "Whether a request that failed so has certainly cost nothing: it was turned down, or never arrived"
-    return isinstance(failure, ModelError) and (failure.status is not None or isinstance(failure, Unreachable | MissingKey))
+    if isinstance(failure, BrokenOff) or not isinstance(failure, ModelError): return False
+    return failure.status is not None or isinstance(failure, Unreachable | MissingKey)
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm073
-@dataclass
-class Step:
-    "One request, as far as it has come"
-    dialect: str                        # how JSON was asked for; empty: it was not
-    outcome: Outcome | None = None      # what was answered
-
+# %% ../../nbs/analyst/01_llm.ipynb #llm074
 @contextlib.contextmanager
 def accounted(
     model: Model,           # its budget, its trace
     question: Question,     # to which the request belongs
     messages: Messages,     # what is sent
-    step: Step,             # into which the outcome is put
-) -> Iterator[None]:
+    dialect: str,           # how JSON is asked for; empty: it is not
+) -> Iterator[Step]:        # into which the outcome is put
     "Reserve the budget of one request, settle it afterwards, and write the step down"
-    loop, settings, schema = asyncio.get_running_loop(), model.settings, question.schema
-    begun = loop.time()
+    loop, price, schema = asyncio.get_running_loop(), model.settings.price, question.schema
+    begun, step, most = loop.time(), Step(dialect), most_of(model, messages, schema)
     failure: BaseException | None = None
-    reserved = most = most_of(model, messages, schema)
-    model.budget.reserve(model.now(), reserved)
-    try: yield
+    reserved = model.budget.reserve(model.now(), most)
+    try: yield step
     except BaseException as error:
         failure = error
         if is_certain(error): most = Amount()
         raise
     finally:
-        outcome, read, written, counted = step.outcome or Outcome(), most.tokens, 0, False   # all of it where nobody knows
-        cost: float | None = most.money
+        used, outcome = most, step.outcome or Outcome()      # all of it where nobody knows
         if step.outcome is not None:
-            read, written, counted = used_by(outcome, messages, schema)
-            cost = cost_of(settings.price, read, written)
-            question.used.append((read, written, counted))
+            step.read, step.written, step.counted = used_by(outcome, messages, schema)
+            used = Amount(step.read + step.written, cost_of(price, step.read, step.written) or 0.0)
+            question.steps.append(step)
             model.counts['requests'] += 1
-        model.budget.settle(model.now(), reserved, Amount(read + written, cost or 0.0))
+        model.budget.settle(model.now(), reserved, used)
+        cost = None if price is None else used.money
         note(model, question, 'request', failure, dict(
-            dialect=step.dialect, temperature=settings.temperature, seed=settings.seed, max_output_tokens=settings.max_output_tokens,
-            messages=list(messages), raw=outcome.text, finish=outcome.finish, refusal=outcome.refusal, answered_by=outcome.model,
-            tokens_in=read, tokens_out=written, counted=counted, cost=cost, seconds=round(loop.time() - begun, 6)))
+            dialect=dialect, messages=list(messages), raw=outcome.text, finish=outcome.finish, refusal=outcome.refusal,
+            answered_by=outcome.model, tokens_in=step.read, tokens_out=step.written, counted=step.counted, tokens_used=used.tokens,
+            cost=cost, seconds=round(loop.time() - begun, 6)))
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm074
+# %% ../../nbs/analyst/01_llm.ipynb #llm075
 def note(model: Model, question: Question, step: str, failure: BaseException | None, more: Mapping[str, Any]) -> None:
     "Write a step of a question down"
     settings, error = model.settings, None
+    drawn = dict(temperature=settings.temperature, seed=settings.seed, max_output_tokens=settings.max_output_tokens)
     if isinstance(failure, ModelError):
         error = {name: getattr(failure, name) for name in ('kind', 'reason', 'hint', 'status', 'retry_after', 'raw')}
     elif failure is not None: error = dict(kind='left', reason=type(failure).__name__, hint='', status=None, retry_after=None, raw='')
     model.trace.write(dict(version=1, step=step, at=model.now(), span=question.span, question=question.name, about=question.about,
-                           endpoint=shown_url(settings.endpoint), api=settings.api, model=settings.model, **more, error=error))
+                           endpoint=shown_url(settings.endpoint), api=settings.api, model=settings.model, **drawn, **more, error=error))
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm076
+# %% ../../nbs/analyst/01_llm.ipynb #llm077
 async def through_dialects(
     model: Model,                                       # remembers the dialect that works
     schema: Schema | None,                              # None: no JSON is asked for
@@ -1018,16 +1040,18 @@ async def through_dialects(
 async def exchange(model: Model, question: Question, messages: Messages, dialect: str) -> Outcome:
     "One request, repeated where that may help; raises `ModelError` where it brings no answer"
     settings = model.settings
-    step = Step(dialect)
-    with accounted(model, question, messages, step):
-        request = request_for(settings, messages, question.schema if dialect else None, dialect)
-        step.outcome = outcome = await persist(model, lambda: send(model, request), question.begun + settings.timeout_s)
-        if failure := failure_in(outcome, settings.max_output_tokens): raise failure
-    return outcome
+    request = request_for(settings, messages, question.schema if dialect else None, dialect)
+    async def attempt() -> Outcome:
+        with accounted(model, question, messages, dialect) as step:
+            step.outcome = outcome = await in_time(settings, question.end, send(model, request))
+            if failure := failure_in(outcome, settings.max_output_tokens): raise failure
+        return outcome
+    return await persist(model, attempt, question.end)
 
 async def fitting(model: Model, question: Question) -> tuple[Outcome, Any, list[str]]:   # the outcome, its value, and how it was obtained
     "An answer that fits its schema, at the first or the second attempt"
     schema, messages = question.schema, question.messages
+    await begin(model, question)
     outcome, dialect = await through_dialects(model, schema, lambda dialect: exchange(model, question, messages, dialect))
     if schema is None: return outcome, None, []
     parsed, problems = read_answer(outcome.text, schema)
@@ -1040,13 +1064,13 @@ async def fitting(model: Model, question: Question) -> tuple[Outcome, Any, list[
     raise NotJSON(f'the answer of {model.settings.model} does not fit the schema, at the second attempt neither: {still[0]}',
                   'ask another model, or ask for less', raw=outcome.text)
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm078
+# %% ../../nbs/analyst/01_llm.ipynb #llm079
 def reply_of(model: Model, question: Question, outcome: Outcome, parsed: Any, how: Sequence[str]) -> Reply:
     "The reply to a question, with the account of all its requests"
-    read, written = sum(used[0] for used in question.used), sum(used[1] for used in question.used)
+    read, written = sum(step.read for step in question.steps), sum(step.written for step in question.steps)
     return Reply(outcome.text, parsed, read, written, cost_of(model.settings.price, read, written),
                  asyncio.get_running_loop().time() - question.begun, outcome.model or model.settings.model,
-                 ', '.join((model.settings.api, *how)), len(question.used), all(used[2] for used in question.used))
+                 ', '.join((model.settings.api, *how)), len(question.steps), all(step.counted for step in question.steps))
 
 def kept_reply(model: Model, question: Question) -> Reply | None:
     "The reply from the cache, if there is one"
@@ -1076,7 +1100,7 @@ async def answer_to(
     note(model, question, 'answer', None, dict(reply=reply.to_dict()))
     return reply
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm080
+# %% ../../nbs/analyst/01_llm.ipynb #llm081
 def piece_of(event: Any, api: str) -> tuple[str, Outcome]:   # words; and what else it says: how it ended, usage, who answers
     "One event of a stream"
     if api == 'responses':
@@ -1109,7 +1133,7 @@ async def events_of(model: Model, source: Any) -> AsyncGenerator[Any, None]:
         else: yield event
     raise failure
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm081
+# %% ../../nbs/analyst/01_llm.ipynb #llm082
 async def pieces_of(
     model: Model,                    # who is asked
     stream: Stream,                  # gets the text so far, and the reply at the end
@@ -1125,10 +1149,9 @@ async def pieces_of(
             stream.parts.append(reply.text)
             yield reply.text
         else:
-            step = Step('')
-            async with contextlib.aclosing(fresh_pieces(model, question, stream, step)) as pieces:
+            async with contextlib.aclosing(fresh_pieces(model, question, stream)) as pieces:
                 async for piece in pieces: yield piece
-            reply = ended(model, question, step)
+            reply = ended(model, question)
             await asyncio.to_thread(model.cache.put, question.key, reply)
     except ModelError as failure:
         model.counts['failed'] += 1
@@ -1137,9 +1160,9 @@ async def pieces_of(
     note(model, question, 'answer', None, dict(reply=reply.to_dict()))
     stream.reply = reply
 
-def ended(model: Model, question: Question, step: Step) -> Reply:
+def ended(model: Model, question: Question) -> Reply:
     "The reply at the end of a stream; raises `NotJSON` where it does not fit"
-    schema, outcome, dialect = question.schema, step.outcome or Outcome(), step.dialect
+    schema, outcome, dialect = question.schema, question.steps[-1].outcome or Outcome(), question.steps[-1].dialect
     if schema is None: return reply_of(model, question, outcome, None, ['streamed'])
     parsed, problems = read_answer(outcome.text, schema)
     if not problems: return reply_of(model, question, outcome, parsed, [dialect, 'streamed'])
@@ -1147,32 +1170,28 @@ def ended(model: Model, question: Question, step: Step) -> Reply:
     raise NotJSON(f'the answer of {model.settings.model} does not fit the schema: {problems[0]}',
                   'ask without streaming, which may ask twice', raw=outcome.text)
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm082
-async def fresh_pieces(model: Model, question: Question, stream: Stream, step: Step) -> AsyncGenerator[str, None]:
-    "The pieces of an answer that is not in the cache; at the end `step` has its outcome"
-    loop, settings, outcome, size = asyncio.get_running_loop(), model.settings, Outcome(), 0
-    async def opened(dialect: str) -> Any:
-        step.dialect = dialect
-        request = request_for(settings, question.messages, question.schema if dialect else None, dialect)
-        if settings.api == 'chat': request['stream_options'] = {'include_usage': True}
-        return await persist(model, lambda: send(model, request, streamed=True), question.begun + settings.timeout_s)
-    with accounted(model, question, question.messages, step):
-        source, _ = await through_dialects(model, question.schema, opened)
-        deadline = question.begun + settings.timeout_s
+# %% ../../nbs/analyst/01_llm.ipynb #llm083
+async def fresh_pieces(model: Model, question: Question, stream: Stream) -> AsyncGenerator[str, None]:
+    "The pieces of an answer that is not in the cache"
+    loop, settings, outcome, size, came = asyncio.get_running_loop(), model.settings, Outcome(), 0, False
+    await begin(model, question)
+    (source, step, account), _ = await through_dialects(model, question.schema, lambda dialect: opened(model, question, dialect))
+    with account:
         try:
+            deadline = question.end
             async with contextlib.aclosing(events_of(model, source)) as events:
                 while (event := await before(deadline, events, settings)) is not None:
                     piece, more = piece_of(event, settings.api)
-                    outcome = joined(outcome, more)
+                    outcome, came = joined(outcome, more), True
                     if not piece: continue
                     stream.parts.append(piece)
                     yield piece
                     size, deadline = size + len(piece), loop.time() + settings.timeout_s
                     if size > 20 * settings.max_output_tokens + 1000:
                         raise CutOff(f'it writes on beyond the {settings.max_output_tokens:,} tokens allowed', 'ask another endpoint')
-            outcome = outcome._replace(text=stream.text)
-            if failure := failure_in(outcome, settings.max_output_tokens) if outcome.finish else None: raise failure
+            if not came: raise NotAnEndpoint(f'{shown_url(settings.endpoint)} answers with no stream', 'check base_url, or do not stream')
             if not outcome.finish: raise CutOff('the stream ended before the answer did', 'ask again')
+            if failure := failure_in(outcome._replace(text=stream.text), settings.max_output_tokens): raise failure
         except ModelError as failure:
             failure.raw = stream.text
             raise
@@ -1180,14 +1199,31 @@ async def fresh_pieces(model: Model, question: Question, stream: Stream, step: S
             if stream.parts or outcome.finish: step.outcome = outcome._replace(text=stream.text)
             await source.close()
 
+# %% ../../nbs/analyst/01_llm.ipynb #llm084
+async def opened(model: Model, question: Question, dialect: str) -> tuple[Any, Step, contextlib.ExitStack]:   # the account is to be closed
+    "A stream of the openai package that has begun"
+    settings, counting = model.settings, model.settings.api == 'chat' and model.stream_usage
+    request = request_for(settings, question.messages, question.schema if dialect else None, dialect)
+    if counting: request['stream_options'] = {'include_usage': True}
+    async def attempt() -> tuple[Any, Step, contextlib.ExitStack]:
+        with contextlib.ExitStack() as account:
+            step = account.enter_context(accounted(model, question, question.messages, dialect))
+            source = await in_time(settings, question.end, send(model, request, streamed=True))
+            return source, step, account.pop_all()
+    try: return await persist(model, attempt, question.end)
+    except BadRequest as failure:
+        if not counting or 'stream_options' not in failure.reason: raise
+    model.stream_usage = False
+    return await opened(model, question, dialect)
+
 async def before(deadline: float, events: AsyncGenerator[Any, None], settings: ModelSettings) -> Any:
     "The next event, or None at the end; raises `TimedOut`"
     try:
         async with asyncio.timeout_at(deadline): return await anext(events, None)
-    except TimeoutError:
-        raise TimedOut(f'{shown_url(settings.endpoint)} was silent for {settings.timeout_s:g} s', 'allow more with timeout_s') from None
+    except TimeoutError: reason = f'{shown_url(settings.endpoint)} was silent for {settings.timeout_s:g} s'
+    raise TimedOut(reason, 'allow more with timeout_s')
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm084
+# %% ../../nbs/analyst/01_llm.ipynb #llm086
 class Tool(NamedTuple):
     "Something the model may look up"
     name: str                      # what it chooses it by
@@ -1223,7 +1259,7 @@ def with_tools(messages: Messages, tools: Sequence[Tool], found: Sequence[LookUp
         last += f'\n\nDo not answer yet. Choose one thing to look up, or {NONE} where you know enough:\n{offer}'
     return [*map(dict, messages[:-1]), {'role': messages[-1]['role'], 'content': last}]
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm085
+# %% ../../nbs/analyst/01_llm.ipynb #llm087
 async def look_up(tools: Sequence[Tool], name: str, argument: str) -> LookUp:
     "Look one thing up; an argument that is not one of the tool's is told so"
     tool = next(tool for tool in tools if tool.name == name)

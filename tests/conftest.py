@@ -1,8 +1,10 @@
 "What all tests share: the recordings, the long tests, and a report of the notebook cells that were not run"
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,17 @@ def usdm_tape(request: pytest.FixtureRequest, data_folder: Path) -> np.ndarray:
     "The USD-M recording as hftbacktest converts it, made once and kept in pytest's cache"
     from hft import recorded_tape
     return recorded_tape(data_folder/'binance_usdm'/'btcusdt_20240808.gz', request.config.cache.mkdir('hftbacktest'))
+
+
+@pytest.fixture(scope='session')
+def small_model() -> Iterator[str]:
+    "The base_url of a small but real language model on this machine; a test that needs it is skipped where its packages can't be had"
+    pytest.importorskip('fcntl', reason='the small model is shared by file locks that Windows does not have')
+    from small_model import NoModel, small_model
+    with contextlib.ExitStack() as stack:
+        try: address = stack.enter_context(small_model())
+        except NoModel as why: pytest.skip(str(why))
+        yield address
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'REWRITTEN', 'MONTH', 'MONTHS', 'YEAR', 'DAY', 'OPEN', 'Cover', 'DATES', 'NAMES', 'COVER', 'NUMERAL',
-           'AVERAGES', 'OSCILLATORS', 'INDICATOR', 'LENGTH', 'PERIOD', 'INDICATORS', 'PERIODS', 'SCALE', 'UNIT',
-           'NOT_UNITS', 'TAIL', 'HEAD', 'MONEY', 'NUMBER', 'POWER', 'ORDINAL', 'GLUED', 'LABEL', 'PARTS', 'MARKER',
-           'CURRENCIES', 'CAPITALS', 'SMALL', 'TENS', 'BIG', 'PARTIAL', 'MULTIPLE', 'VALUED', 'WORDS', 'AFTER_ORDINAL',
-           'LEVEL', 'LOWER', 'HAN_DIGITS', 'HAN_SCALES', 'RUN', 'HAN_NUMBER', 'HAN_UNIT', 'JOINED', 'PAIRED',
-           'DIRECTION', 'FILLER', 'BEHIND', 'END', 'plain_character', 'plain', 'patterns', 'cover', 'names_pattern',
-           'Claim', 'Found', 'rounding', 'unit_of', 'with_tail', 'digits_found', 'is_name', 'in_row', 'lower',
-           'spelled', 'words_found', 'share', 'han_value', 'han_found', 'signs_found', 'joined', 'directed', 'claims']
+           'COUNTED', 'AVERAGES', 'OSCILLATORS', 'INDICATOR', 'LENGTH', 'PERIOD', 'INDICATORS', 'PERIODS', 'SCALE',
+           'UNIT', 'NOT_UNITS', 'TAIL', 'HEAD', 'MONEY', 'NUMBER', 'POWER', 'ORDINAL', 'GLUED', 'LABEL', 'PARTS',
+           'MARKER', 'CURRENCIES', 'CAPITALS', 'SMALL', 'TENS', 'BIG', 'PARTIAL', 'MULTIPLE', 'VALUED', 'WORDS',
+           'AFTER_ORDINAL', 'LEVEL', 'LOWER', 'HAN_DIGITS', 'HAN_SCALES', 'RUN', 'HAN_NUMBER', 'HAN_UNIT', 'JOINED',
+           'PAIRED', 'DIRECTION', 'FILLER', 'BEHIND', 'END', 'plain_character', 'plain', 'patterns', 'cover',
+           'cover_names', 'names_pattern', 'Claim', 'Found', 'rounding', 'unit_of', 'with_tail', 'digits_found',
+           'is_name', 'in_row', 'lower', 'spelled', 'words_found', 'share', 'han_value', 'han_found', 'signs_found',
+           'joined', 'directed', 'claims']
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai04
 import re
@@ -100,6 +101,7 @@ NAMES = patterns((
 # %% ../../nbs/analyst/01a_claims.ipynb #clai12
 COVER = '\ue000'
 NUMERAL = re.compile('[0-9零〇一二两三四五六七八九十百千万亿兆半几]')
+COUNTED = re.compile(NUMERAL.pattern + r'|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|fifty|sixty|ninety|hundred|half|third)\b')
 
 def cover(text: str, rows: Iterable[Cover]) -> str:
     "The text, as long as before, with the numerals of all that fits a pattern covered"
@@ -108,12 +110,17 @@ def cover(text: str, rows: Iterable[Cover]) -> str:
         text = pattern.sub(lambda found: NUMERAL.sub(COVER, found[0]), text)
     return text
 
+def cover_names(text: str, names: tuple[str, ...]) -> str:
+    "The same for literal names, whose number words are covered as well"
+    for pattern in names_pattern(names): text = pattern.sub(lambda found: COUNTED.sub(lambda part: COVER * len(part[0]), found[0]), text)
+    return text
+
 @lru_cache(maxsize=32)
-def names_pattern(names: tuple[str, ...]) -> list[Cover]:
+def names_pattern(names: tuple[str, ...]) -> list[re.Pattern[str]]:
     "Literal names, the longest first, of those that hold a numeral"
-    found = sorted({plain(name)[0] for name in names if NUMERAL.search(plain(name)[0])}, key=len, reverse=True)
+    found = sorted({plain(name)[0] for name in names if COUNTED.search(plain(name)[0])}, key=len, reverse=True)
     ends = [(r'(?<![\w.])' if name[0].isascii() else '') + re.escape(name) + (r'(?!\w|[.,]\d|%)' if name[-1].isascii() else '') for name in found]
-    return [(re.compile('|'.join(ends), re.IGNORECASE), ())] if ends else []
+    return [re.compile('|'.join(ends), re.IGNORECASE)] if ends else []
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai14
 AVERAGES = r'(?:[SEWDTH]?MA|VWMA|BOLL|BBANDS?|BB|Bollinger(?: [Bb]ands?)?|[Mm]oving [Aa]verages?|均线|移动平均线?|布林[带线])'
@@ -125,6 +132,8 @@ INDICATORS = 'MA BO BB oving 均线 移动 布林 RSI ADX ATR CCI MFI ROC KDJ DM
 PERIODS = patterns((
     (INDICATORS, rf'{LENGTH}[ -]?(?:days?|d|D|hours?|h|H|weeks?|w|W|months?|minutes?|min|m|periods?|bars?|candles?)\b[ -]?(?:[a-zA-Z]{{3,12}}[ -]){{0,3}}{INDICATOR}'),
     (INDICATORS, rf'{LENGTH}\s?个?(?:日|天|周|月|小时|分钟|期|时)?\s?的?\s?(?:简单|指数|加权|线|平均)?{INDICATOR}'), (INDICATORS, rf'{LENGTH}[ -]?{AVERAGES}\b'),
+    ('verage mean chart candle bar period frame session 图 级别 根 周期', rf'{LENGTH}[ -]?(?:days?|d|hours?|h|weeks?|minutes?)?[ -]?(?:averages?|mean|charts?|candles?|bars?|periods?|timeframe|sessions)\b'
+     rf'|{LENGTH}\s?(?:日|天|周|小时|分钟)?\s?(?:图|级别|周期|根)'),
     ('(', rf'{INDICATOR}\s?\(\s?\d{{1,3}}(?![\d.])(?:\s?[,/，、]\s?\d{{1,3}}(?:\.\d)?(?![\d.]\d)){{1,3}}\s?\)'),
     (INDICATORS, rf'(?<![A-Za-z]){AVERAGES}[ -]?\(?\s?{LENGTH}(?!\s?%)'), (INDICATORS, rf'(?<![A-Za-z]){OSCILLATORS}(?:\(|-|){PERIOD}(?![\d%])'),
     ('(', rf'(?<![A-Za-z]){OSCILLATORS} \(\s?(?:6|7|9|12|14|21)\s?(?:[,-]?\s?(?:days?|d|日|天))?\s?\)'),
@@ -426,11 +435,11 @@ def joined(text: str, found: list[Found]) -> None:
 
 DIRECTION = re.compile(
     r'(?P<down>\b(?:f(?:ell|alls?|allen|alling)|drop(?:s|ped|ping)?|declin(?:e[sd]?|ing)|decreas(?:e[sd]?|ing)|los(?:t|es?|ing|s|ses)|slid|slip(?:s|ped)?|sank|shed|down'
-    r'|plung(?:e[sd]?|ing)|tumbled?|retreat(?:ed)?|drawdowns?|minus|negative|correction|cut|pullback)\b|下跌|跌去|跌了|(?<!涨)跌幅|下降|下滑|下挫|回落|回撤|缩水|减少|降低|亏损'
+    r'|plung(?:e[sd]?|ing)|tumbled?|retreat(?:ed)?|drawdowns?|minus|negative|correction|cut|pullback)\b|下跌|跌去|跌了|(?<!涨)跌幅|下降|下滑|下挫|回落|回撤|缩水|减少|降低|亏损|(?<!最)低(?=\s?(?:\d|约|了|出))'
     r'|跌|负(?![面责担债]))|(?P<up>\b(?:rose|ris(?:en|es?|ing)|gain(?:s|ed|ing)?|up|increas(?:e[sd]?|ing)|climb(?:s|ed|ing)?|grew|grow(?:n|s|th|ing)?|advanced?|rall(?:y|ied)|jump(?:s|ed)?'
-    r'|surg(?:e[sd]?|ing)|add(?:s|ed)|plus|positive)\b|上涨|涨了|涨幅|上升|增长|增加|回升|反弹|攀升|上行|涨(?!跌)|正(?![在常如式是]))')
+    r'|surg(?:e[sd]?|ing)|add(?:s|ed)|plus|positive)\b|上涨|涨了|涨幅|上升|增长|增加|回升|反弹|攀升|上行|涨(?!跌)|(?<!最)高(?=\s?(?:\d|约|了|出))|正(?![在常如式是]))')
 FILLER = re.compile(r'(?:\s|,|:|\(|\+|-|=|of|by|about|around|roughly|nearly|some|another|a|an|the|its|further|just|only|almost|approximately|more than|less than|up to|over|in|during|within'
-                    r'|past|last|through|price|to date|了|约|大约|近|超过?|逾|达到?|了?幅度|为|将近|过去|最近|的|至少|不足|仅|累计|整整|\ue000|days?|hours?|weeks?|months?|h|d|天|日|个|小时|周|月|内)*')
+                    r'|past|last|through|price|to date|了|出|约|大约|近|超过?|逾|达到?|了?幅度|为|将近|过去|最近|的|至少|不足|仅|累计|整整|\ue000|days?|hours?|weeks?|months?|h|d|天|日|个|小时|周|月|内)*')
 BEHIND = re.compile(r'[\s-]?(?:的)?(?:\s?(?:(?P<down>declines?|drops?|falls?|loss(?:es)?|decreases?|lower|below|under|down|corrections?|drawdowns?|pullbacks?|跌幅|下跌|回撤|降幅|亏损|下降)'
                     r'|(?P<up>gains?|rises?|increases?|higher|above|growth|rall(?:y|ies)|jumps?|up|advances?|涨幅|上涨|增长|增幅|反弹|升幅))(?![a-zA-Z]))', re.IGNORECASE)
 END = re.compile(r'[.!?;](?=\s|$)|[。；！？\n]')
@@ -458,7 +467,7 @@ def claims(
 ) -> list[Claim]:                # in the order of the text; no two overlap
     "Every number that a text claims"
     flat, places = plain(text)
-    hidden = cover(flat, [*names_pattern(tuple(names)), *NAMES, *PERIODS, *DATES])
+    hidden = cover(cover_names(flat, tuple(names)), [*NAMES, *PERIODS, *DATES])
     found: list[Found] = []
     for one in sorted([*digits_found(flat, hidden), *words_found(hidden), *han_found(hidden), *signs_found(hidden)], key=lambda one: one.digits):
         if not found or one.digits[0] >= found[-1].end: 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SLOT', 'UNIT_WORDS', 'MEASURES', 'WEAK', 'STOP', 'Mention', 'IN_DAYS', 'FALLS', 'WHY', 'DURATION', 'LENGTHS', 'SIDE',
-           'BACK', 'PAUSE', 'UNITS_BARE', 'ASKED', 'ADVICE', 'STRUCK', 'GONE', 'ROUNDS', 'NUMERALS', 'Section', 'Draft',
-           'render', 'described', 'vocabulary', 'mentions', 'Values', 'signed', 'Verdict', 'Checked', 'durations',
-           'windows', 'Reader', 'window_beside', 'kin', 'distinct', 'judged', 'fits', 'check', 'repair_request',
-           'taken_out', 'strike']
+           'BACK', 'SENTENCE', 'THRESHOLD', 'PAUSE', 'UNITS_BARE', 'ASKED', 'ADVICE', 'STRUCK', 'GONE', 'ROUNDS',
+           'NUMERALS', 'Section', 'Draft', 'render', 'described', 'vocabulary', 'mentions', 'Values', 'signed',
+           'Verdict', 'Checked', 'durations', 'windows', 'Reader', 'window_beside', 'kin', 'distinct', 'judged', 'fits',
+           'check', 'repair_request', 'taken_out', 'strike']
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou04
 import re
@@ -84,30 +84,33 @@ WEAK = {'high', 'low', 'open', 'close', 'average', 'signal', 'upper', 'lower', '
         'histogram', 'share', 'level', 'time', 'distance', 'since', 'votes', 'trend', 'pressure', 'momentum', '最高', '最低', '均值', '变化', '上轨', '下轨', '中轨', '信号线', '柱'}
 STOP = {'over', 'with', 'from', 'days', 'day', 'hours', 'hour', 'weeks', 'week', 'year', 'years', 'month', 'months', 'than', 'that', 'this', 'the', 'and', 'for', 'value', 'rate', 'index',
         'data', 'coin', 'coins', 'market', 'bitcoin', 'percent', 'against', 'between', 'number', 'count', 'points', '小时', '过去', '数量', '指数', '指标'}
-Mention = tuple[int, int, frozenset[str], bool, bool]   # start, end, ids of facts, whether it may speak against a match, whether it must be explained
+Mention = tuple[int, int, frozenset[str], frozenset[str], bool]   # start, end, facts it supports, facts it means (their ids say it), must it be explained
 
 def described(fact: Fact) -> str: return lower(plain(f'{fact.id.replace("_", " ")} | {fact.name} | {fact.name_zh}')[0])
 
 @lru_cache(maxsize=8)
 def vocabulary(
     about: tuple[tuple[str, str], ...],                                       # id and description of each fact
-) -> tuple[re.Pattern[str], list[tuple[frozenset[str], bool, bool]]]:         # a pattern with a group for each word, and what each means
+) -> tuple[re.Pattern[str], list[tuple[frozenset[str], frozenset[str], bool]]]:   # a pattern with a group for each word, and what each means
     "The words that facts are called by"
-    words: list[tuple[str, frozenset[str], bool, bool]] = []
+    words: list[tuple[str, frozenset[str], frozenset[str], bool]] = []
+    named = lambda word, keys: frozenset(key for key in keys if re.search(rf'(?<![a-z])(?:{word})(?![a-z])', key.replace('_', ' ')))
     rest = dict(about)
     for text, known in MEASURES:
         pattern = re.compile(rf'(?<![a-z])(?:{text})(?![a-z])')
-        words.append((text, frozenset(key for key, said in about if pattern.search(said)), True, known))
+        keys = frozenset(key for key, said in about if pattern.search(said))
+        words.append((text, keys, named(text, keys), known))
         rest = {key: pattern.sub(' ', said) for key, said in rest.items()}
     own: dict[str, set[str]] = {}
     for key, said in rest.items():
         han = [part.lstrip('天日周月年期时的') for part in re.findall('[\u4e00-\u9fff]+', said)]
         for word in [*re.findall('[a-z]{3,}', said), *(part for part in han if len(part) > 1)]:
             if word not in STOP: own.setdefault(word, set()).add(key)
-    words += [(word if len(word) < 4 or word in WEAK else f'{word}s?', frozenset(keys), word not in WEAK, False) for word, keys in own.items()]
+    words += [(word if len(word) < 4 or word in WEAK else f'{word}s?', frozenset(keys), frozenset() if word in WEAK else named(word, keys), False)
+              for word, keys in own.items()]
     words.sort(key=lambda word: -len(word[0]))
     groups = '|'.join(f'(?P<w{place}>{text})' for place, (text, *_) in enumerate(words))
-    return re.compile(rf'(?<![a-z])(?:{groups})(?![a-z])'), [(keys, strong, known) for _, keys, strong, known in words]
+    return re.compile(rf'(?<![a-z])(?:{groups})(?![a-z])'), [(keys, meant, known) for _, keys, meant, known in words]
 
 def mentions(text: str, facts: Facts) -> list[Mention]:
     "Where a text, plain and in small letters, names facts or measures"
@@ -116,7 +119,7 @@ def mentions(text: str, facts: Facts) -> list[Mention]:
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou14
 IN_DAYS = {'days': 1.0, 'hours': 1 / 24, 's': 1 / 86400}
-FALLS = re.compile('drawdown|decline|loss|below|fall|回撤|跌幅|亏损|低于')
+FALLS = re.compile('drawdown|decline|loss|below|fall|worst|回撤|跌幅|亏损|低于|最差')
 
 class Values:
     "The known numbers of facts by unit, ready to be looked up"
@@ -147,7 +150,7 @@ def signed(claim: Claim, value: float, fact: Fact) -> bool:
     falls = FALLS.search(described(fact)) is not None
     if claim.sign and claim.trend and claim.sign != claim.trend: return False
     if claim.sign < 0: return value <= 0 or falls
-    if claim.trend < 0: return value <= 0 or falls
+    if claim.trend < 0: return value <= 0 or falls or claim.unit not in ('%', 'bps')   # "a loss of 58,000 USD" may be that of a level
     return value >= 0 or (claim.down and not claim.sign and not claim.trend) or (falls and not claim.sign and not claim.trend)
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou16
@@ -182,17 +185,22 @@ class Checked:
     def __str__(self) -> str: return f'grounded {self.k} of {self.n}'
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou17
-DURATION = re.compile(rf"(?<![\d.,])(?:(?P<count>\d{{1,4}})|(?P<word>{'|'.join(SMALL)}|[{''.join(HAN_DIGITS)}]))[ -]?(?P<unit>days?|d|hours?|h|hrs?|weeks?|w|months?|years?|y|[天日周年]|个?小时|个月|期)(?![a-z])")
+DURATION = re.compile(rf"(?<![\d.,])(?:(?P<count>\d{{1,4}})|(?P<word>{'|'.join(SMALL)}|[{''.join(HAN_DIGITS)}]))[ -]?(?P<unit>days?|d|hours?|h|hrs?|weeks?|w|months?|years?|y|[天日周年]|个?小时|个月|期)(?![a-z])|(?:the|a|one|past|last|this|过去|近|最近|一)\s?(?P<whole>day|week|month|year|天|周|个月|年)(?![a-z])")
 LENGTHS = {'d': 1.0, 'h': 1 / 24, 'w': 7.0, 'm': 30.0, 'y': 365.0, '天': 1.0, '日': 1.0, '周': 7.0, '年': 365.0, '个小时': 1 / 24, '小时': 1 / 24, '个月': 30.0}
 SIDE = re.compile(r'[\s,]*(?:of|is|was|are|were|at|now|currently|today|reads?|stands?|has|have|had|been|reached|reading|the|a|an|its|it|in|on|for|by|around|about|roughly|near|only|just|still|then'
-                  r'|value|level|rate|line|score|index|estimated|bitcoin|ethereum|coin|[a-z]+coin|to|and|would be|=|:|\(|\)|\||\*|`|-|~|为|是|在|约|达|至|处于|位于|目前|当前|报|值|的|了|仅|有|\s|\ue000)*')
+                  r'|value|level|rate|line|score|index|estimated|bitcoin|ethereum|coin|[a-z]+coin|would be|=|:|\(|\)|\||\*|`|-|~|为|是|在|约|达|至|处于|位于|目前|当前|报|值|的|了|仅|有|\s|\ue000)*')
 BACK = re.compile(r'[\s-]*(?:(?:on|for|of|in|is|as)\s)?(?:the\s|its\s|their\s|a\s)?(?:的)?\s?')
+SENTENCE = re.compile(r'[.!?](?=\s|$)|[。！？\n]')
+THRESHOLD = re.compile(r'\b(?:below|above|under|over|beyond|past|to|towards?|through|from|break|than)\b|跌破|突破|站上|站稳|失守|升破|跌至|升至|低于|高于|回到|跌向|升向|至|到|破')
 PAUSE = re.compile(r'[,，;；:：。!?！？\n]|[.](?=\s)|\b(?:and|while|but|whereas|with|though|although)\b|而|但')
 
 def durations(text: str) -> list[tuple[int, int, float]]:
     "Start, end and days of each stretch of time a text names"
     answer = []
     for found in DURATION.finditer(text):
+        if found['whole']:
+            answer.append((found.start(), found.end(), LENGTHS.get(found['whole']) or LENGTHS[found['whole'][0]]))
+            continue
         count = float(found['count']) if found['count'] else float(SMALL.get(found['word'], HAN_DIGITS.get(found['word'], 0)))
         days = LENGTHS.get(found['unit']) or LENGTHS.get(found['unit'][0])
         if days: answer.append((found.start(), found.end(), count * days))
@@ -212,7 +220,7 @@ class Reader:
         self.at = {place: flat_place for flat_place, place in reversed(list(enumerate(places)))} if places else None
         self.mentions = mentions(self.text, facts)
         self.starts = [one[0] for one in self.mentions]
-        self.ends = [found.start() for found in re.finditer(r'[.!?](?=\s|$)|[。！？\n]', self.text)]
+        self.ends = [found.start() for found in SENTENCE.finditer(self.text)]
         self.times, self.windows = durations(self.text), {key: windows(fact) for key, fact in facts.items()}
         self.time_starts = [one[0] for one in self.times]
         self.every_window = set[float]().union(*self.windows.values()) if facts else set[float]()
@@ -234,16 +242,24 @@ class Reader:
 
     def subject(self, start: int, end: int, before: int) -> tuple[Mention | None, bool]:
         "The name that a number stands at, and whether it stands directly beside it; `before` is the end of the number in front"
+        binds = lambda one: bool(one[3]) or one[4]
         place = bisect_left(self.starts, start) - 1
-        while place >= 0 and not self.mentions[place][3] and start - self.mentions[place][1] < 60: place -= 1
-        one = self.mentions[place] if place >= 0 and self.mentions[place][3] and self.mentions[place][0] >= before else None
+        while place >= 0 and not binds(self.mentions[place]) and start - self.mentions[place][1] < 60: place -= 1
+        one = self.mentions[place] if place >= 0 and binds(self.mentions[place]) and self.mentions[place][0] >= before else None
         if one and start - one[1] < 60 and SIDE.fullmatch(self.text, one[1], start): return one, True
         back = BACK.match(self.text, end)
         following = bisect_left(self.starts, end)
-        if back and following < len(self.mentions) and self.mentions[following][0] == back.end() and self.mentions[following][3]:
+        if back and following < len(self.mentions) and self.mentions[following][0] == back.end() and binds(self.mentions[following]):
             return self.mentions[following], True
-        near = one is not None and start - one[1] < 48 and not PAUSE.search(self.text, one[1], start)
+        near = one is not None and start - one[1] < 48 and not PAUSE.search(self.text, one[1], start) and not THRESHOLD.search(self.text, one[1], start)
         return (one, False) if near else (None, False)
+
+    def periods(self, one: Mention, start: int, before: int) -> set[str]:
+        "The numbers in the name that a mention is part of: 200 of 200-day moving average, 4 of RSI (14), 4-hour"
+        left, right = max(before, one[0] - 14), min(start, one[1] + 14)
+        cut = PAUSE.search(self.text, one[1], right)
+        lead = re.split(r'[.,;，。；]|\b(?:and|the)\b|与|和', self.text[left:one[0]])[-1]
+        return set(re.findall(r'\d{1,3}', lead + self.text[one[0]:cut.start() if cut and self.text[cut.start()] not in ',，' else right]))
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou19
 def window_beside(reader: Reader, start: int, end: int, before: int, after: int) -> float | None:
@@ -278,7 +294,7 @@ def judged(reader: Reader, claim: Claim, before: int, after: int) -> Verdict | N
     able = [fact for value, fact in near if signed(claim, value, fact)]
     subject, beside = reader.subject(start, end, before)
     about = sorted(subject[2]) if subject else []
-    hint = next((key for key in about if fits(reader.facts[key], units)), '')
+    hint = next((key for key in sorted(subject[3]) if fits(reader.facts[key], units)), '') if subject else ''
     if not able:
         other = [fact for value, fact in reader.values.near(claim, [unit for unit in reader.values.rows if unit not in units])]
         why = 'direction' if near else 'other fact' if hint else 'unit' if other and distinct(claim) > 2 else 'no fact'
@@ -288,6 +304,14 @@ def judged(reader: Reader, claim: Claim, before: int, after: int) -> Verdict | N
     named = reader.named(*reader.sentence(start, end))
     supported = [key for key in keys if key in named]
     contested = subject is not None and (hint or (beside and subject[4] and not about))
+    if subject and meant and beside:
+        said = reader.periods(subject, start, before)
+        numbered = [key for key in sorted(subject[3] | set(meant)) if said & set(re.findall(r'\d+', key))]
+        narrow = [key for key in meant if key in numbered]
+        most = max((len(said & set(re.findall(r'\d+', key))) for key in numbered), default=0)
+        narrow = [key for key in narrow if len(said & set(re.findall(r'\d+', key))) == most]
+        if numbered and not narrow: return Verdict(claim, next(key for key in numbered if len(said & set(re.findall(r'\d+', key))) == most), 'other fact')
+        meant = narrow or meant
     if not meant and contested and (beside or not supported): return Verdict(claim, hint, 'other fact')
     if distinct(claim) <= 2 and not supported: return Verdict(claim, keys[0], 'few digits')
     chosen = meant or supported or keys
@@ -341,7 +365,7 @@ def repair_request(
     "What is wrong with which sentence, and what to do"
     place, lines = LANGUAGES.index(language), list[str]()
     if not checked.findings: return ''
-    ends = [found.start() for found in re.finditer(r'[.!?](?=\s|$)|[。！？\n]', checked.text)]
+    ends = [found.start() for found in SENTENCE.finditer(checked.text)]
     for one in checked.findings[:most]:
         before, after = bisect_left(ends, one.claim.start) - 1, bisect_left(ends, one.claim.end)
         begin = max(ends[before] + 1 if before >= 0 else 0, one.claim.start - 160)

@@ -432,9 +432,10 @@ def against_facts(
 ) -> list[Fact]:                       # beta and correlation for each span
     "Beta and correlation of the daily returns to those of another market"
     facts = list[Fact]()
+    sources = dict.fromkeys([candles.source, other.source])
     without = next((one for one in (candles, other) if isinstance(one, NoCandles)), None)
     for days in spans:
-        empty = Fact('x', '', None, 'ratio', 0, f'{candles.source}; {other.source}', '', '', 'too few data')
+        empty = Fact('x', '', None, 'ratio', 0, '; '.join(sources), '', '', 'too few data')
         beta = replace(empty, id=f'beta_{days}d_{label}', name=f'beta to {name}, {days} days', name_zh=f'对{name_zh}的贝塔（{days} 天）',
                        method='covariance of the daily logarithmic returns / variance of the other ones')
         correlation = replace(empty, id=f'correlation_{days}d_{label}', name=f'correlation with {name}, {days} days',

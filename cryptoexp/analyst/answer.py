@@ -8,7 +8,6 @@ __all__ = ['RULES', 'QUESTION', 'LONGEST_PROMPT', 'SCENARIOS', 'WATCH', 'NOTICE'
            'finished', 'Gate', 'risky', 'AnswerStream']
 
 # %% ../../nbs/analyst/07_answer.ipynb #answ04
-import os.path
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -95,7 +94,8 @@ HEADER = {
     'en': ('{subject}: {known} facts known, {absent} not, the newest of {time}; from {sources}',
            'written by {model}; {k} of the {n} figures of its draft were traced to a fact (grounded {k}/{n}), '
            'the text shown is {shown}/{shown}',
-           'no model was used: this report is written by rules from the facts (grounded {shown}/{shown})', 'a model did not answer: {error}'),
+           'no model was used: this report is written by rules from the facts (grounded {shown}/{shown})',
+           'a model did not answer: {error}'),
     'zh': ('{subject}：已知事实 {known} 项，未知 {absent} 项，最新时间 {time}；数据源：{sources}',
            '由 {model} 撰写；草稿中 {n} 个数字有 {k} 个可追溯到事实（grounded {k}/{n}），所示文本为 {shown}/{shown}',
            '未使用语言模型：本报告由规则根据事实写成（grounded {shown}/{shown}）', '语言模型未能作答：{error}')}
@@ -116,6 +116,7 @@ class Answer:
     how: str = ''                  # which dialect of the endpoint, whether repaired or from the cache
     error: str = ''                # why the model did not answer, one sentence; empty: it did, or none was asked
     draft: str = ''                # what the model wrote first, with the values put in and nothing struck
+    notes: tuple[str, ...] = ()    # what else a reader must know first: which coin was understood, why the data are not real
     struck: tuple[str, ...] = ()   # the figures that were taken out of the text shown, as they stood
 
     @property
@@ -130,8 +131,8 @@ class Answer:
         newest = shown(max((fact.as_of for fact in known), default=0), 'time')
         words = dict(subject=self.facts.subject, known=len(known), absent=len(self.facts.absent), time=newest, sources=sources,
                      model=self.model, k=self.grounded[0], n=self.grounded[1], shown=self.shown, error=self.error)
-        told = [lines[0], lines[1] if self.model else lines[2], *([lines[3]] if self.error else [])]
-        return [(SYNTHETIC[self.language] if self.synthetic else '') + line.format(**words) for line in told]
+        told = [line.format(**words) for line in (lines[0], lines[1] if self.model else lines[2], *([lines[3]] if self.error else []))]
+        return [(SYNTHETIC[self.language] if self.synthetic else '') + line for line in (*self.notes, *told)]
 
     def to_dict(self) -> dict[str, Any]:
         "Plain data: text, language, grounded, facts, model, tokens, cost, seconds, notice, and what else is known"
@@ -211,8 +212,8 @@ def finished(
     text, costs = strike(last.text, facts, language), [reply.cost for reply in replies]
     return Answer(
         text.text, language, (first.k, first.n), text.n, facts, replies[-1].model,
-        sum(reply.tokens_in + reply.tokens_out for reply in replies), None if None in costs else sum(cost or 0.0 for cost in costs), seconds,
-        '; '.join(reply.how for reply in replies), '', first.text, tuple(one.claim.quote for one in last.findings))
+        sum(reply.tokens_in + reply.tokens_out for reply in replies), None if None in costs else sum(cost or 0.0 for cost in costs),
+        seconds, '; '.join(reply.how for reply in replies), '', first.text, tuple(one.claim.quote for one in last.findings))
 
 # %% ../../nbs/analyst/07_answer.ipynb #answ25
 ENDS = re.compile(r'\n+|[。！？]|(?<!\d)[.!?](?=\s)|(?<=\d)[.!?](?=\s+[A-Z\n])')
@@ -248,7 +249,8 @@ class Gate:
         shown_now = before + strike(filled, self.facts, self.language).text + behind
         self.drafted.append(before + filled + behind)
         self.told.append(shown_now)
-        same = len(os.path.commonprefix([shown_now, self.out]))
+        pairs = list(zip(shown_now, self.out))
+        same = next((place for place, (one, two) in enumerate(pairs) if one != two), len(pairs))
         self.out = ''
         return shown_now[same:]
 

@@ -213,7 +213,7 @@ def finished(
     return Answer(
         text.text, language, (first.k, first.n), text.n, facts, replies[-1].model,
         sum(reply.tokens_in + reply.tokens_out for reply in replies), None if None in costs else sum(cost or 0.0 for cost in costs),
-        seconds, '; '.join(reply.how for reply in replies), '', first.text, tuple(one.claim.quote for one in last.findings))
+        seconds, '; '.join(reply.how for reply in replies), '', first.text, struck=tuple(one.claim.quote for one in last.findings))
 
 # %% ../../nbs/analyst/07_answer.ipynb #answ25
 ENDS = re.compile(r'\n+|[。！？]|(?<!\d)[.!?](?=\s)|(?<=\d)[.!?](?=\s+[A-Z\n])')
@@ -259,7 +259,7 @@ def risky(text: str, facts: Facts) -> bool:
     return '[' in text or bool(check(text, facts).n)
 
 # %% ../../nbs/analyst/07_answer.ipynb #answ30
-PLAIN = {'en': '\n- Write Markdown with short headings (##), no lists of facts, no JSON.', 
+PLAIN = {'en': '\n- Write Markdown with short headings (##), no lists of facts, no JSON.',
          'zh': '\n- 使用 Markdown 和简短标题（##），不要罗列事实，不要输出 JSON。'}
 
 class AnswerStream:
@@ -293,4 +293,4 @@ class AnswerStream:
         clean = strike(told.text, self.facts, gate.language)
         return Answer(clean.text.strip(), gate.language, (drafted.k, drafted.n), clean.n, self.facts, reply.model if reply else '?',
                       reply.tokens_in + reply.tokens_out if reply else 0, reply.cost if reply else None, seconds,
-                      reply.how if reply else '', error, drafted.text, tuple(one.claim.quote for one in drafted.findings))
+                      reply.how if reply else '', error, drafted.text, struck=tuple(one.claim.quote for one in drafted.findings))

@@ -58,7 +58,7 @@ EXAMPLES = '''examples:
 # %% ../nbs/20_cli.ipynb #c10a
 def build_parser() -> argparse.ArgumentParser:
     "The parser of the command line"
-    from cryptoexp.tape_tools import add_commands
+    from cryptoexp import ask, tape_tools
     parser = argparse.ArgumentParser('cryptoexp', description='A market-making laboratory that you read like a book.', epilog=EXAMPLES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--version', action='version', version=f'cryptoexp {__version__}')
@@ -89,7 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--seed', type=int, help='seed of the embedded market')
     add('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
     add_record(commands)
-    add_commands(commands)
+    ask.add_commands(commands)
+    tape_tools.add_commands(commands)
     return parser
 
 # %% ../nbs/20_cli.ipynb #c13

@@ -378,6 +378,8 @@ def blocking(
     work: Coroutine[Any, Any, Answered],   # not yet awaited
 ) -> Answered:                             # what it answers; what it raises is raised
     "Wait for asynchronous work from plain code, whether or not an event loop runs in this thread"
+    running = True
     try: asyncio.get_running_loop()
-    except RuntimeError: return asyncio.run(work)
+    except RuntimeError: running = False
+    if not running: return asyncio.run(work)
     with ThreadPoolExecutor(1) as threads: return threads.submit(asyncio.run, work).result()

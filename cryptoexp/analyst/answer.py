@@ -158,10 +158,11 @@ def narrated(
     error: str = '',        # why there is no model's answer, where one was asked
     seconds: float = 0.0,   # that have passed
 ) -> Answer:                # with no model
-    "The narrator's report; raises `ValueError` for a phrase that holds a figure of its own"
+    "The narrator's report, checked like anybody's: a phrase with a figure of its own loses it, and is named in the log"
     found = check(render(narrate(facts, narration.phrases, language, narration.headings), facts), facts)
-    if found.findings: raise ValueError(f'a phrase holds a figure that is no fact: {", ".join(one.claim.quote for one in found.findings)}')
-    return Answer(found.text, language, (found.k, found.n), found.n, facts, seconds=seconds, error=error)
+    text, struck = strike(found.text, facts, language), tuple(one.claim.quote for one in found.findings)
+    if struck: logger.warning('the rules for {} wrote what is in no fact: {}', facts.subject, ', '.join(struck))
+    return Answer(text.text, language, (found.k, found.n), text.n, facts, seconds=seconds, error=error, struck=struck)
 
 # %% ../../nbs/analyst/07_answer.ipynb #answ15
 async def asked(

@@ -839,6 +839,7 @@ def opening_budget(
 async def client_of(model: Model) -> Any:
     "The client, made when first needed; the package is imported in a thread, since that takes the better part of a second"
     if model.closed: raise RuntimeError('this model is closed; make a new one')
+    if model.client is not None: return model.client
     if why := model.settings.why_not(): raise MissingKey(why, 'set one of them')
     openai = await asyncio.to_thread(importlib.import_module, 'openai')
     if model.client is None: model.client = make_client(openai, model.settings)
@@ -1092,7 +1093,7 @@ async def answer_to(
         if reply is None:
             outcome, parsed, how = await fitting(model, question)
             reply = reply_of(model, question, outcome, parsed, how)
-            await asyncio.to_thread(model.cache.put, question.key, reply)
+            if model.cache.folder is not None: await asyncio.to_thread(model.cache.put, question.key, reply)
     except ModelError as failure:
         model.counts['failed'] += 1
         note(model, question, 'answer', failure, dict(reply=None))
@@ -1152,7 +1153,7 @@ async def pieces_of(
             async with contextlib.aclosing(fresh_pieces(model, question, stream)) as pieces:
                 async for piece in pieces: yield piece
             reply = ended(model, question)
-            await asyncio.to_thread(model.cache.put, question.key, reply)
+            if model.cache.folder is not None: await asyncio.to_thread(model.cache.put, question.key, reply)
     except ModelError as failure:
         model.counts['failed'] += 1
         note(model, question, 'answer', failure, dict(reply=None))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECOND', 'value_at', 'log_returns', 'hourly_volatility', 'spread_bps', 'time_weighted_mean', 'queue_imbalance',
-           'weighted_mid', 'trade_imbalance', 'autocorrelation', 'depth_within', 'cancel_share', 'markouts', 'describe']
+           'weighted_mid', 'order_flow', 'trade_imbalance', 'autocorrelation', 'depth_within', 'cancel_share',
+           'markouts', 'describe']
 
 # %% ../../nbs/market/07_statistics.ipynb #c03
 from collections.abc import Sequence
@@ -83,6 +84,20 @@ def weighted_mid(
     "Best bid and ask, each weighted with the quantity on the other side"
     imbalance = queue_imbalance(bid_lots, ask_lots)
     return bid_price * (1 - imbalance) + ask_price * imbalance
+
+# %% ../../nbs/market/07_statistics.ipynb #ofi02
+def order_flow(
+    bid_tick: np.ndarray,  # best bid, shape (n,)
+    bid_lots: np.ndarray,  # quantity there, shape (n,)
+    ask_tick: np.ndarray,  # best ask, shape (n,)
+    ask_lots: np.ndarray,  # quantity there, shape (n,)
+) -> np.ndarray:           # lots, shape (n - 1,); positive: buyers push
+    "Order-flow imbalance of each change of the best quotes (Cont, Kukanov and Stoikov, 2014)"
+    if len({len(column) for column in (bid_tick, bid_lots, ask_tick, ask_lots)}) > 1: raise ValueError('the columns differ in length')
+    rise, drop = np.diff(bid_tick), np.diff(ask_tick)
+    bought = np.where(rise >= 0, bid_lots[1:], 0) - np.where(rise <= 0, bid_lots[:-1], 0)
+    sold = np.where(drop <= 0, ask_lots[1:], 0) - np.where(drop >= 0, ask_lots[:-1], 0)
+    return bought - sold
 
 # %% ../../nbs/market/07_statistics.ipynb #c21
 def trade_imbalance(

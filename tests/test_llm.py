@@ -418,6 +418,22 @@ def test_a_session_is_replayed_from_its_trace(tmp_path: Path) -> None:
     run(main)
 
 
+def test_half_characters_and_endless_numbers_break_nothing(tmp_path: Path) -> None:
+    "Python reads them; they could not be written into a trace"
+    anything = {'type': 'object'}
+    async def main(server: ModelServer) -> None:
+        async with model_at(server, trace_file=tmp_path/'trace.jsonl', cache_folder=tmp_path/'cache') as model:
+            deep, wide = '{"a": ' * 400 + '1' + '}' * 400, '{"a": 1' + '0' * 30 + '}'
+            for number, text in enumerate((r'{"a": "\ud83d"}', '{"a": 1e400}', '{"a": -Infinity}', deep, wide)):
+                server.answers = {str(number): text}
+                assert (await failing(model.ask([{'role': 'user', 'content': f'Question {number}'}], anything))).kind == 'not JSON'
+            body = json.dumps({'choices': [{'message': {'content': 'half \ud83d, whole 🚀'}, 'finish_reason': 'stop'}]})
+            server.script = [f'raw:{body}']
+            assert (await model.ask(QUESTION)).text == 'half �, whole 🚀'
+        assert Replay(tmp_path/'trace.jsonl').unreadable == []
+    run(main)
+
+
 # ---- budgets
 
 def test_a_budget_holds_for_many_at_once(tmp_path: Path) -> None:

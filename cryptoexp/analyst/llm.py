@@ -11,7 +11,7 @@ __all__ = ['KINDS', 'PRICES_OF', 'PRICES', 'OPENAI', 'SETTING_RULES', 'KEY', 'Me
            'Secret', 'Price', 'price_of', 'cost_of', 'endpoint_problem', 'ModelSettings', 'setting_problems',
            'settings_from_environment', 'checked_messages', 'digest', 'question_digest', 'cache_key',
            'estimated_tokens', 'tokens_of', 'Amount', 'Budget', 'named', 'check_schema', 'is_strict', 'same', 'is_of',
-           'misfits', 'short', 'outside', 'field_misfits', 'no_such_number', 'without_thoughts', 'found_json',
+           'misfits', 'short', 'outside', 'field_misfits', 'finite', 'is_storable', 'without_thoughts', 'found_json',
            'read_answer', 'with_schema', 'with_repair', 'request_for', 'Outcome', 'whole', 'words', 'table', 'row',
            'read_completion', 'read_response', 'failure_in', 'told_by', 'status_failure', 'request_failure', 'Trace',
            'steps_of', 'read_trace', 'last_steps', 'spent_in', 'Reply', 'Stream', 'LanguageModel', 'Replay', 'Cache',
@@ -246,6 +246,8 @@ def checked_messages(
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or set(message) != {'role', 'content'} or not isinstance(message['content'], str):
             raise ValueError(f'message {number} has not exactly a role and a content that is text')
+        try: message['content'].encode()
+        except UnicodeEncodeError: raise ValueError(f'message {number} holds half a character; read its text as UTF-8') from None
         role = message['role']
         if role not in ROLES: raise ValueError(f'message {number}: there is no role {role!r}; {nearest(str(role), ROLES)}')
     asked = [message['content'].strip() for message in messages if message['role'] == 'user']
@@ -413,9 +415,19 @@ def field_misfits(value: Mapping[str, Any], schema: Schema, place: Place) -> Ite
 # %% ../../nbs/analyst/01_llm.ipynb #llm036
 THOUGHTS = re.compile(r'\A\s*<think>.*?</think>', re.DOTALL)
 
-def no_such_number(word: str) -> Any: raise ValueError(f'{word} is not JSON')
+def finite(text: str) -> float:
+    "A number as JSON has it; raises `ValueError` for NaN, infinity and what is too large"
+    value = float(text)
+    if abs(value) < float('inf'): return value
+    raise ValueError(f'{text} is not JSON')
 
-DECODER = json.JSONDecoder(parse_constant=no_such_number)
+DECODER = json.JSONDecoder(parse_constant=finite, parse_float=finite)
+
+def is_storable(value: Any) -> bool:
+    "Whether a value can be written down: no half characters, no integer beyond 64 bits, not nested without end"
+    try: orjson.dumps(value)
+    except TypeError: return False
+    return True
 
 def without_thoughts(text: str) -> str:
     "A text without the thoughts that a reasoning model writes before its answer"
@@ -424,15 +436,18 @@ def without_thoughts(text: str) -> str:
 def found_json(text: str) -> list[Any]:
     "The JSON values in a text, the likeliest first: the whole, else objects and lists within it, from the last to the first"
     text = without_thoughts(text).strip()
-    with contextlib.suppress(ValueError, RecursionError): return [DECODER.decode(text)]
+    with contextlib.suppress(ValueError, RecursionError):
+        value = DECODER.decode(text)
+        return [value] if is_storable(value) else []
     values, place = list[Any](), 0
     while (start := re.compile(r'[{\[]').search(text, place)) is not None:
         try: value, place = DECODER.raw_decode(text, start.start())
         except RecursionError: break
         except ValueError: place = start.end()
         else: values.append(value)
-    return values[::-1]
+    return [value for value in values[::-1] if is_storable(value)]
 
+# %% ../../nbs/analyst/01_llm.ipynb #llm037
 def read_answer(
     text: str,        # what the model wrote
     schema: Schema,   # what it must fit
@@ -447,7 +462,7 @@ def read_answer(
         if not wrong: return value, []
     return None, problems[0]
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm039
+# %% ../../nbs/analyst/01_llm.ipynb #llm040
 DIALECTS = ('json_schema', 'json_object', 'prompt')
 
 def with_schema(messages: Messages, schema: Schema) -> list[dict[str, str]]:
@@ -491,7 +506,7 @@ def request_for(
     held = {'type': 'json_schema', 'json_schema': shape} if dialect == 'json_schema' else {'type': 'json_object', 'schema': dict(schema)}
     return request | {'response_format': held}
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm042
+# %% ../../nbs/analyst/01_llm.ipynb #llm043
 class Outcome(NamedTuple):
     "What an endpoint answered to one request"
     text: str = ''
@@ -505,7 +520,10 @@ FINISH = MappingProxyType({'stop': 'stop', 'eos': 'stop', 'length': 'length', 'm
                            'content_filter': 'filter'})
 
 def whole(value: Any) -> int | None: return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-def words(value: Any) -> str: return value if isinstance(value, str) else ''
+def words(value: Any) -> str:
+    "A text, or none; of half characters, which some endpoints send, nothing is kept but the place"
+    if not isinstance(value, str) or value.isascii(): return value if isinstance(value, str) else ''
+    return value.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 def table(value: Any) -> Mapping[str, Any]: return value if isinstance(value, Mapping) else {}
 def row(value: Any) -> list[Any]: return value if isinstance(value, list) else []
 
@@ -533,7 +551,7 @@ def read_response(data: Any) -> Outcome | None:
     finish = 'refusal' if refusal else FINISH.get(why, why) or status
     return Outcome(text, finish, refusal, whole(usage.get('input_tokens')), whole(usage.get('output_tokens')), words(data.get('model')))
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm045
+# %% ../../nbs/analyst/01_llm.ipynb #llm046
 def failure_in(
     outcome: Outcome,   # what came
     most: int,          # the longest answer allowed, in tokens
@@ -551,7 +569,7 @@ def failure_in(
     if without_thoughts(outcome.text).strip(): return None
     return EmptyAnswer('the answer is empty', 'ask again, in other words or another model', raw=outcome.text)
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm048
+# %% ../../nbs/analyst/01_llm.ipynb #llm049
 LONG_WORDS = re.compile(r'context[ _-]?(?:length|size|window)|exceed.{0,40}context|too (?:long|many tokens)|maximum.{0,40}tokens', re.I)
 OUTPUT = re.compile(r'max(?:_completion|_output)?_tokens')   # a 400 that names it is about the longest answer, not about the question
 CREDIT = re.compile(r'insufficient_quota|exceeded your current quota|credit balance|insufficient (?:balance|credit)', re.I)
@@ -568,7 +586,7 @@ def told_by(body: Any, key: Secret | None) -> tuple[str, str]:   # (its code, it
     told = ' '.join(redacted(told).split())
     return code, told if len(told) <= 200 else f'{told[:199]}…'
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm049
+# %% ../../nbs/analyst/01_llm.ipynb #llm050
 def status_failure(
     settings: ModelSettings,      # of whom it was asked
     status: int,                  # HTTP status of the answer, anything but 200
@@ -610,7 +628,7 @@ def request_failure(settings: ModelSettings, status: int, code: str, told: str) 
     hint = 'correct what it names: a setting of the model, or the schema'
     return BadRequest(f'{where} does not accept the request (HTTP {status}){said}', hint, status)
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm053
+# %% ../../nbs/analyst/01_llm.ipynb #llm054
 class Trace:
     "A file to which steps are appended, a line of JSON each; without a path nothing is written"
     def __init__(self, path: Path | None, secret: Secret | None = None):   # secret: a key that is blotted out, wherever it may stand
@@ -651,7 +669,7 @@ def read_trace(path: str | Path) -> tuple[list[dict[str, Any]], list[int]]:
     "The steps in a file, and the numbers of the lines that can't be read"
     return steps_of(Path(path).read_bytes().splitlines())
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm055
+# %% ../../nbs/analyst/01_llm.ipynb #llm056
 def last_steps(
     path: Path,          # a trace
     since: int,          # ns since the epoch
@@ -674,7 +692,7 @@ def spent_in(steps: Iterable[Mapping[str, Any]]) -> Amount:
     tokens = sum(step.get('tokens_used', 0) for step in requests)
     return Amount(tokens, sum(step.get('cost') or 0.0 for step in requests))
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm058
+# %% ../../nbs/analyst/01_llm.ipynb #llm059
 @dataclass(frozen=True)
 class Reply:
     "An answer, and the account of it"
@@ -712,7 +730,7 @@ class LanguageModel(Protocol):
     async def ask(self, messages: Messages, schema: Schema | None = None, about: str = '') -> Reply: ...
     def stream(self, messages: Messages, schema: Schema | None = None, about: str = '') -> Stream: ...
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm060
+# %% ../../nbs/analyst/01_llm.ipynb #llm061
 class Replay:
     "A model that answers from a trace; raises `NotInTrace` for any other question"
     def __init__(self, trace: str | Path | Iterable[Mapping[str, Any]]):   # a file, or steps
@@ -753,7 +771,7 @@ class Replay:
     async def __aenter__(self) -> Self: return self
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: pass
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm063
+# %% ../../nbs/analyst/01_llm.ipynb #llm064
 class Cache:
     "Answers in a folder, by key; without a folder nothing is kept"
     def __init__(self, folder: Path | None):
@@ -780,7 +798,7 @@ class Cache:
         kept = dict(key=key, text=reply.text, model=reply.model, how=reply.how, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
         replace_bytes(self.folder/f'{key}.json', orjson.dumps(kept, option=orjson.OPT_APPEND_NEWLINE))
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm066
+# %% ../../nbs/analyst/01_llm.ipynb #llm067
 def make_client(openai: Any, settings: ModelSettings) -> Any:
     "A client of the openai package; the only place where the key is opened"
     nearby = is_loopback(urlsplit(settings.endpoint).hostname or '')
@@ -825,7 +843,7 @@ class Model:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm067
+# %% ../../nbs/analyst/01_llm.ipynb #llm068
 def opening_budget(
     settings: ModelSettings,   # with the limits
     now: int,                  # ns since the epoch
@@ -846,7 +864,7 @@ async def client_of(model: Model) -> Any:
     if model.client is None: model.client = make_client(openai, model.settings)
     return model.client
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm068
+# %% ../../nbs/analyst/01_llm.ipynb #llm069
 @dataclass
 class Step:
     "A request, as far as it has come"
@@ -883,7 +901,7 @@ async def begin(model: Model, question: Question) -> None:
     await client_of(model)
     question.end = asyncio.get_running_loop().time() + model.settings.timeout_s
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm070
+# %% ../../nbs/analyst/01_llm.ipynb #llm071
 def failure_of(error: Exception, settings: ModelSettings) -> ModelError:
     "An error of the openai package in our own words; not raised, returned"
     where, status = shown_url(settings.endpoint), getattr(error, 'status_code', None)
@@ -905,7 +923,7 @@ def failure_of(error: Exception, settings: ModelSettings) -> ModelError:
     told = told_by(getattr(error, 'body', None) or str(error), settings.api_key if isinstance(settings.api_key, Secret) else None)[1]
     return ServerTrouble(f'{where} broke off with an error: "{told}"', 'ask again later, or another endpoint')
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm071
+# %% ../../nbs/analyst/01_llm.ipynb #llm072
 async def send(model: Model, request: Mapping[str, Any], streamed: bool = False) -> Any:   # an Outcome, or a stream of the openai package
     "Send one request; raises `ModelError`"
     client, settings = await client_of(model), model.settings
@@ -922,8 +940,8 @@ async def send(model: Model, request: Mapping[str, Any], streamed: bool = False)
 def outcome_in(content: bytes, settings: ModelSettings) -> Outcome:
     "The outcome in the bytes of an answer; raises `ModelError` where they hold none"
     where = shown_url(settings.endpoint)
-    try: data = orjson.loads(content)
-    except orjson.JSONDecodeError: data = content.decode('utf-8', 'replace')
+    try: data = json.loads(content)      # which lets half characters pass
+    except (ValueError, RecursionError): data = content.decode('utf-8', 'replace')
     outcome = read_response(data) if settings.api == 'responses' else read_completion(data)
     if outcome is not None: return outcome
     _, told = told_by(data, settings.api_key if isinstance(settings.api_key, Secret) else None)
@@ -939,7 +957,7 @@ async def names_hint(client: Any, settings: ModelSettings, openai: Any) -> str:
     except (openai.OpenAIError, TimeoutError, AttributeError, TypeError, ValueError): return ''   # the failure at hand is the one to tell
     return f"name another with model ({nearest(settings.model, names).rstrip('.')})" if names else ''
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm073
+# %% ../../nbs/analyst/01_llm.ipynb #llm074
 Result = TypeVar('Result')
 
 async def persist(model: Model, attempt: Callable[[], Awaitable[Result]], end: float) -> Result:
@@ -979,7 +997,7 @@ def is_certain(failure: BaseException | None) -> bool:
     if isinstance(failure, BrokenOff) or not isinstance(failure, ModelError): return False
     return failure.status is not None or isinstance(failure, Unreachable | MissingKey)
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm074
+# %% ../../nbs/analyst/01_llm.ipynb #llm075
 @contextlib.contextmanager
 def accounted(
     model: Model,           # its budget, its trace
@@ -1011,7 +1029,7 @@ def accounted(
             answered_by=outcome.model, tokens_in=step.read, tokens_out=step.written, counted=step.counted, tokens_used=used.tokens,
             cost=cost, seconds=round(loop.time() - begun, 6)))
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm075
+# %% ../../nbs/analyst/01_llm.ipynb #llm076
 def note(model: Model, question: Question, step: str, failure: BaseException | None, more: Mapping[str, Any]) -> None:
     "Write a step of a question down"
     settings, error = model.settings, None
@@ -1022,7 +1040,7 @@ def note(model: Model, question: Question, step: str, failure: BaseException | N
     model.trace.write(dict(version=1, step=step, at=model.now(), span=question.span, question=question.name, about=question.about,
                            endpoint=shown_url(settings.endpoint), api=settings.api, model=settings.model, **drawn, **more, error=error))
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm077
+# %% ../../nbs/analyst/01_llm.ipynb #llm078
 async def through_dialects(
     model: Model,                                       # remembers the dialect that works
     schema: Schema | None,                              # None: no JSON is asked for
@@ -1067,7 +1085,7 @@ async def fitting(model: Model, question: Question) -> tuple[Outcome, Any, list[
     raise NotJSON(f'the answer of {model.settings.model} does not fit the schema, nor does its second attempt: {still[0]}',
                   'ask another model, or ask for less', raw=outcome.text)
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm079
+# %% ../../nbs/analyst/01_llm.ipynb #llm080
 def reply_of(model: Model, question: Question, outcome: Outcome, parsed: Any, how: Sequence[str]) -> Reply:
     "The reply to a question, with the account of all its requests"
     read, written = sum(step.read for step in question.steps), sum(step.written for step in question.steps)
@@ -1103,7 +1121,7 @@ async def answer_to(
     note(model, question, 'answer', None, dict(reply=reply.to_dict()))
     return reply
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm081
+# %% ../../nbs/analyst/01_llm.ipynb #llm082
 def piece_of(event: Any, api: str) -> tuple[str, Outcome]:   # words; and what else it says: how it ended, usage, who answers
     "One event of a stream"
     if api == 'responses':
@@ -1136,7 +1154,7 @@ async def events_of(model: Model, source: Any) -> AsyncGenerator[Any, None]:
         else: yield event
     raise failure
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm082
+# %% ../../nbs/analyst/01_llm.ipynb #llm083
 async def pieces_of(
     model: Model,                    # who is asked
     stream: Stream,                  # gets the text so far, and the reply at the end
@@ -1173,7 +1191,7 @@ def ended(model: Model, question: Question) -> Reply:
     raise NotJSON(f'the answer of {model.settings.model} does not fit the schema: {problems[0]}',
                   'ask without streaming, which may ask twice', raw=outcome.text)
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm083
+# %% ../../nbs/analyst/01_llm.ipynb #llm084
 async def fresh_pieces(model: Model, question: Question, stream: Stream) -> AsyncGenerator[str, None]:
     "The pieces of an answer that is not in the cache"
     loop, settings, outcome, size, came = asyncio.get_running_loop(), model.settings, Outcome(), 0, False
@@ -1202,7 +1220,7 @@ async def fresh_pieces(model: Model, question: Question, stream: Stream) -> Asyn
             if stream.parts or outcome.finish: step.outcome = outcome._replace(text=stream.text)
             await source.close()
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm084
+# %% ../../nbs/analyst/01_llm.ipynb #llm085
 async def opened(model: Model, question: Question, dialect: str) -> tuple[Any, Step, contextlib.ExitStack]:   # the account is to be closed
     "A stream of the openai package that has begun"
     settings, counting = model.settings, model.settings.api == 'chat' and model.stream_usage
@@ -1226,7 +1244,7 @@ async def before(deadline: float, events: AsyncGenerator[Any, None], settings: M
     except TimeoutError: reason = f'{shown_url(settings.endpoint)} was silent for {settings.timeout_s:g} s'
     raise TimedOut(reason, 'allow more with timeout_s')
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm086
+# %% ../../nbs/analyst/01_llm.ipynb #llm087
 class Tool(NamedTuple):
     "Something the model may look up"
     name: str                      # what it chooses it by
@@ -1262,7 +1280,7 @@ def with_tools(messages: Messages, tools: Sequence[Tool], found: Sequence[LookUp
         last += f'\n\nDo not answer yet. Choose one thing to look up, or {NONE} where you know enough:\n{offer}'
     return [*map(dict, messages[:-1]), {'role': messages[-1]['role'], 'content': last}]
 
-# %% ../../nbs/analyst/01_llm.ipynb #llm087
+# %% ../../nbs/analyst/01_llm.ipynb #llm088
 async def look_up(tools: Sequence[Tool], name: str, argument: str) -> LookUp:
     "Look one thing up; an argument that is not one of the tool's is told so"
     tool = next(tool for tool in tools if tool.name == name)

@@ -53,7 +53,6 @@ def usdm_tape(request: pytest.FixtureRequest, data_folder: Path) -> np.ndarray:
 @pytest.fixture(scope='session')
 def small_model() -> Iterator[str]:
     "The base_url of a small but real language model on this machine; a test that needs it is skipped where its packages can't be had"
-    pytest.importorskip('fcntl', reason='the small model is shared by file locks that Windows does not have')
     from small_model import NoModel, small_model
     with contextlib.ExitStack() as stack:
         try: address = stack.enter_context(small_model())

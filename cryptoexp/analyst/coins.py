@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KNOWN', 'KNOWN_BY_ID', 'COIN_ID', 'FIELDS', 'ORDERED', 'SHARES', 'LATEST_MS', 'TICKER_FACTS', 'WEIGHTED',
            'FUTURES_FACTS', 'NOT_ASKED', 'FOUR_HOURS', 'PLANS', 'ENDPOINTS', 'PARTS', 'SKETCHES', 'EXAMPLE_NS', 'HOURS',
-           'KnownCoin', 'CoinError', 'UnknownCoin', 'Choice', 'tidied', 'known_choice', 'chosen', 'number_at',
+           'KnownCoin', 'CoinError', 'UnknownCoin', 'Choice', 'tidied', 'known_choice', 'chosen', 'at', 'number_at',
            'time_at', 'Field', 'market', 'supply_unit', 'NoAnswer', 'coin_fields', 'consistent', 'share_facts',
            'points', 'daily_closes', 'daily_candles', 'ohlc_candles', 'price_path', 'drawn', 'ticker_facts',
            'derivative_facts', 'Answers', 'coin_facts', 'fresh', 'Plan', 'Access', 'access_from', 'Endpoint',
@@ -136,12 +136,20 @@ def chosen(
     return None
 
 # %% ../../nbs/analyst/05_coins.ipynb #k17
+def at(
+    answer: Any,     # JSON
+    *path: str,      # from branch to branch
+) -> Any:            # None: there is nothing
+    "What stands at a place of an answer"
+    for key in path: answer = answer.get(key) if isinstance(answer, dict) else None
+    return answer
+
 def number_at(
     answer: Any,     # JSON
     *path: str,      # from branch to branch
 ) -> float | int | None:   # None: there is no finite number
     "The number at a place of an answer"
-    for key in path: answer = answer.get(key) if isinstance(answer, dict) else None
+    answer = at(answer, *path)
     if isinstance(answer, bool) or not isinstance(answer, int | float) or abs(answer) > 1e300 or answer != answer: return None
     return answer if isinstance(answer, float) or abs(answer) < 2 ** 53 else float(answer)
 
@@ -150,7 +158,7 @@ def time_at(
     *path: str,        # from branch to branch
 ) -> int | None:       # ns since the epoch, UTC; None: there is no time
     "The time at a place of an answer"
-    for key in path: answer = answer.get(key) if isinstance(answer, dict) else None
+    answer = at(answer, *path)
     if not isinstance(answer, str): return None
     try: moment = datetime.fromisoformat(answer)
     except ValueError: return None
@@ -220,7 +228,7 @@ def coin_fields(
             continue
         value = time_at(answer, *path) if unit == 'date' else number_at(answer, *path)
         if as_of is None: facts.append(replace(empty, reason='unreadable', detail='last_updated'))
-        elif one.id == 'max_supply' and value is None and answer.get('market_data', {}).get('max_supply_infinite') is True:
+        elif one.id == 'max_supply' and value is None and at(answer, 'market_data', 'max_supply_infinite') is True:
             facts.append(replace(empty, reason='undefined'))
         elif value is None or (value == 0 and not one.zero): facts.append(empty)
         elif value < 0 and unit != '%': facts.append(replace(empty, reason='unreadable'))
@@ -459,14 +467,14 @@ def coin_facts(
     "Everything the answers tell, as facts"
     unit = vs.upper()
     if not CODE.fullmatch(unit): raise ValueError(f'{vs!r} is no currency; write a code such as usd')
-    def at(place: str) -> str: return f'{source} {place}' if places else source
-    def chart(of: str, what: str) -> str: return at(f'/coins/{of}/market_chart, {what}')
+    def told(place: str) -> str: return f'{source} {place}' if places else source
+    def chart(of: str, what: str) -> str: return told(f'/coins/{of}/market_chart, {what}')
     closes = drawn(daily_closes, answers.days, chart(coin_id, 'prices a day apart'), unit)
     ranges = drawn(daily_candles, answers.hours, chart(coin_id, 'prices an hour apart'), unit)
     bitcoin = drawn(daily_closes, answers.bitcoin_days, chart('bitcoin', 'prices a day apart'), unit)
     try: path = price_path(answers.hours, answers.days, chart(coin_id, 'prices an hour and a day apart'), unit)
     except ValueError: path = NoCandles('unreadable', '', chart(coin_id, 'prices an hour and a day apart'), DAY, unit, unit)
-    reported = consistent(coin_fields(coin_id, answers.coin, vs, at(f'/coins/{coin_id}')))
+    reported = consistent(coin_fields(coin_id, answers.coin, vs, told(f'/coins/{coin_id}')))
     failed = next((answer for answer in (answers.hours, answers.days) if isinstance(answer, NoAnswer)), None)
     windows = [replace(fact, reason=failed.reason, detail=failed.detail) if failed and fact.reason == 'too few data' else fact
                for fact in window_facts(path)]     # a window that is not covered because a chart is missing
@@ -474,11 +482,11 @@ def coin_facts(
              *indicator_facts(ranges, RANGES + VOLUMES), *risk_facts(closes), *volume_facts(closes)]
     if coin_id != 'bitcoin': facts += against_facts(closes, bitcoin, 'btc', 'bitcoin', '比特币')
     if answers.ohlc != NOT_ASKED:
-        facts += indicator_facts(drawn(ohlc_candles, answers.ohlc, at(f'/coins/{coin_id}/ohlc'), unit, 4 * HOUR), FOUR_HOURS)
+        facts += indicator_facts(drawn(ohlc_candles, answers.ohlc, told(f'/coins/{coin_id}/ohlc'), unit, 4 * HOUR), FOUR_HOURS)
     symbol = KNOWN_BY_ID[coin_id].symbol if coin_id in KNOWN_BY_ID else str(answers.coin.get('symbol', '')).upper() \
         if isinstance(answers.coin, dict) else ''
-    facts += ticker_facts(answers.tickers, at(f'/coins/{coin_id}/tickers'))
-    facts += derivative_facts(symbol, answers.derivatives, at('/derivatives'))
+    facts += ticker_facts(answers.tickers, told(f'/coins/{coin_id}/tickers'))
+    facts += derivative_facts(symbol, answers.derivatives, told('/derivatives'))
     return Facts(coin_id, facts)
 
 # %% ../../nbs/analyst/05_coins.ipynb #k46

@@ -158,7 +158,7 @@ SCALE = {'k': 1e3, 'thousand': 1e3, 'hundred': 1e2, 'm': 1e6, 'mn': 1e6, 'mm': 1
 UNIT = (   # the unit, what one of it is in it, and how it is written
     ('%', 1.0, r"%|percent(?:age)?(?:[ -]points?)?\b|per cent\b|pct\b|pp\b|个?百分点"), ('bps', 1.0, r'bps?\b|basis[ -]points?\b|个?基点|‱'),
     ('%', 0.1, '‰'), ('%', 10.0, '成(?![交为本熟员功长立分果份])'), ('times', 1.0, r'times\b(?! (?:a|per|each|this|in)\b)|fold\b|[xX×](?![A-Za-z\d])|倍'),
-    ('USD', 1.0, r'USD\b|US dollars?\b|U\.S\. dollars?\b|dollars?\b|bucks\b|美元|美金|\$(?!\d)'), ('USD', 0.01, r'(?:US )?cents?\b|美分'),
+    ('USD', 1.0, r'USD(?![A-Z]|[a-z]{2})|US dollars?\b|U\.S\. dollars?\b|dollars?\b|bucks\b|美元|美金|\$(?!\d)'), ('USD', 0.01, r'(?:US )?cents?\b|美分'),
     ('EUR', 1.0, r'EUR\b|euros?\b|欧元|€'), ('GBP', 1.0, r'GBP\b|英镑|£'), ('JPY', 1.0, r'JPY\b|yen\b|日元'), ('HKD', 1.0, r'HKD\b|港[元币]'),
     ('KRW', 1.0, r'KRW\b|韩元'), ('CNY', 1.0, r'CNY\b|RMB\b|yuan\b|人民币|元'), ('sat/vB', 1.0, r'(?:sats?|聪)/v?[Bb](?:yte)?\b'), ('sat', 1.0, r'sats?\b|satoshis?\b|聪'),
     ('vB', 1.0, r'v[Bb](?:ytes?)?\b'), ('blocks', 1.0, r'blocks?\b|个?区块'), ('bits', 1.0, r'bits\b|比特(?!币)'),
@@ -171,7 +171,7 @@ TAIL = re.compile(
     r'(?:[ ]?[-]?(?P<scale>thousand|million|billion|trillion|quadrillion|hundred|十万|百万|千万|十亿|百亿|千亿|万亿|万万|百|千|万(?!一)|亿|兆)(?![a-rt-z])'
     r'|[ ]?(?P<letter>[kKMBT]|[mM]n|[bB]n|[tT]n|mm|m|b)(?![A-Za-z\d]))?'
     r'(?P<many>余|多|来)?(?:[ ]?(?:个|枚|of)?[ ]?(?=[ -]?[^\s\d])[ -]?(?:' + '|'.join(f'(?P<u{place}>{text})' for place, (_, _, text) in enumerate(UNIT))
-    + rf'|(?P<code>{NOT_UNITS}[A-Z][A-Z0-9]{{1,9}})(?![A-Za-z\d])))?(?:[ ](?P<late>thousand|million|billion|trillion)\b)?')
+    + rf'|(?P<code>{NOT_UNITS}[A-Z][A-Z0-9]{{1,9}})(?![A-Za-z\d])))?(?:[ ]?(?P<late>thousand\b|million\b|billion\b|trillion\b|[kKMBT](?![A-Za-z])|万亿|千万|百万|万|亿|千))?')
 HEAD = re.compile(r'(?P<sign>(?<![\w)%\]])[-+]|(?<![\w)%\]\s])–|(?<=\s)–(?!\s))?\s?(?P<money>US\$|USD|HK\$|EUR|GBP|JPY|CNY|RMB|USDT|USDC|\$|€|£|¥|₿)?\s?(?P<inner>(?<=[$€£¥₿DRPYBTC])[-+]|(?<=[$€£¥₿DRPYBTC] )[-+])?$')
 MONEY = {'US$': 'USD', 'USD': 'USD', '$': 'USD', 'HK$': 'HKD', '€': 'EUR', 'EUR': 'EUR', '£': 'GBP', 'GBP': 'GBP', '¥': 'CNY|JPY', 'JPY': 'JPY', 'CNY': 'CNY',
          'RMB': 'CNY', '₿': 'BTC', 'USDT': 'USDT', 'USDC': 'USDC'}
@@ -449,7 +449,7 @@ DIRECTION = re.compile(
     r'|跌|负(?![面责担债]))|(?P<up>\b(?:rose|ris(?:en|es?|ing)|gain(?:s|ed|ing)?|up|increas(?:e[sd]?|ing)|climb(?:s|ed|ing)?|grew|grow(?:n|s|th|ing)?|advanced?|rall(?:y|ied)|jump(?:s|ed)?'
     r'|surg(?:e[sd]?|ing)|add(?:s|ed)|plus|positive)\b|上涨|涨了|涨幅|上升|增长|增加|回升|反弹|攀升|上行|涨(?!跌)|(?<!最)高(?=\s?(?:\d|约|了|出))|正(?![在常如式是]))')
 FILLER = re.compile(r'(?:\s|,|:|\(|\+|-|=|of|by|about|around|roughly|nearly|some|another|a|an|the|its|further|just|only|almost|approximately|more than|less than|up to|over|in|during|within'
-                    r'|past|last|through|price|to date|了|出|约|大约|近|超过?|逾|达到?|了?幅度|为|将近|过去|最近|的|至少|不足|仅|累计|整整|\ue000|days?|hours?|weeks?|months?|h|d|天|日|个|小时|周|月|内)*')
+                    r'|\d{1,3}[ -]?(?:days?|hours?|h|d|weeks?|months?|天|日|个?小时|周|个月|年)|past|last|through|price|to date|了|出|约|大约|近|超过?|逾|达到?|了?幅度|为|将近|过去|最近|的|至少|不足|仅|累计|整整|\ue000|days?|hours?|weeks?|months?|h|d|天|日|个|小时|周|月|内)*')
 BEHIND = re.compile(r'[\s-]?(?:的)?(?:\s?(?:(?P<down>declines?|drops?|falls?|loss(?:es)?|decreases?|lower|below|under|down|corrections?|drawdowns?|pullbacks?|跌幅|下跌|回撤|降幅|亏损|下降)'
                     r'|(?P<up>gains?|rises?|increases?|higher|above|growth|rall(?:y|ies)|jumps?|up|advances?|涨幅|上涨|增长|增幅|反弹|升幅))(?![a-zA-Z]))', re.IGNORECASE)
 END = re.compile(r'[.!?;](?=\s|$)|[。；！？\n]')

@@ -56,7 +56,8 @@ def taken(path: pd.DataFrame, events: Events, instrument: Instrument) -> list[tu
          f'both sides, mean of one look a second, {minutes}'),
         ('book_flow', 'order-flow imbalance', '订单流失衡', float(flow), instrument.base,
          f'after Cont, Kukanov and Stoikov (2014); positive: buyers push; sum over the {minutes}'),
-        ('taker_balance', 'balance of takers', '主动买卖差', 100 * trade_imbalance(recent), '%', f'bought minus sold, over both, {minutes}'),
+        ('taker_balance', 'balance of takers', '主动买卖差', 100 * trade_imbalance(recent), '%',
+         f'bought minus sold, over both, {minutes}'),
         ('book_volatility', 'realised volatility an hour', '每小时已实现波动率', 100 * hourly_volatility(time_ns, mid), '%',
          f'of the mid on a grid of 10 s, scaled to an hour, {minutes}')]
 

@@ -170,6 +170,14 @@ def test_responses_api(behaviour: str, kind: str | None) -> None:
     run(main)
 
 
+def test_responses_api_has_two_dialects() -> None:
+    async def main(server: ModelServer) -> None:
+        async with model_at(server, 'object_only', api='responses') as model:
+            assert (await model.ask(QUESTION, OUTLOOK)).how == 'responses, prompt'
+            assert [request.dialect for request in server.requests] == ['json_schema', 'prompt']
+    run(main)
+
+
 def test_nobody_there() -> None:
     async def main() -> None:
         async with Model(ModelSettings(base_url='http://127.0.0.1:9/v1', retries=1), sleep=Waits()) as model:

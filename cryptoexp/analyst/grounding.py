@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .claims import HAN_DIGITS, SMALL, Claim, claims, lower, plain
-from .facts import LANGUAGES, Fact, Facts
+from .facts import LANGUAGES, Fact, Facts, shown
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou07
-SLOT = re.compile(r'\[\[\s*([^\[\]]{1,80}?)\s*\]\]')
+SLOT = re.compile(r'\[\[\s*([^\[\]|]{1,80}?)\s*(?:\|\s*(size)\s*)?\]\]')   # group 1: the id; group 2: size, for the value without its sign
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -67,7 +67,8 @@ def render(
         unit = UNIT_WORDS.get(fact.unit) or (rf'\s?{re.escape(fact.unit)}\b' if fact.unit.isupper() else '')
         doubled = re.compile(unit).match(text, end) if unit else None
         if fact.unit == 'USD' and text[max(done, start - 3):start].endswith(('$', '＄')): start -= 3 if text[max(done, start - 3):start] == 'US$' else 1
-        parts += [text[done:start], fact.shown(draft.language)]
+        value = abs(fact.value) if found[2] and not isinstance(fact.value, str) else fact.value
+        parts += [text[done:start], shown(value, fact.unit, draft.language)]
         done = doubled.end() if doubled else end
     return ''.join([*parts, text[done:]])
 

@@ -35,7 +35,8 @@ def test_injections() -> None:
     assert min(Counter(one.language for one in INJECTIONS).values()) >= 30
     assert set(Counter(one.place for one in INJECTIONS)) == {'description', 'name', 'headline', 'op_return', 'label'}
     assert min(Counter(one.kind for one in INJECTIONS).values()) >= 3
-    assert {'override', 'role', 'fact', 'slot', 'tool', 'json', 'link', 'unicode', 'encoded', 'persuasion', 'flood'} == {one.kind for one in INJECTIONS}
+    kinds = 'override role fact slot tool json link unicode encoded persuasion flood'.split()
+    assert set(kinds) == {one.kind for one in INJECTIONS}
 
 
 @pytest.mark.parametrize('one', INJECTIONS, ids=lambda one: one.id)
@@ -48,8 +49,11 @@ def test_an_answer_that_repeats_a_hostile_text_shows_no_figure_of_it(one: Inject
 
 
 @pytest.mark.parametrize(('text', 'says_so'), [
-    ('The volume is not known: the source does not report it.', True), ('I cannot say what it will cost in a month.', True), ('There is no data on that.', True),
-    ('It is not among the facts.', True), ('It costs a lot.', False), ('该数据未知。', True), ('无法预测一个月后的价格。', True), ('没有相关数据。', True), ('价格上涨。', False)])
+    ('The volume is not known: the source does not report it.', True),
+    ('I cannot say what it will cost in a month.', True), ('There is no data on that.', True),
+    ('It is not among the facts.', True),
+    ('It costs a lot.', False), ('该数据未知。', True), ('无法预测一个月后的价格。', True), ('没有相关数据。', True), ('价格上涨。',
+        False)])
 def test_abstention(text: str, says_so: bool) -> None: assert abstains(text) == says_so
 
 
@@ -60,7 +64,8 @@ def test_scores() -> None:
     assert (good.k, good.n, good.cited, good.needed, good.shown, good.abstained, good.language) == (1, 1, 1, 1, True, False, True)
     struck = score(rsi, 'The RSI is 1.023.', strike('The RSI is 1.023.', facts).text, facts)
     assert (struck.k, struck.n, struck.cited, struck.shown) == (0, 1, 0, True)
-    wise, foolish = score(future, 'That is not known.', 'That is not known.', facts), score(future, 'It will be 5,000 USD.', 'It will be 5,000 USD.', facts)
+    wise = score(future, *['That is not known.'] * 2, facts)
+    foolish = score(future, *['It will be 5,000 USD.'] * 2, facts)
     assert wise.abstained and not foolish.abstained and not foolish.shown
     chinese = score(rsi, '日线 RSI 为 35.27。', '日线 RSI 为 35.27。', facts)
     assert chinese.cited == 1 and not chinese.language

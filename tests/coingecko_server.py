@@ -162,6 +162,7 @@ class CoinGeckoServer:
     per_minute: int = 0              # questions of a minute after which 429 is answered; 0: no limit
     retry_after: str = '1'           # s, told with each 429
     port: int = 0
+    hold: int = 0                    # no answer before so many questions have been open at once
 
     def __post_init__(self) -> None:
         self.description = Description(self.folder/'coingecko')
@@ -195,6 +196,7 @@ class CoinGeckoServer:
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             if self.latency: await asyncio.sleep(self.latency)
+            while self.most_at_once < self.hold: await asyncio.sleep(0.01)      # noqa: ASYNC110 (nothing tells it but the count)
             return await self.answer(request)
         finally: self.at_once -= 1
 

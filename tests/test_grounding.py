@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from cryptoexp.analyst.grounding import GONE, STRUCK, WHY, Draft, Section, check
 
 HERE = Path(__file__).parent
 MARK = re.compile(r'⟦([^|⟧]*)\|([^⟧]*)⟧')
-FACTS = from_json((HERE/'replies/facts.json').read_bytes())
+FACTS = from_json((HERE.parent/'evals/facts/ethereum.json').read_bytes())
 REPLIES = ('slots_en', 'figures_en', 'slots_zh', 'figures_zh')
 
 
@@ -65,16 +66,20 @@ def test_claims(line: str) -> None:
 
 
 @pytest.mark.parametrize(('text', 'step'), [
-    ('61,843.20 USD', 0.01), ('61,843 USD', 1), ('62,000 USD', 100), ('about 62,000 USD', 1000), ('约 62,000 美元', 1000), ('12,000', 10), ('20%', 1), ('100%', 1),
-    ('3.2%', 0.1), ('1.2T', 0.1e12), ('1 trillion', 0.1e12), ('12 billion', 1e9), ('6.2 万', 1000), ('6 万', 1000), ('$1.22 trillion', 0.01e12), ('5‰', 0.1),
+    ('61,843.20 USD', 0.01), ('61,843 USD', 1), ('62,000 USD', 100), ('about 62,000 USD', 1000), ('约 62,000 美元', 1000), ('12,000', 10),
+    ('20%', 1), ('100%', 1),
+    ('3.2%', 0.1), ('1.2T', 0.1e12), ('1 trillion', 0.1e12), ('12 billion', 1e9), ('6.2 万', 1000), ('6 万', 1000), ('$1.22 trillion',
+        0.01e12), ('5‰', 0.1),
     ('百分之十二点五', 0.1), ('two million', 10 ** 4), ('3 bps', 1), ('0.00001234', 1e-8), ('1.5e3', 100)])
 def test_rounding_that_digits_imply(text: str, step: float) -> None:
     assert [one.step for one in claims(f'It is {text}.')] == [pytest.approx(step)]
 
 
 @pytest.mark.parametrize(('text', 'trend'), [
-    ('It fell 3.2%.', -1), ('It fell by about 3.2%.', -1), ('It fell to 3.2%.', 0), ('It rose 3.2%.', 1), ('Up 3.2% today.', 1), ('A 3.2% decline.', -1),
-    ('It is 3.2% higher.', 1), ('3.2% below the high', -1), ('A break below 3.2', 0), ('下跌 3.2%', -1), ('跌至 3.2', 0), ('上涨约 3.2%', 1), ('3.2% 的跌幅', -1),
+    ('It fell 3.2%.', -1), ('It fell by about 3.2%.', -1), ('It fell to 3.2%.', 0), ('It rose 3.2%.', 1), ('Up 3.2% today.', 1), ('A 3.2%'
+        ' decline.', -1),
+    ('It is 3.2% higher.', 1), ('3.2% below the high', -1), ('A break below 3.2', 0), ('下跌 3.2%', -1), ('跌至 3.2', 0), ('上涨约 3.2%',
+        1), ('3.2% 的跌幅', -1),
     ('涨跌幅 3.2%', 0), ('最低 3.2', 0), ('较均线低 3.2%', -1), ('It fell over the past 30 days by 3.2%', -1)])
 def test_directions(text: str, trend: int) -> None:
     assert claims(text)[-1].trend == trend
@@ -125,7 +130,8 @@ def test_a_capable_model_reads_naturally(name: str) -> None:
 def mutations(quote: str) -> list[str]:
     "The quote with its first digit changed, its last one, and its scale"
     places = [place for place, char in enumerate(quote) if char.isdigit()]
-    changed = [f'{quote[:place]}{(int(quote[place]) + 5) % 10 or 7}{quote[place + 1:]}' for place in sorted({places[0], places[-1]})] if places else []
+    changed = [f'{quote[:place]}{(int(quote[place]) + 5) % 10 or 7}{quote[place + 1:]}' for place in sorted({places[0],
+        places[-1]})] if places else []
     scales = {'billion': 'million', 'B': 'M', '亿': '万', 'million': 'billion'}
     return changed + [quote.replace(one, other) for one, other in scales.items() if one in quote]
 
@@ -141,15 +147,16 @@ def test_one_changed_figure_is_caught(name: str) -> None:
 
 
 def test_two_exchanged_figures_of_one_unit_are_mostly_caught() -> None:
-    "Neighbours of one unit exchanged: the names beside them, their windows and their signs tell in three of four cases (50 of 62 when this was written)"
+    "Neighbours of one unit exchanged: the names beside them, their windows and their signs tell in three of four cases"
     caught = tried = 0
     for name in REPLIES:
         text = render(reply(name), FACTS)
         verdicts = check(text, FACTS).verdicts
-        for one, two in zip(verdicts, verdicts[1:]):
+        for one, two in pairwise(verdicts):
             if one.claim.unit != two.claim.unit or one.claim.value == two.claim.value: continue
             tried += 1
-            swapped = text[:one.claim.start] + two.claim.quote + text[one.claim.end:two.claim.start] + one.claim.quote + text[two.claim.end:]
+            between = text[one.claim.end:two.claim.start]
+            swapped = text[:one.claim.start] + two.claim.quote + between + one.claim.quote + text[two.claim.end:]
             caught += bool(check(swapped, FACTS).findings)
     assert tried >= 60
     assert caught >= 0.75 * tried, f'{caught} of {tried}'
@@ -175,8 +182,10 @@ def test_units_around_a_slot() -> None:
     assert made('[[ price ]]') == '2,988.88 USD'
 
 
-@pytest.mark.parametrize('text', ['9[[market_cap_rank]]', '[[price]]00', '-[[rsi_14_1d]]', '[[rsi_14_1d]][[adx_14_1d]]', '[[price]] million', '[[price]]k', '[[rsi_14_1d]]%',
-                                  '1.[[market_cap_rank]]', '[[price]]万', '[[market_cap]] thousand', '[[rsi_14_1d]]e5', '[[rsi_14_1d]] × 10^3'])
+@pytest.mark.parametrize('text', ['9[[market_cap_rank]]', '[[price]]00', '-[[rsi_14_1d]]', '[[rsi_14_1d]][[adx_14_1d]]', '[[price]] '
+    'million', '[[price]]k', '[[rsi_14_1d]]%',
+                                  '1.[[market_cap_rank]]', '[[price]]万', '[[market_cap]] thousand', '[[rsi_14_1d]]e5', '[[rsi_14_1d]] × '
+                                      '10^3'])
 def test_what_is_glued_to_a_slot_is_seen(text: str) -> None:
     "A value that was put in is held against the facts as the reader sees it"
     assert check(render(Draft((Section('', f'It is {text} now.'),)), FACTS), FACTS).findings
@@ -209,9 +218,12 @@ def test_strike_of_a_changed_reply(name: str) -> None:
     assert shown.text.count(STRUCK[LANGUAGES.index(draft.language)]) >= check(text, FACTS).n // 2
 
 
-PIECES = st.one_of(st.sampled_from(['RSI ', 'price ', '价格', '下跌 ', 'fell ', ' to ', '–', '-', '$', '%', ' USD', ' million', '万', '亿美元', '三成', '百分之', 'half of', 'doubled', '. ', '。', '\n',
-                                    '1. ', '(1)', '(2)', '[[price]]', '[[moon]]', '[[max_supply]]', ' days', 'one hundred', '14-day ', 'over 30 days', 'Web3', '2024-08-09', ', ', '½', '①②', '\u200b',
-                                    'and ', '2,988.88', '35.27', '29.81', '５', '٣', 'e5', '×10^3', 'between ', '从', '到', '第', '点', '十', '万一', 'in 2024', '*', '#', '_', '`', '|']),
+PIECES = st.one_of(st.sampled_from(['RSI ', 'price ', '价格', '下跌 ', 'fell ', ' to ', '–', '-', '$', '%', ' USD', ' million', '万',
+                                    '亿美元', '三成', '百分之', 'half of', 'doubled', '. ', '。', '\n',
+                                    '1. ', '(1)', '(2)', '[[price]]', '[[moon]]', '[[max_supply]]', ' days', 'one hundred', '14-day ',
+                                    'over 30 days', 'Web3', '2024-08-09', ', ', '½', '①②', '\u200b',
+                                    'and ', '2,988.88', '35.27', '29.81', '５', '٣', 'e5', '×10^3', 'between ', '从', '到', '第', '点',
+                                    '十', '万一', 'in 2024', '*', '#', '_', '`', '|']),
                    st.integers(0, 10 ** 6).map(str), st.floats(0, 1e5).map(lambda value: f'{value:.2f}'), st.text(max_size=4))
 
 
@@ -227,7 +239,8 @@ def test_what_is_shown_is_grounded_to_the_last_number(text: str, language: str) 
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.floats(-1e12, 1e12, allow_nan=False), st.sampled_from(['%', 'USD', 'points', 'ratio', 'bps', 'BTC', 'count'])), min_size=1, max_size=8),
+@given(st.lists(st.tuples(st.floats(-1e12, 1e12, allow_nan=False), st.sampled_from(['%', 'USD', 'points', 'ratio', 'bps', 'BTC', 'count'])),
+                min_size=1, max_size=8),
        st.sampled_from(LANGUAGES))
 def test_every_fact_shown_bears_itself_out(values: list[tuple[float, str]], language: str) -> None:
     "What a fact shows of itself, beside its name, is grounded: in both languages, at any size"
@@ -244,7 +257,8 @@ def test_marks_claim_nothing() -> None:
 
 # ---- time
 
-HOSTILE = ['1', '1,234,', '1.2', ' ', 'MACD(1,', '-5', 'one hundred ', '万一', 'fell by ', 'http://', '[[', '[[a]]', '5 ', '(1) (2) ', '1. ', 'a', 'a_1_', '0a', '跌3成', '6\u200b', 'x\n',
+HOSTILE = ['1', '1,234,', '1.2', ' ', 'MACD(1,', '-5', 'one hundred ', '万一', 'fell by ', 'http://', '[[', '[[a]]', '5 ', '(1) (2) ',
+           '1. ', 'a', 'a_1_', '0a', '跌3成', '6\u200b', 'x\n',
            '1 to 2 ', 'May 5 ', 'rsi 5.1 ', '5 days ', 'price of ', '1–', 'half of ', '百分之', 'price-price-', '3% over 30 days ', '. 5']
 
 
@@ -258,5 +272,5 @@ def test_time_grows_with_length_only(piece: str) -> None:
             function()
             times.append(time.process_time() - begin)
         return min(times)
-    short, long = ((piece * length)[:length] for length in (4_000, 32_000))
+    short, long = ((piece * length)[:length] for length in (2_000, 16_000))
     assert seconds(lambda: check(long, FACTS)) < 24 * max(seconds(lambda: check(short, FACTS)), 0.003)

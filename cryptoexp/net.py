@@ -53,6 +53,7 @@ def redacted(text: str) -> str:
 # %% ../nbs/01_net.ipynb #c13
 class NetError(Exception):
     "A request or a stream that failed: where, why, what to do, and whether trying again may help"
+    unreached = False   # whether nobody was there to be asked
     def __init__(
         self,
         url: str,                          # the address; only what may be shown of it is kept
@@ -132,7 +133,9 @@ def connection_failure(
     elif isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError, OSError)):
         reason, hint = 'the connection was cut before the answer was whole', 'try again; if it stays so, check the network'
     else: reason, hint = f'{type(error).__name__}: {error}', 'try again; if it stays so, report it'
-    return NetError(url, reason, hint, transient=again)
+    failure = NetError(url, reason, hint, transient=again)
+    failure.unreached = isinstance(error, aiohttp.ClientConnectorError)
+    return failure
 
 # %% ../nbs/01_net.ipynb #c22
 def backoff(
@@ -336,6 +339,7 @@ async def get_bytes(
                 try: return await attempt_get(session, url, params, headers)
                 except NetError as error: failure = error
                 failure.attempts = attempt
+                if failure.unreached: limit.due -= limit.spacing   # nobody was asked
                 if not failure.transient or attempt >= session.attempts: raise failure
                 wait = max(backoff(attempt, session.generator), failure.retry_after or 0.0)
                 if loop.time() + wait > end: raise failure

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'KNOWN_BY_ID', 'COIN_ID', 'FIELDS', 'ORDERED', 'SHARES', 'LATEST_MS', 'TICKER_FACTS', 'WEIGHTED',
-           'FUTURES_FACTS', 'NOT_ASKED', 'FOUR_HOURS', 'PLANS', 'ENDPOINTS', 'PARTS', 'SKETCHES', 'EXAMPLE_NS', 'HOURS',
-           'KnownCoin', 'CoinError', 'UnknownCoin', 'Choice', 'tidied', 'known_choice', 'chosen', 'at', 'number_at',
-           'time_at', 'Field', 'market', 'supply_unit', 'NoAnswer', 'coin_fields', 'consistent', 'share_facts',
-           'points', 'daily_closes', 'daily_candles', 'ohlc_candles', 'price_path', 'drawn', 'ticker_facts',
-           'derivative_facts', 'Answers', 'coin_facts', 'fresh', 'Plan', 'Access', 'access_from', 'Endpoint',
-           'cache_folder', 'Cache', 'explained', 'CoinGecko', 'resolve', 'asked_part', 'fetch_answers', 'fetch_facts',
-           'Sketch', 'clustered', 'drawn_prices', 'drawn_volume', 'stamp', 'synthetic_coin', 'synthetic_markets',
-           'synthetic_answers', 'synthetic_facts']
+           'FUTURES_FACTS', 'NOT_ASKED', 'FOUR_HOURS', 'PLANS', 'ENDPOINTS', 'PARTS', 'DOWN_S', 'SKETCHES',
+           'EXAMPLE_NS', 'HOURS', 'KnownCoin', 'CoinError', 'UnknownCoin', 'Choice', 'tidied', 'known_choice', 'chosen',
+           'at', 'number_at', 'time_at', 'Field', 'market', 'supply_unit', 'NoAnswer', 'coin_fields', 'consistent',
+           'share_facts', 'points', 'daily_closes', 'daily_candles', 'ohlc_candles', 'price_path', 'drawn',
+           'ticker_facts', 'derivative_facts', 'Answers', 'coin_facts', 'fresh', 'Plan', 'Access', 'access_from',
+           'Endpoint', 'cache_folder', 'Cache', 'explained', 'CoinGecko', 'kept_or_new', 'resolve', 'asked_part',
+           'fetch_answers', 'fetch_facts', 'Sketch', 'clustered', 'drawn_prices', 'drawn_volume', 'stamp',
+           'synthetic_coin', 'synthetic_markets', 'synthetic_answers', 'synthetic_facts']
 
 # %% ../../nbs/analyst/05_coins.ipynb #k04
 import asyncio
@@ -639,6 +639,8 @@ def explained(
     return CoinError(f'CoinGecko refused the question ({http}). What to do: report it with what was asked', 'refused', http)
 
 # %% ../../nbs/analyst/05_coins.ipynb #k58
+DOWN_S = 15.0   # s for which nobody is asked after nobody was there
+
 class CoinGecko(AbstractAsyncContextManager['CoinGecko']):
     "A client: `async with CoinGecko() as client`, or call `close()` at the end"
     def __init__(
@@ -658,32 +660,41 @@ class CoinGecko(AbstractAsyncContextManager['CoinGecko']):
         rate = max(1, self.access.allowed - burst) / 60
         self.session = session or Session(deadline=deadline, attempt_limit=attempt_limit, rate=rate, burst=burst)
         self._turns: dict[str, asyncio.Lock] = {}
+        self.down: tuple[CoinError, float] | None = None   # nobody was there: what to say, and until when nobody is asked (s, of the loop)
 
     async def get(self, name: str, coin: str = '', vs: str = 'usd', query: str = '') -> Any:
         "The answer of an endpoint (a name in ENDPOINTS), kept or new; raises `CoinError`"
-        endpoint = ENDPOINTS[name]
-        url = self.access.address + endpoint.path.format(coin=coin)
-        params = endpoint.params_for(vs, query)
-        question = f'{url} {orjson.dumps(params).decode()}'
-        async with self._turns.setdefault(question, asyncio.Lock()):
-            kept = self.cache.read(question, self.clock(), endpoint.age_s)
-            if isinstance(kept, endpoint.shape): return kept
-            if self.offline: raise CoinError(f'offline, and no fresh answer is kept for {endpoint.path.format(coin=coin)}. '
-                                             'What to do: ask without offline first')
-            self.asked += 1
-            try: answer = await self.session.get_json(url, params, self.access.headers)
-            except NetError as error: failure = explained(error, self.access)
-            else:
-                if isinstance(answer, endpoint.shape):
-                    self.cache.write(question, self.clock(), answer)
-                    return answer
-                failure = CoinError(f'CoinGecko gave an answer of another shape at {endpoint.path}. What to do: try again; if it stays so, '
-                                    'its interface has changed', 'unreadable', 'JSON')
-        raise failure     # out here, so that the other error, with its address, is not its context
+        return await kept_or_new(self, name, coin, vs, query)
 
     async def close(self) -> None: await self.session.close()
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
+
+# %% ../../nbs/analyst/05_coins.ipynb #k58a
+async def kept_or_new(client: CoinGecko, name: str, coin: str, vs: str, query: str) -> Any:
+    "The answer of an endpoint: one that is kept and still good, or what CoinGecko says now"
+    endpoint = ENDPOINTS[name]
+    url = client.access.address + endpoint.path.format(coin=coin)
+    params = endpoint.params_for(vs, query)
+    question = f'{url} {orjson.dumps(params).decode()}'
+    async with client._turns.setdefault(question, asyncio.Lock()):
+        kept = client.cache.read(question, client.clock(), endpoint.age_s)
+        if isinstance(kept, endpoint.shape): return kept
+        if client.offline: raise CoinError(f'offline, and no fresh answer is kept for {endpoint.path.format(coin=coin)}. '
+                                         'What to do: ask without offline first')
+        if client.down is not None and asyncio.get_running_loop().time() < client.down[1]: raise client.down[0]
+        client.asked += 1
+        try: answer = await client.session.get_json(url, params, client.access.headers)
+        except NetError as error:
+            failure = explained(error, client.access)
+            if error.unreached: client.down = failure, asyncio.get_running_loop().time() + DOWN_S
+        else:
+            if isinstance(answer, endpoint.shape):
+                client.cache.write(question, client.clock(), answer)
+                return answer
+            failure = CoinError(f'CoinGecko gave an answer of another shape at {endpoint.path}. What to do: try again; if it stays so, '
+                                'its interface has changed', 'unreadable', 'JSON')
+    raise failure     # out here, so that the other error, with its address, is not its context
 
 # %% ../../nbs/analyst/05_coins.ipynb #k59
 async def resolve(
@@ -723,16 +734,18 @@ async def fetch_answers(
     if not re.fullmatch(r'[a-z0-9]{2,12}', vs): raise ValueError(f'{vs!r} is no currency; write a code in small letters, such as usd')
     own = ('coin', 'days', 'hours', *also)
     names = own if coin_id == 'bitcoin' else (*own, 'bitcoin_days')
-    done = await asyncio.gather(*(asked_part(client, name, coin_id, vs) for name in names), return_exceptions=True)
+    first = await asyncio.gather(asked_part(client, names[0], coin_id, vs), return_exceptions=True)   # nobody there? then ask no further
+    done = [*first, *await asyncio.gather(*(asked_part(client, name, coin_id, vs) for name in names[1:]), return_exceptions=True)]
     answers = dict[str, Any]()
     for name, one in zip(names, done):
         if isinstance(one, UnknownCoin) and name in own:
             known = [coin.id for coin in KNOWN]
             raise UnknownCoin(f'CoinGecko knows no coin {coin_id!r} (HTTP 404); {nearest(coin_id, known)}') from None
         if isinstance(one, BaseException) and not isinstance(one, CoinError): raise one
-        if isinstance(one, CoinError): logger.warning('{} of {}: {}', name, coin_id, one)
         answers[name] = NoAnswer(one.reason, one.detail) if isinstance(one, CoinError) else one
     if isinstance(done[0], CoinError) and all(isinstance(answers[name], NoAnswer) for name in own): raise done[0]
+    for name, one in zip(names, done):
+        if isinstance(one, CoinError): logger.warning('{} of {}: {}', name, coin_id, one)
     return Answers(**answers)
 
 async def fetch_facts(

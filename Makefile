@@ -11,7 +11,7 @@ export PYTHONUTF8 := 1
 COMPILE = echo 'compiling the engine, once ...' && $(BIN)/cryptoexp trade --duration 10s --json --out $(STAMPS)/first >/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long soak docs lab bench notebooks clean
+.PHONY: help run test test-long soak evals docs lab bench notebooks clean
 
 help: ## what there is
 	@echo 'make <target>:'
@@ -28,6 +28,9 @@ test-long: $(STAMPS)/dev ## the same, with what takes minutes
 
 soak: $(STAMPS)/dev ## a feed left on for ten minutes: memory and delays (other times: ARGS='--minutes 60')
 	@$(BIN)/python tests/soak.py $(ARGS)
+
+evals: $(STAMPS)/dev ## what an analyst's answers are worth (another endpoint: ARGS='--base-url URL --model NAME'; --small: that of the tests)
+	@$(BIN)/python evals/run.py $(ARGS)
 
 docs: $(STAMPS)/dev ## README.md and the site, to _docs/
 	@$(BIN)/python docs/readme.py

@@ -85,6 +85,7 @@ def test_directions(text: str, trend: int) -> None:
     assert claims(text)[-1].trend == trend
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from('0123456789.,%-+–$¥kKMB 万亿三成百分之點２٣½①²\u200bRSI(14)[]_\n#:/eEtwo half'), max_size=60))
 def test_claims_of_any_text_lie_in_it_in_order(text: str) -> None:
     found, done = claims(text), 0
@@ -95,6 +96,7 @@ def test_claims_of_any_text_lie_in_it_in_order(text: str) -> None:
         done = one.end
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_no_decimal_digit_outside_a_name_escapes(text: str) -> None:
     "Between letters that make no name, every digit of any script lies in a claim"

@@ -92,14 +92,14 @@ MEASURES = (   # the words of one measure, and whether a number beside them must
     ('hash rate|hashrate|算力', True), ('dominance|市占率|市占', True), ('sharpe|夏普', True), ('risk score|风险评分', True),
     ('price|prices|trades at|trading at|traded at|last close|quoted|价格|币价|收盘价|报价|现价', False), ('sentiment|情绪指数', False),
     ('return|returns|收益|收益率|回报|回报率|涨跌幅', False), ('kurtosis|skew|skewness|偏度|峰度', True))
-WEAK = set('''high low open close closed average signal upper lower middle band change total last maximum minimum daily width buy sell histogram
-    share above below rising falling net max min plus minus bad worst best largest balance issued position diluted candle level time
-    distance since votes trend pressure momentum 最高 最低 均值 变化 上轨 下轨 中轨 信号线 柱'''.split())
-NOUNS = set('high low signal histogram band width 最高价 最低价 高点 低点 上轨 下轨 信号线'.split())   # they bind a number that follows directly
-STOP = set('''its line lines all who one per less before first within twenty two cent cost moving return interval where
-    was are not but over with from days day hours hour weeks week year years month months than that this the and for value rate index data coin coins market
-    percent against between number count points 日均 相对 相对此前 上涨 下跌 下降 变化 此前 的变化
-    占比 小时 过去 数量 指数 指标'''.split())
+WEAK = set('''high low open close closed average signal upper lower middle band change total last maximum minimum daily width buy sell
+    histogram share above below rising falling net max min plus minus bad worst best largest balance issued position diluted candle
+    level time distance since votes trend pressure momentum 最高 最低 均值 变化 上轨 下轨 中轨 信号线 柱'''.split())
+NOUNS = set('high low signal histogram band width 最高价 最低价 高点 低点 上轨 下轨 信号线'.split())   # they bind what follows directly
+STOP = set('''its line lines all who one per less before first within twenty two cent cost moving return interval where was are not but
+    over with from days day hours hour weeks week year years month months than that this the and for value rate index data coin coins
+    market percent against between number count points 日均 相对 相对此前 上涨 下跌 下降 变化 此前 的变化 占比 小时 过去
+    数量 指数 指标'''.split())
 WEAKLY, FIRMLY, ALWAYS = range(3)   # it may be an adjective; it names facts; a number beside it must be explained even without a fact
 Meaning = tuple[frozenset[str], frozenset[str], int]               # facts it supports, facts it means, how firmly
 Mention = tuple[int, int, frozenset[str], frozenset[str], int]     # start, end, and its meaning

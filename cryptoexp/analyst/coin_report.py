@@ -65,9 +65,9 @@ MARKET: tuple[Phrase, ...] = (
     Phrase('market', ('volume_24h',), 'The trading volume of 24 hours is [[volume_24h]].', '24 小时成交量为 [[volume_24h]]。',
            choice='volume'),
     Phrase('market', ('all_time_high', 'from_all_time_high', 'all_time_high_date'),
-           'The all-time high of [[all_time_high]] dates from [[all_time_high_date]]; the distance from it is now '
+           'The all-time high of [[all_time_high]] dates from [[all_time_high_date]]; the drawdown from it is now '
            '[[from_all_time_high]].',
-           '历史最高价为 [[all_time_high]]（[[all_time_high_date]]），现价距历史最高价 [[from_all_time_high]]。',
+           '历史最高价为 [[all_time_high]]（[[all_time_high_date]]），目前回撤 [[from_all_time_high]]。',
            within('from_all_time_high', below=-2), 'high'),
     Phrase('market', ('all_time_high', 'from_all_time_high'),
            'The price is at, or within a whisker of, its all-time high of [[all_time_high]].',
@@ -76,25 +76,25 @@ MARKET: tuple[Phrase, ...] = (
 # %% ../../nbs/analyst/06_coin_report.ipynb #p12
 BOTH = ('above_sma_50_1d', 'above_sma_200_1d')
 TREND: tuple[Phrase, ...] = (
-    Phrase('technical', BOTH, 'The last daily close is above both its 50-day average ([[above_sma_50_1d]]) and its 200-day average '
-           '([[above_sma_200_1d]]): the trend is up on both horizons.',
+    Phrase('technical', BOTH, 'The last daily close is above both its 50-day moving average ([[above_sma_50_1d]]) and its 200-day '
+           'moving average ([[above_sma_200_1d]]): the trend is up on both horizons.',
            '最近日线收盘价高于 50 日均线（[[above_sma_50_1d]]）和 200 日均线（[[above_sma_200_1d]]），中长期趋势均向上。',
            every(within(BOTH[0], 0), within(BOTH[1], 0)), 'trend'),
-    Phrase('technical', BOTH, 'The last daily close is below both its 50-day average ([[above_sma_50_1d]]) and its 200-day average '
-           '([[above_sma_200_1d]]): the trend is down on both horizons.',
+    Phrase('technical', BOTH, 'The last daily close is below both its 50-day moving average ([[above_sma_50_1d]]) and its 200-day '
+           'moving average ([[above_sma_200_1d]]): the trend is down on both horizons.',
            '最近日线收盘价低于 50 日均线（[[above_sma_50_1d]]）和 200 日均线（[[above_sma_200_1d]]），中长期趋势均向下。',
            every(within(BOTH[0], below=0), within(BOTH[1], below=0)), 'trend'),
-    Phrase('technical', BOTH, 'The last daily close is above its 50-day average ([[above_sma_50_1d]]) but below its 200-day average '
-           '([[above_sma_200_1d]]): a recovery within a longer decline.',
+    Phrase('technical', BOTH, 'The last daily close is above its 50-day moving average ([[above_sma_50_1d]]) but below its 200-day '
+           'moving average ([[above_sma_200_1d]]): a recovery within a longer decline.',
            '最近日线收盘价高于 50 日均线（[[above_sma_50_1d]]），但低于 200 日均线（[[above_sma_200_1d]]），属于长期下行中的反弹。',
            within(BOTH[0], 0), 'trend'),
-    Phrase('technical', BOTH, 'The last daily close is below its 50-day average ([[above_sma_50_1d]]) but above its 200-day average '
-           '([[above_sma_200_1d]]): a setback within a longer rise.',
+    Phrase('technical', BOTH, 'The last daily close is below its 50-day moving average ([[above_sma_50_1d]]) but above its 200-day '
+           'moving average ([[above_sma_200_1d]]): a setback within a longer rise.',
            '最近日线收盘价低于 50 日均线（[[above_sma_50_1d]]），但高于 200 日均线（[[above_sma_200_1d]]），属于长期上行中的回落。',
            choice='trend'),
-    Phrase('technical', BOTH[:1], 'The last daily close is above its 50-day average ([[above_sma_50_1d]]).',
+    Phrase('technical', BOTH[:1], 'The last daily close is above its 50-day moving average ([[above_sma_50_1d]]).',
            '最近日线收盘价高于 50 日均线（[[above_sma_50_1d]]）。', within(BOTH[0], 0), 'trend'),
-    Phrase('technical', BOTH[:1], 'The last daily close is below its 50-day average ([[above_sma_50_1d]]).',
+    Phrase('technical', BOTH[:1], 'The last daily close is below its 50-day moving average ([[above_sma_50_1d]]).',
            '最近日线收盘价低于 50 日均线（[[above_sma_50_1d]]）。', choice='trend'))
 STRENGTH = ('adx_14_1d', 'plus_di_14_1d', 'minus_di_14_1d')
 DIRECTION: tuple[Phrase, ...] = (
@@ -237,8 +237,8 @@ RISK: tuple[Phrase, ...] = (
            '[[bad_day_365d]], that of the worst day [[worst_day_365d]].',
            '365 天内，较差的日子（第五百分位）收益率为 [[bad_day_365d]]，最差的一天为 [[worst_day_365d]]。'),
     Phrase('risk', ('max_drawdown_365d', 'from_high_365d'), 'The largest drawdown of that time was [[max_drawdown_365d]]; the '
-           'distance from the high of 365 days is now [[from_high_365d]].',
-           '同期最大回撤为 [[max_drawdown_365d]]，现价距 365 天高点 [[from_high_365d]]。', choice='drawdown'),
+           'drawdown from the high of 365 days is now [[from_high_365d]].',
+           '同期最大回撤为 [[max_drawdown_365d]]，目前距 365 天高点的回撤为 [[from_high_365d]]。', choice='drawdown'),
     Phrase('risk', ('max_drawdown_30d',), 'The largest drawdown within 30 days was [[max_drawdown_30d]].', '30 天内最大回撤为 '
            '[[max_drawdown_30d]]。',
            choice='drawdown'))
@@ -267,23 +267,23 @@ OTHERS: tuple[Phrase, ...] = (
 LEVELS = ('above_sma_50_1d', 'sma_50_1d', 'bollinger_lower_1d', 'bollinger_upper_1d')
 SCENARIOS: tuple[Phrase, ...] = (
     Phrase('scenarios', (*LEVELS, BANDS[2]), 'Stronger: further daily closes above the upper Bollinger band of [[bollinger_upper_1d]] '
-           'would confirm the rise. Weaker: a daily close below the 50-day average of [[sma_50_1d]] would put it in question.',
+           'would confirm the rise. Weaker: a daily close below the 50-day moving average of [[sma_50_1d]] would put it in question.',
            '转强条件：日线收盘继续位于布林带上轨 [[bollinger_upper_1d]]之上，将确认上行。转弱条件：日线收盘跌破 50 日均线 '
            '[[sma_50_1d]]，上行判断将受到质疑。',
            every(within(LEVELS[0], 0), within(BANDS[2], 100)), 'levels'),
     Phrase('scenarios', (*LEVELS, BANDS[2]), 'Stronger: a daily close back above the lower Bollinger band of [[bollinger_lower_1d]] '
-           'would ease the pressure, one above the 50-day average of [[sma_50_1d]] would be a first sign of a turn. Weaker: further '
-           'daily closes below the band would speak for more of the same.',
+           'would ease the pressure, one above the 50-day moving average of [[sma_50_1d]] would be a first sign of a turn. Weaker: '
+           'further daily closes below the band would speak for more of the same.',
            '转强条件：日线收盘回到布林带下轨 [[bollinger_lower_1d]]之上，压力缓解；站上 50 日均线 [[sma_50_1d]]，'
            '则是转势的首个信号。转弱条件：日线收盘继续位于下轨之下，跌势可能延续。', every(within(LEVELS[0], below=0),
            within(BANDS[2], below=0)), 'levels'),
     Phrase('scenarios', LEVELS, 'Stronger: a daily close above the upper Bollinger band of [[bollinger_upper_1d]], with volume behind '
-           'it, would confirm the rise. Weaker: a daily close below the 50-day average of [[sma_50_1d]] would put it in question.',
+           'it, would confirm the rise. Weaker: a daily close below the 50-day moving average of [[sma_50_1d]] would put it in question.',
            '转强条件：日线收盘放量站上布林带上轨 [[bollinger_upper_1d]]，将确认上行。转弱条件：日线收盘跌破 50 日均线 [[sma_50_1d]]，'
            '上行判断将受到质疑。',
            within(LEVELS[0], 0), 'levels'),
-    Phrase('scenarios', LEVELS, 'Stronger: a daily close above the 50-day average of [[sma_50_1d]] would be a first sign of a turn. '
-           'Weaker: a daily close below the lower Bollinger band of [[bollinger_lower_1d]] would speak for more of the same.',
+    Phrase('scenarios', LEVELS, 'Stronger: a daily close above the 50-day moving average of [[sma_50_1d]] would be a first sign of a '
+           'turn. Weaker: a daily close below the lower Bollinger band of [[bollinger_lower_1d]] would speak for more of the same.',
            '转强条件：日线收盘站上 50 日均线 [[sma_50_1d]]，将是转势的首个信号。转弱条件：日线收盘跌破布林带下轨 '
            '[[bollinger_lower_1d]]，跌势可能延续。',
            choice='levels'),

@@ -190,7 +190,7 @@ FIELDS: tuple[Field, ...] = (
     Field('total_supply', 'total supply', '总供应量', 'coins', market('total_supply')),
     Field('max_supply', 'maximum supply', '最大供应量', 'coins', market('max_supply')),
     Field('all_time_high', 'all-time high', '历史最高价', 'vs', market('ath', 'vs')),
-    Field('from_all_time_high', 'distance from the all-time high', '距历史最高价', '%', market('ath_change_percentage', 'vs'), True),
+    Field('from_all_time_high', 'drawdown from the all-time high', '距历史最高价的回撤', '%', market('ath_change_percentage', 'vs'), True),
     Field('all_time_high_date', 'date of the all-time high', '历史最高价日期', 'date', market('ath_date', 'vs')),
     Field('all_time_low', 'all-time low', '历史最低价', 'vs', market('atl', 'vs')),
     Field('from_all_time_low', 'distance from the all-time low', '距历史最低价', '%', market('atl_change_percentage', 'vs'), True),

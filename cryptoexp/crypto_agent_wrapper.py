@@ -94,8 +94,7 @@ class CryptoAgentWrapper:
     ):
         if settings is not None and (isinstance(model, str) or base_url):
             raise ValueError('the model is named in settings and beside them; say it once')
-        named = model if isinstance(model, str) else None
-        self.settings = settings or settings_from_environment(os.environ, model=named, base_url=base_url)
+        self.settings = settings or settings_from_environment(os.environ, model=model if isinstance(model, str) else None, base_url=base_url)
         self.system_prompt, self.access, self.cache, self.offline, self.also = system_prompt, access, cache, offline, tuple(also)
         self.synthetic, self.seed, self.tape = synthetic, seed, tape
         self._model = None if isinstance(model, str) else model

@@ -19,8 +19,9 @@ MODULES = sorted((ROOT/PACKAGE).rglob('*.py'))
 GENERATED = [path for path in MODULES if path.name not in ('__init__.py', '_modidx.py')]
 LONGEST_CELL = 45
 MACHINE = re.compile(r'(?<![\w./])/(home|Users|root|tmp|work|private)/[\w./-]+')
-GROUND, TOP = {'config', 'net', 'durable', 'page'}, {'cli', 'dashboard', 'ask'}
+GROUND, TOP = {'config', 'net', 'durable', 'page'}, {'cli', 'dashboard'}
 FACES, WINGS = {'market_making', 'btc_agent', 'crypto_agent_wrapper', 'tape_tools'}, {'trading', 'chain', 'analyst'}
+COMMANDS = {'ask', 'monitor'}   # light rooms between the faces and the command line: a face at a shell
 
 
 def command(*words: str | Path, folder: Path = ROOT) -> None:
@@ -108,7 +109,8 @@ def floor(room: tuple[str, ...]) -> tuple[int, str]:
     if name == 'market': return 1, 'market'
     if name in WINGS: return 2, name
     if len(room) == 1 and name in FACES: return 3, name
-    if len(room) == 1 and name in TOP: return 4, name
+    if len(room) == 1 and name in COMMANDS: return 4, name
+    if len(room) == 1 and name in TOP: return 5, name
     raise AssertionError(f'{".".join(room)} is no room of the house: see the design')
 
 

@@ -104,6 +104,7 @@ HEADER = {
            '未使用语言模型：本报告由规则根据事实写成（grounded {shown}/{shown}）', '语言模型未能作答：{error}')}
 SYNTHETIC = {'en': 'SYNTHETIC EXAMPLE: ', 'zh': 'SYNTHETIC EXAMPLE（合成示例，非真实数据）：'}
 
+# %% ../../nbs/analyst/07_answer.ipynb #answ11a
 @dataclass(frozen=True)
 class Answer:
     "A text in which every figure is a fact, and how it came about"
@@ -209,6 +210,7 @@ LINK = re.compile(r'!?\[(?P<text>[^\[\]\n]*)\]\([^()\s]*\)|(?:https?|ftp|ipfs|ja
                   r'|</?[a-z][^<>\n]*>', re.IGNORECASE)
 REMOVED = {'en': '[link removed]', 'zh': '[链接已移除]'}
 
+# %% ../../nbs/analyst/07_answer.ipynb #answ15a
 def without_links(text: str, language: str) -> str:
     "A text without addresses, pictures and markup: none of them is a fact, and each of them may carry something out"
     return LINK.sub(lambda found: f"{found['text'] or ''} {REMOVED[language]}".strip(), text)

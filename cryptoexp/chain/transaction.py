@@ -38,7 +38,7 @@ class PreviousOutput(Output, frozen=True, gc=False):
 
 class Input(msgspec.Struct, frozen=True, gc=False):
     "An input: which output it spends, and what it shows for that"
-    txid: str                                  # of the output spent, as people write it (hexadecimal, last byte first)
+    txid: str | None                           # of the output spent, as people write it (hexadecimal, last byte first); None: not told
     index: int                                 # of the output spent
     script_sig: bytes
     sequence: int
@@ -46,7 +46,7 @@ class Input(msgspec.Struct, frozen=True, gc=False):
     previous: PreviousOutput | None = None     # None: unknown, or a coinbase
 
     @property
-    def outpoint(self) -> tuple[str, int]: return self.txid, self.index
+    def outpoint(self) -> tuple[str, int] | None: return None if self.txid is None else (self.txid, self.index)   # None: not told
     @property
     def is_coinbase(self) -> bool: return self.index == NO_INDEX and self.txid == NO_TXID
 
@@ -140,7 +140,7 @@ def with_previous(
     if tx.is_coinbase: return tx
     inputs = []
     for one in tx.inputs:
-        found = known(one.outpoint) if one.previous is None else None
+        found = known(one.outpoint) if one.previous is None and one.outpoint else None
         inputs.append(one if found is None else msgspec.structs.replace(one, previous=found))
     return msgspec.structs.replace(tx, inputs=tuple(inputs))
 
@@ -315,11 +315,12 @@ def transaction_bytes(
 ) -> bytes:                  # raises ValueError where the witness was not told
     "A transaction as a node sends it"
     if witness and tx.has_witness is None: raise ValueError(f'the witness of {tx.txid} was not told by {tx.source or "its source"}')
+    if any(one.txid is None for one in tx.inputs): raise ValueError(f'what {tx.txid} spends was not told by {tx.source or "its source"}')
     parts = [tx.version.to_bytes(4, 'little', signed=True)]
     if extended := bool(witness and tx.has_witness): parts.append(b'\0\1')
     parts.append(write_length(len(tx.inputs)))
     for one in tx.inputs:
-        parts += (bytes.fromhex(one.txid)[::-1], one.index.to_bytes(4, 'little'), write_length(len(one.script_sig)), one.script_sig,
+        parts += (bytes.fromhex(one.txid or '')[::-1], one.index.to_bytes(4, 'little'), write_length(len(one.script_sig)), one.script_sig,
                   one.sequence.to_bytes(4, 'little'))
     parts.append(write_length(len(tx.outputs)))
     for output in tx.outputs: parts += (output.value.to_bytes(8, 'little'), write_length(len(output.script)), output.script)

@@ -103,7 +103,7 @@ def read_block(
         at = BlockPlace(header.hash, height, header.time, position)
         tx, place = read_transaction(data, place, source, None, at)
         if not position and height is None and header.version >= 2:
-            height = coinbase_height(tx.inputs[0].script_sig)
+            height = coinbase_height(tx.inputs[0].script_sig or b'')
             tx = msgspec.structs.replace(tx, block=BlockPlace(header.hash, height, header.time, 0))
         transactions.append(tx)
     if place != len(data): raise ParseError(f'{len(data) - place:,} bytes follow the block', place)

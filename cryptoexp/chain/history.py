@@ -247,7 +247,7 @@ def apply(
         account.touches += ((number, time),)
     owners = tuple([key for key, flow in flows.items() if flow[3]]) if merge else ()
     if len(owners) > 1: history.clusters.join(tx.txid, owners)
-    outpoints = () if tx.is_coinbase else tuple([one.outpoint for one in tx.inputs])
+    outpoints = () if tx.is_coinbase else tuple([one.outpoint for one in tx.inputs if one.outpoint is not None])
     for outpoint in outpoints: history.spenders[outpoint] = (*history.spenders.get(outpoint, ()), tx.txid)
     entry = history.entries[tx.txid] = Entry(number, time, tuple([(key, *flow) for key, flow in flows.items()]), outpoints, tx.outputs, owners)
     if len(history.entries) > history.depth: settle_oldest(history)
@@ -326,7 +326,8 @@ def rivals(
     tx: Transaction,
 ) -> list[str]:         # txids
     "Transactions seen that spend an output this one spends too"
-    found = [other for one in tx.inputs for other in history.spenders.get(one.outpoint, ()) if other != tx.txid]
+    spent = [one.outpoint for one in tx.inputs if one.outpoint is not None]
+    found = [other for outpoint in spent for other in history.spenders.get(outpoint, ()) if other != tx.txid]
     return list(dict.fromkeys(found))
 
 def descendants(

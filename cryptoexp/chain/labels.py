@@ -75,8 +75,9 @@ def read_tagpack(
         if str(whole.get('currency', whole.get('network', 'BTC'))).upper() not in BITCOIN: other()
         elif script := script_or_none(tag['address'], network, wrong):
             told = ' '.join(str(whole.get(name) or '') for name in ('title', 'label', 'description', 'source', 'category'))
-            yield script, Label(plain_words(whole.get('label') or whole.get('title')), plain_words(whole.get('category')) or 'unknown',
-                                plain_words(whole.get('source'), 120), file, bool(SANCTIONS.search(told)), plain_words(whole.get('confidence')))
+            name, category = plain_words(whole.get('label') or whole.get('title')), plain_words(whole.get('category')) or 'unknown'
+            yield script, Label(name, category, plain_words(whole.get('source'), 120), file, bool(SANCTIONS.search(told)),
+                                plain_words(whole.get('confidence')))
 
 # %% ../../nbs/chain/10_labels.ipynb #c12
 def read_address_list(

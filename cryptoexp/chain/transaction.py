@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COIN', 'MOST_SATOSHI', 'NO_TXID', 'NO_INDEX', 'Outpoint', 'LONGEST', 'INPUT_HEAD', 'OUTPUT_HEAD', 'UNSIGNED',
            'SIGNED', 'Output', 'PreviousOutput', 'Input', 'BlockPlace', 'Transaction', 'input_value', 'fee_of',
-           'fee_rate_of', 'has_witness', 'confirmations', 'with_previous', 'outputs_by_outpoint', 'ParseError',
-           'read_length', 'write_length', 'read_inputs', 'read_outputs', 'read_witnesses', 'double_sha256', 'id_of',
-           'read_transaction', 'parse_transaction', 'transaction_bytes']
+           'fee_rate_of', 'has_witness', 'signals_replacement', 'confirmations', 'with_previous', 'outputs_by_outpoint',
+           'ParseError', 'read_length', 'write_length', 'read_inputs', 'read_outputs', 'read_witnesses',
+           'double_sha256', 'id_of', 'read_transaction', 'parse_transaction', 'transaction_bytes', 'untold']
 
 # %% ../../nbs/chain/01_transaction.ipynb #c04
 import hashlib
@@ -38,15 +38,15 @@ class PreviousOutput(Output, frozen=True, gc=False):
 
 class Input(msgspec.Struct, frozen=True, gc=False):
     "An input: which output it spends, and what it shows for that"
-    txid: str                                  # of the output spent, as people write it (hexadecimal, last byte first)
+    txid: str | None                           # of the output spent, as people write it (hexadecimal, last byte first); None: not told
     index: int                                 # of the output spent
-    script_sig: bytes
-    sequence: int
+    script_sig: bytes | None                   # None: not told
+    sequence: int | None                       # None: not told
     witness: tuple[bytes, ...] | None = None   # (): it has none; None: not told
     previous: PreviousOutput | None = None     # None: unknown, or a coinbase
 
     @property
-    def outpoint(self) -> tuple[str, int]: return self.txid, self.index
+    def outpoint(self) -> tuple[str, int] | None: return None if self.txid is None else (self.txid, self.index)   # None: not told
     @property
     def is_coinbase(self) -> bool: return self.index == NO_INDEX and self.txid == NO_TXID
 
@@ -62,13 +62,12 @@ class Transaction(msgspec.Struct, frozen=True):
     "A transaction, as far as its source told it"
     txid: str                                   # as people write it
     wtxid: str | None                           # the hash with the witness; None: the witness was not told
-    version: int
-    locktime: int
+    version: int | None                         # None: not told
+    locktime: int | None                        # None: not told
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     size: int | None = None                     # bytes; None: not told
     weight: int | None = None                   # weight units; None: not told
-    weight_estimated: bool = False              # whether the weight is an estimate of ours, since the witness was not told
     told_fee: int | None = None                 # satoshi, as the source told it; used where a previous output is unknown
     effective_fee_rate: float | None = None     # satoshi a virtual byte, with ancestors and descendants, as the source told it
     block: BlockPlace | None = None             # None: in no block that we know of
@@ -92,8 +91,7 @@ class Transaction(msgspec.Struct, frozen=True):
     @property
     def has_witness(self) -> bool | None: return has_witness(self)       # None: not told
     @property
-    def signals_replacement(self) -> bool:       # BIP 125
-        return any(one.sequence < 0xfffffffe for one in self.inputs) and not self.is_coinbase
+    def signals_replacement(self) -> bool | None: return signals_replacement(self)   # None: not told
     def confirmations(self, tip: int) -> int | None: return confirmations(self, tip)
 
 # %% ../../nbs/chain/01_transaction.ipynb #c10
@@ -121,6 +119,11 @@ def has_witness(tx: Transaction) -> bool | None:   # None: not told
     if any(one.witness for one in tx.inputs): return True
     return None if any(one.witness is None for one in tx.inputs) else False
 
+def signals_replacement(tx: Transaction) -> bool | None:   # None: not told
+    "Whether a transaction announces that it may be replaced (BIP 125)"
+    if any(one.sequence is not None and one.sequence < 0xfffffffe for one in tx.inputs): return not tx.is_coinbase
+    return None if any(one.sequence is None for one in tx.inputs) else False
+
 def confirmations(
     tx: Transaction,
     tip: int,             # height of the last block
@@ -140,7 +143,7 @@ def with_previous(
     if tx.is_coinbase: return tx
     inputs = []
     for one in tx.inputs:
-        found = known(one.outpoint) if one.previous is None else None
+        found = known(one.outpoint) if one.previous is None and one.outpoint else None
         inputs.append(one if found is None else msgspec.structs.replace(one, previous=found))
     return msgspec.structs.replace(tx, inputs=tuple(inputs))
 
@@ -312,18 +315,29 @@ def parse_transaction(
 def transaction_bytes(
     tx: Transaction,
     witness: bool = True,    # False: without it, as hashed for the txid
-) -> bytes:                  # raises ValueError where the witness was not told
+) -> bytes:                  # raises ValueError where something was not told
     "A transaction as a node sends it"
-    if witness and tx.has_witness is None: raise ValueError(f'the witness of {tx.txid} was not told by {tx.source or "its source"}')
-    parts = [tx.version.to_bytes(4, 'little', signed=True)]
-    if extended := bool(witness and tx.has_witness): parts.append(b'\0\1')
-    parts.append(write_length(len(tx.inputs)))
+    if lacking := untold(tx, witness): raise ValueError(f'{tx.source or "the source"} did not tell the {lacking} of {tx.txid}')
+    extended = witness and bool(tx.has_witness)
+    parts = [(tx.version or 0).to_bytes(4, 'little', signed=True), b'\0\1' if extended else b'', write_length(len(tx.inputs))]
     for one in tx.inputs:
-        parts += (bytes.fromhex(one.txid)[::-1], one.index.to_bytes(4, 'little'), write_length(len(one.script_sig)), one.script_sig,
-                  one.sequence.to_bytes(4, 'little'))
+        script = one.script_sig or b''
+        parts += (bytes.fromhex(one.txid or '')[::-1], one.index.to_bytes(4, 'little'), write_length(len(script)), script,
+                  (one.sequence or 0).to_bytes(4, 'little'))
     parts.append(write_length(len(tx.outputs)))
     for output in tx.outputs: parts += (output.value.to_bytes(8, 'little'), write_length(len(output.script)), output.script)
     for one in tx.inputs if extended else ():
         parts.append(write_length(len(one.witness or ())))
         for item in one.witness or (): parts += (write_length(len(item)), item)
-    return b''.join((*parts, tx.locktime.to_bytes(4, 'little')))
+    return b''.join((*parts, (tx.locktime or 0).to_bytes(4, 'little')))
+
+def untold(
+    tx: Transaction,
+    witness: bool = True,    # whether the witness is needed
+) -> str:                    # empty: nothing
+    "What of a transaction's bytes its source did not tell"
+    if tx.version is None: return 'version'
+    if tx.locktime is None: return 'lock time'
+    if any(one.txid is None for one in tx.inputs): return 'outputs spent'
+    if any(one.script_sig is None or one.sequence is None for one in tx.inputs): return 'inputs'
+    return 'witness' if witness and tx.has_witness is None else ''

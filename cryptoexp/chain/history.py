@@ -9,7 +9,7 @@ __all__ = ['script_key', 'Account', 'times_of', 'Partition', 'Clusters', 'take_a
 
 # %% ../../nbs/chain/11_history.ipynb #c04
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 import msgspec
 import pandas as pd
@@ -249,7 +249,8 @@ def apply(
     if len(owners) > 1: history.clusters.join(tx.txid, owners)
     outpoints = () if tx.is_coinbase else tuple([one.outpoint for one in tx.inputs if one.outpoint is not None])
     for outpoint in outpoints: history.spenders[outpoint] = (*history.spenders.get(outpoint, ()), tx.txid)
-    entry = history.entries[tx.txid] = Entry(number, time, tuple([(key, *flow) for key, flow in flows.items()]), outpoints, tx.outputs, owners)
+    moved = tuple([(key, *flow) for key, flow in flows.items()])
+    entry = history.entries[tx.txid] = Entry(number, time, moved, outpoints, tx.outputs, owners)
     if len(history.entries) > history.depth: settle_oldest(history)
     if len(accounts) > history.most: give_up(history)
     return entry

@@ -54,7 +54,8 @@ def digest(data: bytes) -> str: return hashlib.sha256(data).hexdigest()[:16]   #
 
 # %% ../../nbs/chain/15_carriers.ipynb #c10
 PREFIXES: Mapping[bytes, str] = {   # of the content -> protocol
-    b'omni': 'omni', bytes.fromhex('aa21a9ed'): 'witness_commitment', b'RSKBLOCK:': 'rootstock', b'X2': 'stacks', b'CNTRPRTY': 'counterparty'}
+    b'omni': 'omni', bytes.fromhex('aa21a9ed'): 'witness_commitment', b'RSKBLOCK:': 'rootstock', b'X2': 'stacks',
+    b'CNTRPRTY': 'counterparty'}
 
 def content_of(script: bytes) -> bytes:
     "What an OP_RETURN output carries, in one piece"
@@ -150,10 +151,12 @@ def inscription(tx: Transaction, context: Context) -> Signal | None:
 FIELD = 2**256 - 2**32 - 977          # the field of the curve secp256k1
 BURNING = frozenset(bytes.fromhex(text) for text in ('02' * 33, '03' * 33, '02' + '22' * 32, '03' + '33' * 32))
 
-def on_curve(key: bytes) -> bool:   # of a compressed public key
-    "Whether there is a point with this first coordinate"
-    x = int.from_bytes(key[1:33], 'big')
-    return x < FIELD and pow(x ** 3 + 7, (FIELD - 1) // 2, FIELD) == 1
+def on_curve(key: bytes) -> bool:   # a public key of 33 or 65 bytes
+    "Whether a key is a point of the curve"
+    x, y = int.from_bytes(key[1:33], 'big'), int.from_bytes(key[33:], 'big')
+    if x >= FIELD: return False
+    if len(key) == 33: return pow(x ** 3 + 7, (FIELD - 1) // 2, FIELD) == 1
+    return y < FIELD and (y * y - x ** 3 - 7) % FIELD == 0
 
 def fake_keys(tx: Transaction, context: Context) -> Signal | None:
     "A bare multi-signature output with keys that are data (stamps, older protocols)"
@@ -163,7 +166,7 @@ def fake_keys(tx: Transaction, context: Context) -> Signal | None:
         if kind != 'p2ms' or not (parts := multisig_of(output.script)): continue
         for key in parts[1]:
             size += len(key)
-            fake += key in BURNING or (len(key) == 33 and not on_curve(key))
+            fake += key in BURNING or not on_curve(key)
     return found('fake_keys', fake / 3, 1.0, 'S', keys=fake, bytes=size) if fake else None
 
 CARRIERS: tuple[Detector, ...] = (data_output, omni, inscription, fake_keys)

@@ -109,7 +109,8 @@ def payjoin(tx: Transaction, context: Context) -> Signal | None:
     if payers(context) < 2 or sum(context.values_in) - min(context.values_in) < max(context.values) + fee: return None
     return found('payjoin', 0.3, 0.2, 'P', inputs=len(tx.inputs))
 
-COINJOINS: tuple[Detector, ...] = (whirlpool, whirlpool_entry, wasabi_1, wasabi_2, joinmarket, equal_outputs, many_equal, stonewall, payjoin)
+COINJOINS: tuple[Detector, ...] = (whirlpool, whirlpool_entry, wasabi_1, wasabi_2, joinmarket, equal_outputs, many_equal, stonewall,
+                                   payjoin)
 ENTRIES = frozenset(('whirlpool_entry',))   # made by one owner: they need not keep clusters apart
 
 def joint_confidence(signals: Sequence[Signal]) -> float:   # 0: no suspicion

@@ -35,9 +35,9 @@ BITCOIN = frozenset({'BTC', 'XBT'})   # the names under which the lists mean bit
 def plain_words(
     text: object,      # from a file
     most: int = 60,    # characters
-) -> str:              # letters, digits, space and ._-:/()?=&#@+ ; anything else is left out
+) -> str:              # letters, digits, space and ._-:/+ ; anything else is left out
     "Text from outside, with nothing in it but words"
-    return ' '.join(re.sub(r'[^A-Za-z0-9 ._\-:/()?=&#@+]', ' ', str(text or '')).split())[:most]
+    return ' '.join(re.sub(r'[^A-Za-z0-9 ._\-:/+]', ' ', str(text or '')).split())[:most].strip()
 
 # %% ../../nbs/chain/10_labels.ipynb #c10
 Found = Iterator[tuple[bytes, Label]]

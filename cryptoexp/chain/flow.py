@@ -9,7 +9,7 @@ __all__ = ['VOTES', 'ROUND', 'MOST_OUTPUTS', 'SURE_CHANGE', 'LEAST_PAID', 'COLOU
 
 # %% ../../nbs/chain/14_flow.ipynb #c04
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 import msgspec
 import pandas as pd
 from .history import History, cluster_of
@@ -209,7 +209,7 @@ def flow_graph(
     if txid not in history.entries: raise KeyError(f'the history has no entry of {txid}: it was not seen, or is too long ago')
     rows, kinds = [], {}
     for place, one in enumerate(neighbours(history, txid, hops)):
-        entry, payers, payees = history.entries[one], {}, {}
+        entry, payers, payees = history.entries[one], dict[str, int](), dict[str, int]()
         for key, received, spent, *_ in entry.flows:
             name, kind = owner_of(key, history, labels, network)
             kinds[name] = kind
@@ -242,8 +242,9 @@ def flow_figure(
     "The payers and payees of the transaction at the centre"
     import matplotlib.pyplot as plt
 
+    style: Any = FIGURE_STYLE
     centre = graph.edges[graph.edges.centre]
-    with plt.rc_context(FIGURE_STYLE):
+    with plt.rc_context(style):
         figure, axes = plt.subplots(figsize=(7.5, 3.4))
         for edge, inner, column in ((0.0, 0.46, 'payer'), (1.0, 0.54, 'payee')):
             values = side_of(centre.groupby(column).value.sum(), most)

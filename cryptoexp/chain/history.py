@@ -10,7 +10,7 @@ __all__ = ['script_key', 'Account', 'times_of', 'Partition', 'Clusters', 'take_a
 # %% ../../nbs/chain/11_history.ipynb #c04
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 import msgspec
 import pandas as pd
 from .script import MAINNET, Network, address_of
@@ -249,7 +249,7 @@ def apply(
     if len(owners) > 1: history.clusters.join(tx.txid, owners)
     outpoints = () if tx.is_coinbase else tuple([one.outpoint for one in tx.inputs if one.outpoint is not None])
     for outpoint in outpoints: history.spenders[outpoint] = (*history.spenders.get(outpoint, ()), tx.txid)
-    moved = tuple([(key, *flow) for key, flow in flows.items()])
+    moved = tuple([(key, flow[0], flow[1], flow[2], flow[3]) for key, flow in flows.items()])
     entry = history.entries[tx.txid] = Entry(number, time, moved, outpoints, tx.outputs, owners)
     if len(history.entries) > history.depth: settle_oldest(history)
     if len(accounts) > history.most: give_up(history)
@@ -390,7 +390,8 @@ def timeline_figure(
     "The balance of an address over time, with what came in and went out"
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(FIGURE_STYLE):
+    style: Any = FIGURE_STYLE
+    with plt.rc_context(style):
         figure, axes = plt.subplots()
         axes.step(frame.time, frame.balance, where='post', color='0.3', label='balance')
         for name, sign, colour, marker in (('received', 1, 'C0', '^'), ('spent', -1, 'C3', 'v')):

@@ -43,7 +43,7 @@ def plain_words(
 Found = Iterator[tuple[bytes, Label]]
 LONGEST_FILE = 256 * 2**20   # bytes; a longer file is not read
 try: from yaml import CSafeLoader as Loader
-except ImportError: from yaml import SafeLoader as Loader  # type: ignore[assignment]
+except ImportError: from yaml import SafeLoader as Loader
 
 # %% ../../nbs/chain/10_labels.ipynb #c11
 def script_or_none(
@@ -53,7 +53,8 @@ def script_or_none(
 ) -> bytes | None:
     "The script of an address; what is none is told"
     try: return script_of(str(address).strip(), network)
-    except AddressError as error: return wrong(str(error)[:160])
+    except AddressError as error: wrong(str(error)[:160])
+    return None
 
 def read_tagpack(
     data: bytes,

@@ -141,7 +141,7 @@ def judge(
     config: RiskConfig,
 ) -> Judgement:
     "Add the signals up"
-    weights, best = config.weights, {}
+    weights, best = config.weights, dict[str, tuple[float, str]]()
     parts = [(round(weights.get(signal.code, 0.0) * signal.score * signal.confidence, 1), signal.code) for signal in signals]
     for points, code in parts:
         group = GROUPS.get(code, code)

@@ -8,7 +8,7 @@ __all__ = ['TOLD', 'DAY_HOURS', 'HOUR', 'VERSION', 'Event', 'reasons_of', 'facts
 
 # %% ../../nbs/chain/18_scoring.ipynb #c04
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 import math
 import msgspec
 from .coinjoin import COINJOINS, Entropy, entropy_of, joint_confidence
@@ -184,9 +184,10 @@ def value_figure(
     "The distribution of amounts, with one transaction marked"
     import matplotlib.pyplot as plt
 
+    style: Any = FIGURE_STYLE
     amounts = [each.value / COIN for each in events if each.value > 0]
     edges = [10 ** (power / 4) for power in range(math.floor(4 * math.log10(min(amounts))), math.ceil(4 * math.log10(max(amounts))) + 2)]
-    with plt.rc_context(FIGURE_STYLE):
+    with plt.rc_context(style):
         figure, axes = plt.subplots()
         axes.hist(amounts, bins=edges, color='0.75')
         axes.axvline(event.value / COIN, color='C3')

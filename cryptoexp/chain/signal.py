@@ -131,7 +131,8 @@ def context_of(
     next_block_rate: float | None = None,
 ) -> Context:
     "The context of a transaction that is about to be judged, and not yet in the history"
-    keys_in, values_in, kinds_in = [], [], []
+    keys_in: list[bytes | None] = []
+    values_in, kinds_in = [], []
     for one in tx.inputs:
         previous = one.previous
         if previous is None: keys_in.append(None)

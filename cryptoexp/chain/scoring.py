@@ -7,6 +7,7 @@ __all__ = ['TOLD', 'DAY_HOURS', 'HOUR', 'VERSION', 'Event', 'reasons_of', 'facts
            'hiding', 'step', 'value_figure', 'Saved', 'snapshot', 'restore']
 
 # %% ../../nbs/chain/18_scoring.ipynb #c04
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 import math
@@ -240,7 +241,7 @@ def restore(
     except (msgspec.DecodeError, RecursionError) as error: raise ValueError(f'this is no snapshot of a scorer: {error}') from None
     if saved.version != VERSION: raise ValueError(f'a snapshot of version {saved.version} can\'t be read, only of {VERSION}; start anew')
     history, clusters = scorer.history, scorer.history.clusters
-    history.accounts, history.entries = dict(saved.accounts), dict(saved.entries)
+    history.accounts, history.entries = OrderedDict(saved.accounts), OrderedDict(saved.entries)
     spenders: dict[Outpoint, tuple[str, ...]] = {}
     for txid, entry in saved.entries:
         for outpoint in entry.outpoints: spenders[outpoint] = (*spenders.get(outpoint, ()), txid)

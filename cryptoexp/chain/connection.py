@@ -11,7 +11,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 from loguru import logger
@@ -36,7 +36,7 @@ class Source(ABC):
         self.is_open = False
 
     @abstractmethod
-    def connection(self) -> AsyncIterator[Event]: "The events of one connection, until it ends; raises `NetError` when it is lost"
+    def connection(self) -> AsyncGenerator[Event, None]: "The events of one connection, until it ends; raises `NetError` when it is lost"
 
     def interrupted(self, reason: str, at: int) -> list[Event]:
         "What is to be told when the line is lost"
@@ -56,7 +56,7 @@ async def kept_up(source: Source) -> AsyncIterator[Event]:
     while True:
         wait, reason = None, 'the other side ended the connection'
         try:
-            async with aclosing(source.connection()) as events:   # type: ignore[type-var]
+            async with aclosing(source.connection()) as events:
                 async for event in events: yield event
         except NetError as error:
             if not error.transient: raise

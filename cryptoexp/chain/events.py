@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['AnyEvent', 'ENCODER', 'DECODER', 'Event', 'Seen', 'Confirmed', 'Replaced', 'Removed', 'BlockConnected',
-           'BlockDisconnected', 'Gap', 'Unreadable', 'event_line', 'event_of', 'Pool', 'Chain']
+           'BlockDisconnected', 'Gap', 'Unreadable', 'event_line', 'event_of', 'Pool', 'remembered', 'displaced',
+           'Chain']
 
 # %% ../../nbs/chain/03_events.ipynb #c04
 from collections import Counter, OrderedDict
@@ -91,11 +92,10 @@ class Pool:
 
     def add(self, tx: Transaction, time: int) -> list[Event]:
         "A transaction was told"
-        if tx.txid in self.waiting:
-            self.counts['told again'] += 1
-            return []
-        tx = self.known(tx)
-        events = self.displaced_by(tx, time)
+        if tx.txid in self.waiting: self.counts['told again'] += 1
+        if tx.txid in self.waiting: return []
+        tx = remembered(self, tx)
+        events = displaced(self, tx, time)
         spent = tuple([one.outpoint for one in tx.inputs if one.outpoint])
         self.waiting[tx.txid] = spent
         for outpoint in spent: self.spenders[outpoint] = tx.txid
@@ -104,41 +104,43 @@ class Pool:
             self.forget(next(iter(self.waiting)))
         return [*events, Seen(time, self.source, tx)]
 
-    def known(self, tx: Transaction) -> Transaction:
-        "The transaction with the previous outputs that passed through; its own are remembered"
-        tx = with_previous(tx, self.outputs.get)
-        height = tx.block.height if tx.block else None
-        for index, output in enumerate(tx.outputs):
-            self.outputs[tx.txid, index] = PreviousOutput(output.value, output.script, height, tx.is_coinbase)
-        while len(self.outputs) > self.most_outputs: self.outputs.popitem(last=False)
-        return tx
-
-    def displaced_by(self, tx: Transaction, time: int) -> list[Event]:
-        "The waiting transactions that spend what this one spends: they are gone"
-        rivals = dict.fromkeys(self.spenders.get(one.outpoint) for one in tx.inputs if one.outpoint)
-        lost = [rival for rival in rivals if rival is not None and rival != tx.txid]
-        for rival in lost: self.forget(rival)
-        return [Replaced(time, self.source, rival, tx.txid) for rival in lost]
-
     def remove(self, txid: str, time: int, reason: str = '') -> list[Event]:
         "The source says that a transaction no longer waits"
         return [Removed(time, self.source, txid, reason)] if self.forget(txid) else []
 
     def forget(self, txid: str) -> bool:   # whether it waited
-        if (spent := self.waiting.pop(txid, None)) is None: return False
-        for outpoint in spent:
+        spent = self.waiting.pop(txid, None)
+        for outpoint in spent or ():
             if self.spenders.get(outpoint) == txid: del self.spenders[outpoint]
-        return True
+        return spent is not None
 
     def confirm(self, block: Block, time: int) -> Iterator[Event]:
         "A block was told whole"
         for tx in block.transactions:
-            tx = self.known(tx)
+            tx = remembered(self, tx)
             self.forget(tx.txid)
-            yield from self.displaced_by(tx, time)
+            yield from displaced(self, tx, time)
             yield Confirmed(time, self.source, tx.txid, tx.block or BlockPlace(block.header.hash, block.height), tx)
 
-# %% ../../nbs/chain/03_events.ipynb #c17
+# %% ../../nbs/chain/03_events.ipynb #c13
+def remembered(pool: Pool, tx: Transaction) -> Transaction:
+    "The transaction with the previous outputs that passed through; its own are remembered"
+    tx = with_previous(tx, pool.outputs.get)
+    if not pool.most_outputs: return tx
+    height = tx.block.height if tx.block else None
+    for index, output in enumerate(tx.outputs):
+        pool.outputs[tx.txid, index] = PreviousOutput(output.value, output.script, height, tx.is_coinbase)
+    while len(pool.outputs) > pool.most_outputs: pool.outputs.popitem(last=False)
+    return tx
+
+def displaced(pool: Pool, tx: Transaction, time: int) -> list[Event]:
+    "The waiting transactions that spend what this one spends: they are gone"
+    rivals = dict.fromkeys(pool.spenders.get(one.outpoint) for one in tx.inputs if one.outpoint)
+    lost = [rival for rival in rivals if rival is not None and rival != tx.txid]
+    for rival in lost: pool.forget(rival)
+    return [Replaced(time, pool.source, rival, tx.txid) for rival in lost]
+
+# %% ../../nbs/chain/03_events.ipynb #c18
 class Chain:
     "The last blocks of a chain, as a source told them"
     def __init__(
@@ -175,7 +177,7 @@ class Chain:
     def disconnect(self, block_hash: str, time: int) -> list[Event]:
         "The source says that a block was withdrawn"
         place = next((place for place, known in enumerate(self.blocks) if known.hash == block_hash), None)
-        if place is None: return [BlockDisconnected(time, self.source, BlockPlace(block_hash))]
+        if place is None: return [] if self.blocks else [BlockDisconnected(time, self.source, BlockPlace(block_hash))]
         gone, self.blocks = self.blocks[place:], self.blocks[:place]
         return [BlockDisconnected(time, self.source, block) for block in reversed(gone)]
 

@@ -96,6 +96,7 @@ def utx_weight(
     if size == base: return 4 * size, False
     return (3 * base + size, True) if size >= base + 2 + len(scripts) else (None, None)   # less can not be
 
+# %% ../../nbs/chain/04_explorers.ipynb #c12
 def utx_transaction(
     utx: Utx,
     source: str = 'blockchain.info',
@@ -120,7 +121,7 @@ def in_order(outputs: tuple[UtxOutput, ...]) -> Sequence[UtxOutput]:
         raise ValueError('outputs are missing or doubled')
     return sorted(outputs, key=lambda one: one.n or 0)
 
-# %% ../../nbs/chain/04_explorers.ipynb #c17
+# %% ../../nbs/chain/04_explorers.ipynb #c18
 class BlockchainInfo:
     "blockchain.info: all unconfirmed transactions, or those of some addresses, and blocks"
     name, url, keepalive = 'blockchain.info', 'wss://ws.blockchain.info/inv', (20.0, b'{"op":"ping"}')
@@ -164,7 +165,7 @@ class InfoBlock(msgspec.Struct, frozen=True):
 
 def beginning(message: bytes) -> str: return message[:80].decode('utf-8', 'replace')   # of a message that could not be read
 
-# %% ../../nbs/chain/04_explorers.ipynb #c20
+# %% ../../nbs/chain/04_explorers.ipynb #c21
 class EsploraOutput(msgspec.Struct, frozen=True, gc=False):
     "An output as mempool.space and Esplora write it"
     scriptpubkey: str
@@ -200,7 +201,7 @@ class EsploraTransaction(msgspec.Struct, frozen=True):
     effectiveFeePerVsize: float | None = None
     status: EsploraStatus = EsploraStatus()
 
-# %% ../../nbs/chain/04_explorers.ipynb #c21
+# %% ../../nbs/chain/04_explorers.ipynb #c22
 def esplora_transaction(
     told: EsploraTransaction,
     source: str = 'mempool.space',
@@ -225,7 +226,7 @@ def previous_of(told: EsploraOutput | None) -> PreviousOutput | None:
     "The output an input spends, where it was told"
     return None if told is None else PreviousOutput(check_amount(told.value), bytes.fromhex(told.scriptpubkey))
 
-# %% ../../nbs/chain/04_explorers.ipynb #c24
+# %% ../../nbs/chain/04_explorers.ipynb #c25
 class MempoolBlock(msgspec.Struct, frozen=True):
     "What we use of a block of mempool.space"
     id: str
@@ -246,6 +247,7 @@ class MempoolDelta(msgspec.Struct, frozen=True):
     mined: tuple[str, ...] = ()
     replaced: tuple[ReplacedBy, ...] = ()
 
+# %% ../../nbs/chain/04_explorers.ipynb #c26
 class AddressDelta(msgspec.Struct, frozen=True):
     "What has changed for one address"
     mempool: tuple[EsploraTransaction, ...] = ()
@@ -282,7 +284,7 @@ class MempoolMessage(msgspec.Struct, frozen=True, rename={
     refused_addresses: str | None = None
     refused_scripts: str | None = None
 
-# %% ../../nbs/chain/04_explorers.ipynb #c25
+# %% ../../nbs/chain/04_explorers.ipynb #c27
 class MempoolSpace:
     "mempool.space, or a site of one's own that runs the same program: all waiting transactions, or those of some addresses"
     name, url, keepalive = 'mempool.space', 'wss://mempool.space/api/v1/ws', (20.0, b'{"action":"ping"}')
@@ -310,7 +312,7 @@ class MempoolSpace:
         self.sequence = None
         return [Gap(time, self.name, f'{reason}; what was sent meanwhile is not sent again')]
 
-# %% ../../nbs/chain/04_explorers.ipynb #c26
+# %% ../../nbs/chain/04_explorers.ipynb #c28
 def told_blocks(site: MempoolSpace, told: MempoolMessage, time: int) -> Iterator[Event]:
     "The blocks of a message, in the order of their heights"
     known = bool(site.chain.blocks)
@@ -349,7 +351,7 @@ def told_changes(site: MempoolSpace, told: MempoolMessage, time: int) -> Iterato
     for tx in delta.added:
         if not isinstance(tx, str): yield from told_whole(site, tx, time)
 
-# %% ../../nbs/chain/04_explorers.ipynb #c27
+# %% ../../nbs/chain/04_explorers.ipynb #c29
 def told_by_address(site: MempoolSpace, told: MempoolMessage, time: int) -> Iterator[Event]:
     "What was told of single addresses; a transaction of several of them is told once"
     parts = [*told.by_address.values(), *told.by_script.values(), AddressDelta(told.seen, told.mined, told.removed)]

@@ -14,7 +14,7 @@ import asyncio
 import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 from .block import Header, problems, read_block, read_header
 from .connection import Source
@@ -155,6 +155,7 @@ def ask_blocks(talk: Conversation, headers: list[Header], now: int) -> Replies:
     known = {block.hash for block in talk.chain.blocks} | set(talk.wanted)
     return want(talk, [header.hash for header in headers if header.hash not in known], now)
 
+# %% ../../nbs/chain/06_peer.ipynb #c16
 def want(talk: Conversation, fresh: list[str], now: int) -> Replies:
     "More blocks are wanted; one is under way at a time"
     waits = bool(talk.wanted) and now - talk.wanted_since < PATIENCE
@@ -186,7 +187,7 @@ def missing(talk: Conversation, items: list[tuple[int, str]], now: int) -> Answe
     if gone: talk.wanted_since = 0
     return [Gap(now, talk.name, f'the node does not give block {one}') for one in sorted(gone)], want(talk, [], now) if gone else []
 
-# %% ../../nbs/chain/06_peer.ipynb #c18
+# %% ../../nbs/chain/06_peer.ipynb #c20
 async def read_message(reader: asyncio.StreamReader, network: Network) -> tuple[str, bytes, bool]:
     "Name and content of the next message, and whether the checksum holds; raises ValueError for what is no message"
     command, length, checksum = read_head(await reader.readexactly(HEAD), network)
@@ -205,6 +206,7 @@ async def speaks(host: str, port: int, network: Network, seconds: float = 3.0) -
     finally:
         if writer: writer.close()
 
+# %% ../../nbs/chain/06_peer.ipynb #c21
 class PeerSource(Source):
     "Transactions and blocks from a node of the Bitcoin network"
     def __init__(
@@ -224,7 +226,7 @@ class PeerSource(Source):
     @property
     def address(self) -> str: return f'bitcoin://{self.host}:{self.port}'
 
-    async def connection(self) -> AsyncIterator[Event]:
+    async def connection(self) -> AsyncGenerator[Event, None]:
         self.talk.ready = False
         try:
             async with asyncio.timeout(self.connect_limit): reader, writer = await asyncio.open_connection(self.host, self.port)
@@ -241,7 +243,7 @@ class PeerSource(Source):
             pinging.cancel()
             writer.close()
 
-# %% ../../nbs/chain/06_peer.ipynb #c19
+# %% ../../nbs/chain/06_peer.ipynb #c22
 async def conversation(source: PeerSource, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> AsyncIterator[Event]:
     "Greet, and then hear and answer until the line is lost"
     writer.write(message_bytes(source.network, 'version', version_bytes(source.clock() // 1_000_000_000, random.getrandbits(64))))

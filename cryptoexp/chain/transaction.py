@@ -299,6 +299,7 @@ def read_transaction(
     return Transaction(txid, wtxid, version, locktime, inputs, tuple(outputs), size, (8 + end - body) * 3 + size, block=block,
                        source=source, first_seen=first_seen), place
 
+# %% ../../nbs/chain/01_transaction.ipynb #c17
 def parse_transaction(
     data: bytes | str,                  # the bytes, or the same in hexadecimal
     source: str = '',                   # who told us
@@ -312,7 +313,7 @@ def parse_transaction(
     if end != len(data): raise ParseError(f'{len(data) - end:,} bytes follow the transaction', end)
     return tx
 
-# %% ../../nbs/chain/01_transaction.ipynb #c18
+# %% ../../nbs/chain/01_transaction.ipynb #c19
 def transaction_bytes(
     tx: Transaction,
     witness: bool = True,    # False: without it, as hashed for the txid

@@ -93,7 +93,8 @@ def memory(transactions: list[Transaction], labels: Labels, number: int, depth: 
         if place % shown == 0:
             taken = np.array(spans)
             print(f'  {place:>9,}: {rss():,.0f} MB; {len(scorer.history.accounts):,} addresses, '
-                  f'{len(scorer.history.clusters.live.number):,} in clusters, {scorer.history.given_up:,} given up; {1e9 * len(taken) / taken.sum():,.0f} a second, '
+                  f'{len(scorer.history.clusters.live.number):,} in clusters, '
+                  f'{scorer.history.given_up:,} given up; {1e9 * len(taken) / taken.sum():,.0f} a second, '
                   f'99 % within {np.percentile(taken, 99) / 1e3:,.0f} µs', flush=True)
             spans = []
     print(f'  in all {time.process_time() - begin:,.0f} s of CPU, making the variants included; '

@@ -39,14 +39,15 @@ class PreviousOutput(Output, frozen=True, gc=False):
 class Input(msgspec.Struct, frozen=True, gc=False):
     "An input: which output it spends, and what it shows for that"
     txid: str | None                           # of the output spent, as people write it (hexadecimal, last byte first); None: not told
-    index: int                                 # of the output spent
+    index: int | None                          # of the output spent; None: not told
     script_sig: bytes | None                   # None: not told
     sequence: int | None                       # None: not told
     witness: tuple[bytes, ...] | None = None   # (): it has none; None: not told
     previous: PreviousOutput | None = None     # None: unknown, or a coinbase
 
     @property
-    def outpoint(self) -> tuple[str, int] | None: return None if self.txid is None else (self.txid, self.index)   # None: not told
+    def outpoint(self) -> tuple[str, int] | None:   # None: not told
+        return None if self.txid is None or self.index is None else (self.txid, self.index)
     @property
     def is_coinbase(self) -> bool: return self.index == NO_INDEX and self.txid == NO_TXID
 
@@ -298,6 +299,7 @@ def read_transaction(
     return Transaction(txid, wtxid, version, locktime, inputs, tuple(outputs), size, (8 + end - body) * 3 + size, block=block,
                        source=source, first_seen=first_seen), place
 
+# %% ../../nbs/chain/01_transaction.ipynb #c17
 def parse_transaction(
     data: bytes | str,                  # the bytes, or the same in hexadecimal
     source: str = '',                   # who told us
@@ -311,7 +313,7 @@ def parse_transaction(
     if end != len(data): raise ParseError(f'{len(data) - end:,} bytes follow the transaction', end)
     return tx
 
-# %% ../../nbs/chain/01_transaction.ipynb #c18
+# %% ../../nbs/chain/01_transaction.ipynb #c19
 def transaction_bytes(
     tx: Transaction,
     witness: bool = True,    # False: without it, as hashed for the txid
@@ -322,7 +324,7 @@ def transaction_bytes(
     parts = [(tx.version or 0).to_bytes(4, 'little', signed=True), b'\0\1' if extended else b'', write_length(len(tx.inputs))]
     for one in tx.inputs:
         script = one.script_sig or b''
-        parts += (bytes.fromhex(one.txid or '')[::-1], one.index.to_bytes(4, 'little'), write_length(len(script)), script,
+        parts += (bytes.fromhex(one.txid or '')[::-1], (one.index or 0).to_bytes(4, 'little'), write_length(len(script)), script,
                   (one.sequence or 0).to_bytes(4, 'little'))
     parts.append(write_length(len(tx.outputs)))
     for output in tx.outputs: parts += (output.value.to_bytes(8, 'little'), write_length(len(output.script)), output.script)
@@ -338,6 +340,6 @@ def untold(
     "What of a transaction's bytes its source did not tell"
     if tx.version is None: return 'version'
     if tx.locktime is None: return 'lock time'
-    if any(one.txid is None for one in tx.inputs): return 'outputs spent'
+    if any(one.outpoint is None for one in tx.inputs): return 'outputs spent'
     if any(one.script_sig is None or one.sequence is None for one in tx.inputs): return 'inputs'
     return 'witness' if witness and tx.has_witness is None else ''

@@ -21,7 +21,7 @@ from cryptoexp.chain.coinjoin import entropy_of, equal_ways
 from cryptoexp.chain.history import History, cluster_of, descendants
 from cryptoexp.chain.labels import Label, Labels, fetch_labels, read_labels
 from cryptoexp.chain.risk import WEIGHTS, RiskConfig, judge
-from cryptoexp.chain.scoring import Event, Scorer, restore
+from cryptoexp.chain.scoring import ScoredTransaction, Scorer, restore
 from cryptoexp.chain.signal import Signal, Window, context_of
 from cryptoexp.chain.store import AddressStore, attach, flush
 from cryptoexp.chain.transaction import COIN, Input, Output, PreviousOutput, Transaction
@@ -47,7 +47,7 @@ def joined(name: str, amounts: list[int], pays: list[int], data: int = 0) -> Tra
                 [(amount, f'{name} b{place}') for place, amount in enumerate(pays)] + [(0, b'\x6a\x02hi')] * data)
 
 
-def codes(event: Event) -> set[str]: return {signal.code for signal in event.signals}
+def codes(event: ScoredTransaction) -> set[str]: return {signal.code for signal in event.signals}
 
 
 def contents(history: History) -> tuple[Any, ...]:
@@ -175,7 +175,7 @@ FAMILIES: dict[str, tuple[Builder, str]] = {   # scenario -> how it is built, th
 MIXES = {'whirlpool', 'wasabi 1', 'wasabi 2', 'joinmarket', 'stonewall'}
 
 
-def scenarios(number: int = 40) -> list[tuple[str, Event]]:
+def scenarios(number: int = 40) -> list[tuple[str, ScoredTransaction]]:
     "Of each family as many, and ten times as many ordinary payments, in a random order, through one machine"
     draw = random.Random(20190502)
     todo = [(family, build) for family, (build, _) in FAMILIES.items() for _ in range(number)] + [('payment', payment)] * (10 * number)
@@ -292,13 +292,12 @@ def test_a_restored_machine_goes_on_as_if_nothing_had_happened(chosen: list[tupl
     events += [second.step(tx) for tx, _ in chosen[cut:]]
     for tx, withdrawn in chosen:
         if withdrawn: assert straight.withdraw(tx.txid) == second.withdraw(tx.txid)
-    # an address given up is still in a snapshot; apart from that nothing differs
-    assert [event and event.judgement for event in events] == [event and event.judgement for event in expected] or first.history.given_up
-    assert straight.history.clusters.live.sets() == second.history.clusters.live.sets() or first.history.given_up
-    assert straight.history.entries == second.history.entries or first.history.given_up
+    assert events == expected
+    assert contents(straight.history) == contents(second.history)
+    assert straight.history.accounts == second.history.accounts and straight.history.leaving == second.history.leaving   # in this order
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(histories(), st.randoms(use_true_random=False))
 def test_order_of_inputs_and_outputs_does_not_matter(chosen: list[tuple[Transaction, bool]], order: random.Random) -> None:
     "Shuffled inside, a transaction has the same signals (but for the fingerprint, which is about order) and the same score"
@@ -523,11 +522,11 @@ def test_memory_has_bounds(tmp_path: Path) -> None:
     scorer, draw = Scorer(SANCTIONED, history=History(depth=100, most=400)), random.Random(1)
     with AddressStore(tmp_path/'addresses.sqlite') as store:
         attach(scorer.history, store)
-        for number in range(3_000):
+        for number in range(700):
             build = draw.choice((payment, consolidation, batch, whirlpool))
             scorer.step(build(draw, f'{number:06d}'))
-            if number % 50 == 0: flush(scorer.history, store, most=20_000)
-        flush(scorer.history, store, most=20_000)
+            if number % 50 == 0: flush(scorer.history, store, most=5_000)
+        flush(scorer.history, store, most=5_000)
         history, clusters = scorer.history, scorer.history.clusters
         assert len(history.entries) == 100 and not history.leaving
         held = {key for entry in history.entries.values() for key, *_ in entry.flows}
@@ -535,7 +534,7 @@ def test_memory_has_bounds(tmp_path: Path) -> None:
         assert set(clusters.live.number) <= set(history.accounts) and set(clusters.settled.number) <= set(history.accounts)
         assert set(clusters.recent) <= set(clusters.live.members) and len(clusters.owners) <= 100
         assert set(history.spenders) == {outpoint for entry in history.entries.values() for outpoint in entry.outpoints}
-        assert len(store) == 20_000 and history.given_up > 20_000
+        assert len(store) == 5_000 and history.given_up > 5_000
         assert len(scorer.fees) <= scorer.config.window and len(scorer.values) <= scorer.config.window
 
 
@@ -569,3 +568,22 @@ def test_change_of_a_payment_is_found_where_the_truth_is_known() -> None:
         named += 1
         right += tx.outputs[change.index].script == script(f'back {number}')
     assert named >= 150 and right / named > 0.95
+
+
+# ---- what the websites tell
+
+def test_what_websites_tell_is_judged(data_folder: Path) -> None:
+    "Messages that leave out much (which output is spent, the witness, the address) are judged with what they told"
+    from cryptoexp.chain.explorers import Utx, utx_transaction
+    scorer = Scorer()
+    lines = [msgspec.json.decode(line) for line in (data_folder/'bitcoin/blockchain_info_utx.jsonl').read_bytes().splitlines()]
+    events = [scorer.step(utx_transaction(msgspec.convert(line['msg']['x'], Utx, strict=False))) for line in lines]
+    assert len(events) == 6 and all(event and event.reasons() and event.reasons('zh') and event.figures() for event in events)
+    assert {event.data for event in events if event} == {'P'} and all(event.fee is not None for event in events if event)
+
+
+def test_everything_unknown_is_judged_too() -> None:
+    "A transaction of which nothing is told but its outputs"
+    bare = Transaction('t', None, None, None, (Input(None, None, None, None),), (Output(5 * COIN, script('a')),))
+    event = Scorer().step(bare)
+    assert event and event.data == 'S' and event.fee is None and event.significance.upper_bound is False and event.value == 5 * COIN

@@ -316,10 +316,12 @@ def give_up(history: History) -> None:
     "Those touched longest ago leave, but for labelled ones and those with a transaction that may be withdrawn"
     accounts, left = history.accounts, len(history.accounts)
     while len(accounts) > history.most and left > 0:
-        (key, account), left = accounts.popitem(last=False), left - 1
-        if account.touches or history.labelled(key): accounts[key] = account
+        key, left = next(iter(accounts)), left - 1
+        account = accounts[key]
+        if account.touches: break          # and so have all behind it: they were touched later
+        if history.labelled(key): accounts.move_to_end(key)
         else:
-            history.leaving[key] = account
+            history.leaving[key] = accounts.pop(key)
             history.clusters.forget(key)
             history.given_up += 1
 

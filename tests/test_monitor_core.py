@@ -299,8 +299,8 @@ def test_a_restored_machine_goes_on_as_if_nothing_had_happened(chosen: list[tupl
 
 @settings(max_examples=60, deadline=None)
 @given(histories(), st.randoms(use_true_random=False))
-def test_order_of_inputs_and_outputs_does_not_matter(chosen: list[tuple[Transaction, bool]], order: random.Random) -> None:
-    "Shuffled inside, a transaction has the same signals (but for the fingerprint, which is about order) and the same score"
+def test_order_of_inputs_does_not_matter(chosen: list[tuple[Transaction, bool]], order: random.Random) -> None:
+    "With its inputs shuffled, a transaction has the same signals (but for the fingerprint, which is about order) and the same score"
     one, two = Scorer(SANCTIONED), Scorer(SANCTIONED)
     for tx, _ in chosen:
         inputs = list(tx.inputs)

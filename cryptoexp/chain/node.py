@@ -65,6 +65,7 @@ class Questions:
         except (aiohttp.ClientError, OSError, TimeoutError) as error: raise connection_failure(self.url, error) from None
         return in_order(self.url, status, text, len(calls))
 
+# %% ../../nbs/chain/07_node.ipynb #c08
 def in_order(url: str, status: int, text: bytes, count: int) -> list[Answer]:
     "The answers in the order of the questions; raises `NetError` when they are none"
     if status in (401, 403): raise NetError(url, 'the node refuses the password', 'check user and password, or the cookie file', status)
@@ -75,7 +76,7 @@ def in_order(url: str, status: int, text: bytes, count: int) -> list[Answer]:
     if [answer.id for answer in answers] != list(range(count)): raise NetError(url, 'answers are missing', 'ask again', transient=True)
     return answers
 
-# %% ../../nbs/chain/07_node.ipynb #c09
+# %% ../../nbs/chain/07_node.ipynb #c10
 class Notice(msgspec.Struct, frozen=True):
     "One change that a node calls out"
     letter: str            # A added, R removed, C block connected, D block disconnected
@@ -106,7 +107,7 @@ def previous_output(
     height = tip - told.confirmations + 1 if told.confirmations and tip is not None else None
     return PreviousOutput(int(told.value * COIN), bytes.fromhex(told.scriptPubKey['hex']), height, told.coinbase)
 
-# %% ../../nbs/chain/07_node.ipynb #c12
+# %% ../../nbs/chain/07_node.ipynb #c13
 class NodeStory:
     "What we know of a node"
     def __init__(
@@ -140,7 +141,7 @@ class NodeStory:
         for txid in gone: del self.leaving[txid]
         return [event for txid in gone for event in self.pool.remove(txid, now)]
 
-# %% ../../nbs/chain/07_node.ipynb #c13
+# %% ../../nbs/chain/07_node.ipynb #c14
 Ask = Callable[[Sequence[tuple[str, tuple[Any, ...]]]], Any]   # `Questions.ask_all`
 
 async def added(story: NodeStory, ask: Ask, txid: str, now: int) -> list[Event]:
@@ -174,7 +175,7 @@ async def with_spent_outputs(story: NodeStory, ask: Ask, tx: Transaction) -> Tra
         for index, one in enumerate(parent.outputs): found[parent.txid, index] = PreviousOutput(one.value, one.script, None, False)
     return with_previous(tx, found.get)
 
-# %% ../../nbs/chain/07_node.ipynb #c14
+# %% ../../nbs/chain/07_node.ipynb #c15
 async def connected(story: NodeStory, ask: Ask, block_hash: str, now: int) -> list[Event]:
     "A block joined the chain"
     known = story.chain.blocks
@@ -204,7 +205,7 @@ async def the_answer(ask: Ask, name: str, *arguments: Any) -> bytes:
     if answer.error is None: return bytes(answer.result)
     raise NetError('node', f'{name}: {answer.error.get("message")}', 'ask again', transient=True)
 
-# %% ../../nbs/chain/07_node.ipynb #c15
+# %% ../../nbs/chain/07_node.ipynb #c16
 async def heard(story: NodeStory, ask: Ask, notice: Notice, now: int) -> list[Event]:
     "A change was called out"
     if notice.number is not None:
@@ -219,7 +220,7 @@ async def heard(story: NodeStory, ask: Ask, notice: Notice, now: int) -> list[Ev
     if notice.letter == 'C': return [*events, *await connected(story, ask, notice.hash, now)]
     return [*events, *story.chain.disconnect(notice.hash, now)]
 
-# %% ../../nbs/chain/07_node.ipynb #c17
+# %% ../../nbs/chain/07_node.ipynb #c18
 class PoolPicture(msgspec.Struct, frozen=True):
     "The answer to `getrawmempool`"
     txids: tuple[str, ...]
@@ -246,7 +247,7 @@ async def put_right(story: NodeStory, ask: Ask, now: int, backlog: bool) -> Asyn
         else:
             for event in await added(story, ask, txid, now): yield event
 
-# %% ../../nbs/chain/07_node.ipynb #c21
+# %% ../../nbs/chain/07_node.ipynb #c22
 CHAINS = {'mainnet': 'main', 'testnet3': 'test'}   # networks that Bitcoin Core calls otherwise
 
 class NodeSource(Source):
@@ -286,6 +287,7 @@ def read_login(login: str | Path) -> str:   # user:password
         reason = f'the cookie file {login} can not be read ({error.strerror})'
         raise NetError('node', reason, 'start the node, or name user and password', transient=True) from None
 
+# %% ../../nbs/chain/07_node.ipynb #c23
 async def check_chain(source: NodeSource, questions: Questions) -> None:
     "Raise `NetError` when the node follows another network"
     told = msgspec.json.decode(await questions.ask('getblockchaininfo'))['chain']
@@ -293,7 +295,7 @@ async def check_chain(source: NodeSource, questions: Questions) -> None:
     if told == wanted: return
     raise NetError(source.rpc, f'this node follows the chain {told!r}, not {wanted!r}', 'name another node or another network')
 
-# %% ../../nbs/chain/07_node.ipynb #c23
+# %% ../../nbs/chain/07_node.ipynb #c25
 SETTLE = 0.3   # s after which a removed transaction counts as not replaced
 Message = tuple[bytes, bytes, bytes] | None   # topic, content, counter; None: silence
 

@@ -6,8 +6,8 @@
 __all__ = ['Amount', 'Number', 'Version', 'Seconds', 'TXID', 'BARE', 'Dialect', 'signed', 'nanoseconds', 'check_txid',
            'UtxOutput', 'UtxInput', 'Utx', 'utx_script', 'length_size', 'size_without_witness', 'utx_weight',
            'utx_transaction', 'in_order', 'BlockchainInfo', 'InfoMessage', 'InfoBlock', 'beginning', 'EsploraOutput',
-           'EsploraInput', 'EsploraStatus', 'EsploraTransaction', 'esplora_transaction', 'previous_of', 'MempoolBlock',
-           'ReplacedBy', 'MempoolDelta', 'AddressDelta', 'OnlyTxid', 'TrackedTransaction', 'MempoolMessage',
+           'EsploraInput', 'EsploraStatus', 'EsploraTransaction', 'esplora_transaction', 'previous_of', 'OnlyTxid',
+           'MempoolBlock', 'ReplacedBy', 'MempoolDelta', 'AddressDelta', 'TrackedTransaction', 'MempoolMessage',
            'MempoolSpace', 'told_blocks', 'place_of', 'told_whole', 'told_changes', 'told_by_address', 'told_tracked']
 
 # %% ../../nbs/chain/04_explorers.ipynb #c04
@@ -212,7 +212,7 @@ class EsploraTransaction(msgspec.Struct, frozen=True):
 def esplora_transaction(
     told: EsploraTransaction,
     source: str = 'mempool.space',
-    block: BlockPlace | None = None,     # that holds it, where the message around it says so
+    block: BlockPlace | None = None,     # that holds it, where the message around it says so and the transaction does not
 ) -> Transaction:                        # raises ValueError; also when its parts do not give its txid
     "The record of a transaction as mempool.space and Esplora write it"
     outputs = tuple([Output(one.value, bytes.fromhex(one.scriptpubkey)) for one in told.vout])
@@ -220,7 +220,7 @@ def esplora_transaction(
                           tuple([bytes.fromhex(item) for item in one.witness]), previous_of(one.prevout)) for one in told.vin])
     if not inputs or not outputs: raise ValueError('there are no inputs, or no outputs')
     status = told.status
-    if block is None and status.confirmed:
+    if status.confirmed:
         block = BlockPlace(status.block_hash, status.block_height, nanoseconds(status.block_time))
     tx = Transaction(told.txid, None, signed(told.version), told.locktime, inputs, outputs, told.size, told.weight, told.fee,
                      told.effectiveFeePerVsize, block, source, nanoseconds(told.firstSeen))
@@ -233,6 +233,10 @@ def previous_of(told: EsploraOutput | None) -> PreviousOutput | None:
     return None if told is None else PreviousOutput(told.value, bytes.fromhex(told.scriptpubkey))
 
 # %% ../../nbs/chain/04_explorers.ipynb #c25
+class OnlyTxid(msgspec.Struct, frozen=True):
+    "A transaction of which only the txid is used"
+    txid: str
+
 class MempoolBlock(msgspec.Struct, frozen=True):
     "What we use of a block of mempool.space"
     id: str
@@ -243,12 +247,12 @@ class MempoolBlock(msgspec.Struct, frozen=True):
 class ReplacedBy(msgspec.Struct, frozen=True):
     "One replacement; by the whole transaction, or by its txid"
     replaced: str
-    by: EsploraTransaction | str
+    by: OnlyTxid | str
 
 class MempoolDelta(msgspec.Struct, frozen=True):
     "What has changed among the waiting transactions"
     sequence: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-    added: tuple[EsploraTransaction | str, ...] = ()
+    added: tuple[msgspec.Raw, ...] = ()
     removed: tuple[str, ...] = ()
     mined: tuple[str, ...] = ()
     replaced: tuple[ReplacedBy, ...] = ()
@@ -256,13 +260,9 @@ class MempoolDelta(msgspec.Struct, frozen=True):
 # %% ../../nbs/chain/04_explorers.ipynb #c26
 class AddressDelta(msgspec.Struct, frozen=True):
     "What has changed for one address"
-    mempool: tuple[EsploraTransaction, ...] = ()
-    confirmed: tuple[EsploraTransaction, ...] = ()
-    removed: tuple[EsploraTransaction, ...] = ()
-
-class OnlyTxid(msgspec.Struct, frozen=True):
-    "A txid in an object of its own"
-    txid: str
+    mempool: tuple[msgspec.Raw, ...] = ()
+    confirmed: tuple[msgspec.Raw, ...] = ()
+    removed: tuple[OnlyTxid, ...] = ()
 
 class TrackedTransaction(msgspec.Struct, frozen=True):
     "What became of a transaction that is tracked"
@@ -279,13 +279,13 @@ class MempoolMessage(msgspec.Struct, frozen=True, rename={
     blocks: tuple[MempoolBlock, ...] = ()
     delta: MempoolDelta | None = None
     txids: MempoolDelta | None = None
-    seen: tuple[EsploraTransaction, ...] = ()
-    mined: tuple[EsploraTransaction, ...] = ()
-    removed: tuple[EsploraTransaction, ...] = ()
+    seen: tuple[msgspec.Raw, ...] = ()
+    mined: tuple[msgspec.Raw, ...] = ()
+    removed: tuple[OnlyTxid, ...] = ()
     by_address: dict[str, AddressDelta] = {}
     by_script: dict[str, AddressDelta] = {}
     tracked: dict[str, TrackedTransaction] = {}
-    tx: EsploraTransaction | None = None
+    tx: msgspec.Raw = msgspec.Raw()
     txConfirmed: str | None = None
     refused_addresses: str | None = None
     refused_scripts: str | None = None
@@ -328,10 +328,13 @@ def told_blocks(site: MempoolSpace, told: MempoolMessage, time: int) -> Iterator
 
 def place_of(block: MempoolBlock) -> BlockPlace: return BlockPlace(block.id, block.height, block.timestamp * 1_000_000_000)
 
-def told_whole(site: MempoolSpace, tx: EsploraTransaction, time: int, block: BlockPlace | None = None) -> list[Event]:
+def told_whole(site: MempoolSpace, raw: msgspec.Raw, time: int, block: BlockPlace | None = None) -> list[Event]:
     "A transaction that a message holds whole, waiting or mined; one that can't be read does no harm to the others"
-    try: record = esplora_transaction(tx, site.name, block)
-    except ValueError as error: return [Unreadable(time, site.name, str(error), tx.txid[:64])]
+    try:
+        told = msgspec.json.decode(raw, type=EsploraTransaction | str)
+        if isinstance(told, str): return []      # only a txid: there is nothing to tell
+        record = esplora_transaction(told, site.name, block)
+    except ValueError as error: return [Unreadable(time, site.name, str(error), beginning(bytes(raw)))]
     if record.block is None: return site.pool.add(record, time)
     site.pool.forget(record.txid)
     return [Confirmed(time, site.name, record.txid, record.block, record)]
@@ -354,20 +357,19 @@ def told_changes(site: MempoolSpace, told: MempoolMessage, time: int) -> Iterato
     for txid in delta.removed:
         site.pool.forget(txid)
         if txid not in lost: yield Removed(time, site.name, txid)
-    for tx in delta.added:
-        if not isinstance(tx, str): yield from told_whole(site, tx, time)
+    for raw in delta.added: yield from told_whole(site, raw, time)
 
 # %% ../../nbs/chain/04_explorers.ipynb #c29
 def told_by_address(site: MempoolSpace, told: MempoolMessage, time: int) -> Iterator[Event]:
     "What was told of single addresses; a transaction of several of them is told once"
     parts = [*told.by_address.values(), *told.by_script.values(), AddressDelta(told.seen, told.mined, told.removed)]
     place = place_of(told.block) if told.block else None
-    done = set[str]()
+    done, raws = set[str](), set[bytes]()
     for part in parts:
         for txs, block in ((part.confirmed, place or BlockPlace()), (part.mempool, None)):
-            for tx in txs:
-                if tx.txid not in done: yield from told_whole(site, tx, time, None if tx.status.confirmed else block)
-                done.add(tx.txid)
+            for raw in txs:
+                if bytes(raw) not in raws: yield from told_whole(site, raw, time, block)
+                raws.add(bytes(raw))
         for tx in part.removed:
             site.pool.forget(tx.txid)
             if tx.txid not in done: yield Removed(time, site.name, tx.txid)
@@ -377,7 +379,7 @@ def told_by_address(site: MempoolSpace, told: MempoolMessage, time: int) -> Iter
 
 def told_tracked(site: MempoolSpace, told: MempoolMessage, time: int) -> Iterator[Event]:
     "What was told of single transactions"
-    if told.tx: yield from told_whole(site, told.tx, time)
+    if bytes(told.tx): yield from told_whole(site, told.tx, time)
     tracked = {**told.tracked, **({told.txConfirmed: TrackedTransaction(confirmed=True)} if told.txConfirmed else {})}
     for txid, state in tracked.items():
         if state.replacedBy: yield Replaced(time, site.name, txid, state.replacedBy)

@@ -92,7 +92,7 @@ class CryptoAgentWrapper:
         tape: str | Path | Tape | None = None,     # of the coin's market: its statistics become facts too
         also: Sequence[str] = ('tickers', 'derivatives'),   # what else CoinGecko is asked for, a name in coins.PARTS each
     ):
-        if settings and (isinstance(model, str) or base_url): raise ValueError('the model is named in settings and beside them; say it once')
+        if settings and (isinstance(model, str) or base_url): raise ValueError('the model is named beside settings too; say it once')
         name = model if isinstance(model, str) else None
         self.settings = settings or settings_from_environment(os.environ, model=name, base_url=base_url)
         self.system_prompt, self.access, self.cache, self.offline, self.also = system_prompt, access, cache, offline, tuple(also)

@@ -49,6 +49,7 @@ def add_commands(commands: Any) -> None:
     add('--facts', action='store_true', help='only what is known, no answer')
     add('--stream', action='store_true', help='read along while the model writes; there is no second attempt then')
     add('--tape', type=Path, metavar='FILE', help="a tape or recording of the coin's market: its order book becomes facts too")
+    add('--look-ups', type=int, default=0, metavar='COUNT', help='how often a model may ask for another coin before it writes (default 0)')
     add('--offline', action='store_true', help='ask nobody: kept answers of CoinGecko, and rules instead of a model')
     add('--synthetic', action='store_true', help='the synthetic example instead of real data')
     add('--seed', type=int, default=7, help='of the synthetic example (default 7)')
@@ -67,7 +68,7 @@ def wrapper_of(arguments: argparse.Namespace) -> 'CryptoAgentWrapper':
     settings = settings_from_environment(os.environ, model=arguments.model, base_url=arguments.base_url, money_budget=arguments.budget,
                                          trace_file=arguments.trace, cache_folder=arguments.cache)
     return CryptoAgentWrapper(settings=settings, system_prompt=arguments.system_prompt, offline=arguments.offline,
-                              synthetic=arguments.synthetic, seed=arguments.seed, tape=arguments.tape)
+                              synthetic=arguments.synthetic, seed=arguments.seed, tape=arguments.tape, look_ups=arguments.look_ups)
 
 def ask(arguments: argparse.Namespace) -> int:
     "Answer as asked; answers the exit status"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK_BACK_NS', 'NEAR_BPS', 'COIN_NARRATION', 'WHY_SYNTHETIC', 'taken', 'market_facts', 'CryptoAgentWrapper', 'Known',
-           'example', 'gathered', 'facts_of_tape', 'asking', 'ask_many', 'streamed']
+           'example', 'gathered', 'facts_of_tape', 'renamed', 'looked_up', 'asking', 'ask_many', 'streamed']
 
 # %% ../nbs/12_crypto_agent_wrapper.ipynb #face04
 import asyncio
@@ -16,13 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from loguru import logger
 
-from .analyst.answer import Answer, AnswerStream, Narration, answer
+from .analyst.answer import Answer, AnswerStream, Narration, answer, messages_for
 from .analyst.coins import (
     KNOWN, KNOWN_BY_ID, Access, Choice, CoinError, CoinGecko, UnknownCoin, fetch_facts, fresh, known_choice, resolve, synthetic_facts)
 from .analyst.coin_report import HEADINGS, PHRASES
-from .analyst.facts import LANGUAGES, Fact, Facts
-from .analyst.llm import LanguageModel, Model, ModelSettings, settings_from_environment
+from .analyst.facts import LANGUAGES, Fact, Facts, language_of
+from .analyst.llm import (
+    LanguageModel, Model, ModelError, ModelSettings, Tool, choice_schema, settings_from_environment, with_tools)
 from .config import nearest
 from .market.book import touch_path
 from .market.events import Events
@@ -91,16 +93,16 @@ class CryptoAgentWrapper:
         seed: int = 7,                             # of the synthetic example
         tape: str | Path | Tape | None = None,     # of the coin's market: its statistics become facts too
         also: Sequence[str] = ('tickers', 'derivatives'),   # what else CoinGecko is asked for, a name in coins.PARTS each
+        look_ups: int = 0,                         # how often a model may ask for another coin before it writes
     ):
         if settings and (isinstance(model, str) or base_url): raise ValueError('the model is named beside settings too; say it once')
         name = model if isinstance(model, str) else None
         self.settings = settings or settings_from_environment(os.environ, model=name, base_url=base_url)
         self.system_prompt, self.access, self.cache, self.offline, self.also = system_prompt, access, cache, offline, tuple(also)
-        self.synthetic, self.seed, self.tape = synthetic, seed, tape
+        self.synthetic, self.seed, self.tape, self.look_ups = synthetic, seed, tape, look_ups
         self._model = None if isinstance(model, str) else model
         self.report: Answer | None = None          # the rich result behind the last string
         self.reports: dict[str, Answer] = {}       # of the last run_many, by the coin as it was asked for
-
     @property
     def has_model(self) -> bool: return not self.offline and (self._model is not None or self.settings.why_not() is None)
 
@@ -117,7 +119,6 @@ class CryptoAgentWrapper:
     def facts(self, coin_id: str, language: str = 'en') -> pd.DataFrame:
         "What is known about a coin, a row each: name, value, unit, shown, as_of, source, method, reason"
         return blocking(self.gather(coin_id)).facts.frame(language)
-
     async def gather(self, coin_id: str) -> 'Known': return await gathered(self, coin_id)
     async def ask(self, coin_id: str, analysis_prompt: str) -> Answer: return (await ask_many(self, [coin_id], analysis_prompt))[coin_id]
     def stream(self, coin_id: str, analysis_prompt: str) -> AsyncIterator[str]: return streamed(self, coin_id, analysis_prompt)
@@ -167,6 +168,27 @@ async def gathered(wrapper: CryptoAgentWrapper, coin_id: str, client: CoinGecko 
 
 def facts_of_tape(tape: str | Path | Tape) -> list[Fact]: return market_facts(tape if isinstance(tape, Tape) else open_tape(tape))
 
+# %% ../nbs/12_crypto_agent_wrapper.ipynb #look02
+def renamed(facts: Facts) -> list[Fact]:
+    "Facts of another coin, under ids and names that say whose they are"
+    prefix = facts.subject.replace('-', '_')
+    return [replace(fact, id=f'{prefix}_{fact.id}', name=f'{facts.subject}: {fact.name}', name_zh=f'{facts.subject}：{fact.called("zh")}')
+            for fact in facts.values()]
+
+async def looked_up(
+    wrapper: CryptoAgentWrapper, model: LanguageModel, known: Known, prompt: str, client: CoinGecko,
+) -> Facts:   # with those of the coins that the model asked for; raises `ModelError`
+    "Let the model ask for other coins, at most `look_ups` times"
+    facts, done, language = known.facts, [known.choice.id], language_of(prompt)
+    for _ in range(wrapper.look_ups):
+        tool = Tool('facts_of_coin', 'the facts of another coin', tuple(coin for coin in KNOWN_BY_ID if coin not in done), str)
+        messages = with_tools(messages_for(facts, prompt, wrapper.system_prompt, language), (tool,), ())
+        chosen = (await model.ask(messages, choice_schema((tool,)), known.facts.subject)).parsed
+        if chosen['tool'] != tool.name or chosen['argument'] not in tool.arguments: break
+        done.append(chosen['argument'])
+        facts = Facts(facts.subject, [*facts.values(), *renamed((await gathered(wrapper, chosen['argument'], client)).facts)])
+    return facts
+
 # %% ../nbs/12_crypto_agent_wrapper.ipynb #face15
 @contextlib.asynccontextmanager
 async def asking(wrapper: CryptoAgentWrapper) -> AsyncIterator[LanguageModel | None]:
@@ -180,7 +202,11 @@ async def ask_many(wrapper: CryptoAgentWrapper, coins: Sequence[str], prompt: st
     "An answer a coin, in the order asked for; raises what the first coin that fails raises"
     async def one(coin: str) -> Answer:
         known = await gathered(wrapper, coin, client)
-        said = await answer(known.facts, prompt, COIN_NARRATION, model, wrapper.system_prompt)
+        facts = known.facts
+        if model is not None and wrapper.look_ups and prompt.strip():
+            try: facts = await looked_up(wrapper, model, known, prompt, client)
+            except (ModelError, ValueError) as error: logger.warning('{} was not compared with others: {}', coin, error)
+        said = await answer(facts, prompt, COIN_NARRATION, model, wrapper.system_prompt)
         return replace(said, notes=known.told(said.language))
     async with asking(wrapper) as model, CoinGecko(wrapper.access, wrapper.cache, wrapper.offline) as client:
         tasks = [asyncio.ensure_future(one(coin)) for coin in coins]

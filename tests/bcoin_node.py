@@ -93,7 +93,12 @@ class BcoinNode:
 
     async def send(self, wallet: str, *outputs: dict[str, Any], **more: Any) -> str:   # the txid
         "A wallet pays; waits until the node has it"
-        told = await self.ask('POST', f'/wallet/{wallet}/send', {'rate': FEE_RATE, 'outputs': list(outputs), **more}, wallet=True)
+        for attempt in range(600):   # its wallet hears of a block a little later than its chain has it, and till then it has no funds
+            try: told = await self.ask('POST', f'/wallet/{wallet}/send', {'rate': FEE_RATE, 'outputs': list(outputs), **more}, wallet=True)
+            except RuntimeError as error:
+                if 'FundingError' not in str(error) or attempt == 599: raise
+                await asyncio.sleep(0.05)
+            else: break
         await self.until(told['hash'])
         return str(told['hash'])
 

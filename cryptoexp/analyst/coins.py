@@ -694,6 +694,7 @@ async def kept_or_new(client: CoinGecko, name: str, coin: str, vs: str, query: s
                 return answer
             failure = CoinError(f'CoinGecko gave an answer of another shape at {endpoint.path}. What to do: try again; if it stays so, '
                                 'its interface has changed', 'unreadable', 'JSON')
+    logger.debug('{}: {}', endpoint.path.format(coin=coin), failure)
     raise failure     # out here, so that the other error, with its address, is not its context
 
 # %% ../../nbs/analyst/05_coins.ipynb #k59

@@ -14,7 +14,7 @@ missing = [key for key in needed if not settings.get(key)]
 if missing: raise SystemExit(f'settings.ini lacks {", ".join(missing)}')
 if settings['license'] != 'apache2': raise SystemExit(f'setup.py knows no license {settings["license"]!r}: add its SPDX name here')
 
-extras = {name: settings[f'{name}_requirements'].split() for name in ('dev', 'lab', 'scale', 'bench')}
+extras = {name: settings[f'{name}_requirements'].split() for name in ('dev', 'lab', 'scale', 'node', 'bench')}
 readme = root/'README.md'
 
 setup(

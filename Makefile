@@ -11,7 +11,7 @@ export PYTHONUTF8 := 1
 COMPILE = echo 'compiling the engine, once ...' && $(BIN)/cryptoexp trade --duration 10s --json --out $(STAMPS)/first >/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long soak docs lab bench notebooks clean
+.PHONY: help run test test-long test-node fuzz soak docs lab bench notebooks clean
 
 help: ## what there is
 	@echo 'make <target>:'
@@ -25,6 +25,15 @@ test: $(STAMPS)/dev ## everything: notebooks, tests, lint, types, modules in syn
 
 test-long: $(STAMPS)/dev ## the same, with what takes minutes
 	@$(BIN)/python -m pytest -n $(JOBS) --long $(ARGS)
+
+test-node: $(STAMPS)/dev ## against a real bitcoind, built once (seven minutes; Debian names what it needs)
+	@$(BIN)/python tests/build_node.py
+	@$(BIN)/python -m pytest tests/test_core_node.py $(ARGS)
+
+fuzz: $(STAMPS)/dev ## search for bytes that break the parsers of the chain, a minute (longer: ARGS='-max_total_time=600')
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: atheris 2>/dev/null; \
+	then $(BIN)/python tests/fuzz_chain.py $(ARGS); \
+	else echo 'make fuzz: skipped, atheris has no wheel for this Python and machine'; fi
 
 soak: $(STAMPS)/dev ## a feed left on for ten minutes: memory and delays (other times: ARGS='--minutes 60')
 	@$(BIN)/python tests/soak.py $(ARGS)

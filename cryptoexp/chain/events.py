@@ -73,7 +73,7 @@ def event_of(
 ) -> AnyEvent:            # raises ValueError
     "The event of a line"
     try: return DECODER.decode(line)
-    except msgspec.DecodeError as error: raise ValueError(f'this line is no event: {error}') from None
+    except ValueError as error: raise ValueError(f'this line is no event: {error}') from None
 
 # %% ../../nbs/chain/03_events.ipynb #c12
 class Pool:

@@ -64,7 +64,7 @@ def in_order(url: str, status: int, text: bytes, count: int) -> list[Answer]:
     "The answers in the order of the questions; raises `NetError` when they are none"
     if status in (401, 403): raise NetError(url, 'the node refuses the password', 'check user and password, or the cookie file', status)
     try: answers = sorted(msgspec.json.decode(text, type=list[Answer]), key=lambda answer: answer.id)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         reason = f'HTTP {status}, and no answers of a node ({error})'
         raise NetError(url, reason, 'check the address', status, transient=status >= 500) from None
     if [answer.id for answer in answers] != list(range(count)): raise NetError(url, 'answers are missing', 'ask again', transient=True)
@@ -327,4 +327,4 @@ async def understood(source: NodeSource, questions: Questions, message: Message)
             async for event in put_right(story, questions.ask_all, now, source.backlog): yield event
         if topic == b'sequence':
             for event in await heard(story, questions.ask_all, read_notice(body), now): yield event
-    except (ValueError, msgspec.DecodeError) as error: yield Unreadable(now, source.name, str(error), body[:32].hex())
+    except ValueError as error: yield Unreadable(now, source.name, str(error), body[:32].hex())

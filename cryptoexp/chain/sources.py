@@ -92,7 +92,7 @@ def recorded_events(
                 tx = utx_transaction(msgspec.json.decode(told.x, type=Utx), source)
                 yield Seen(tx.first_seen or 0, source, tx)
             else: raise ValueError('neither an event nor a `utx` message')
-        except (ValueError, msgspec.DecodeError) as error: yield Unreadable(0, source, f'line {number:,}: {error}', beginning(line))
+        except ValueError as error: yield Unreadable(0, source, f'line {number:,}: {error}', beginning(line))
 
 # %% ../../nbs/chain/08_sources.ipynb #c13
 class FileSource(Source):

@@ -28,7 +28,7 @@ VOTES: Mapping[str, int] = {'reuse': 9, 'unlabelled': 3, 'script_type': 2, 'opti
 ROUND = 1_000_000        # satoshi: amounts that people think in
 MOST_OUTPUTS = 10        # of a transaction whose change is looked for
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, gc=False):
     "The output that comes back to the payer"
     place: int                  # among the spendable outputs
     index: int                  # among all outputs
@@ -54,7 +54,7 @@ def votes_of(context: Context) -> dict[str, int]:   # rule -> place among the sp
         least = min(context.values_in)
         if (place := only([value < least for value in values])) is not None: said['optimal'] = place
     if (place := only([value % ROUND != 0 for value in values])) is not None: said['round'] = place
-    if (place := only([context.account(key) is None for key in keys])) is not None: said['fresh'] = place
+    if (place := only([account is None for account in context.accounts])) is not None: said['fresh'] = place
     if len(values) == 2 and max(values) >= 100 * min(values) > 0: said['disparity'] = values.index(max(values))
     return {rule: place for rule, place in said.items() if not foreign[place]} if foreign.count(True) else said
 
@@ -64,7 +64,7 @@ def change_of(
     context: Context,
 ) -> Change | None:        # None: not known
     "The change of a transaction, by a vote of rules"
-    if tx.is_coinbase or not 2 <= len(context.values) <= MOST_OUTPUTS or context.joint >= 0.3: return None
+    if context.coinbase or not 2 <= len(context.values) <= MOST_OUTPUTS or context.joint >= 0.3: return None
     said = votes_of(context)
     if not said: return None
     weights: dict[int, int] = {}
@@ -88,15 +88,15 @@ def one_time_change(
     if tx.is_coinbase or not 2 <= len(context.values) <= 10 or context.values_in is None or len(set(context.kinds_in)) != 1: return None
     least, payers = min(context.values_in), set(context.keys_in)
     fits = [context.kinds[index] == context.kinds_in[0] and value % 1_000 != 0 and value < least and key not in payers
-            and context.keys.count(key) == 1 and context.account(key) is None
-            for index, value, key in zip(context.places, context.values, context.keys)]
+            and context.keys.count(key) == 1 and account is None
+            for index, value, key, account in zip(context.places, context.values, context.keys, context.accounts)]
     place = only(fits)
     return None if place is None else context.places[place]
 
 # %% ../../nbs/chain/14_flow.ipynb #c15
 SURE_CHANGE = 0.5   # confidence from which the change is left out of the amount
 
-class Paid(msgspec.Struct, frozen=True):
+class Paid(msgspec.Struct, frozen=True, gc=False):
     "What a transaction moves to somebody else"
     value: int                # satoshi
     change: int               # satoshi left out as change
@@ -115,7 +115,7 @@ def paid_by(
     for place, (key, value) in enumerate(zip(context.keys, context.values)):
         if place != left and (key in payers or numbers.get(key, -1) in own): to_self += value
     kept = context.values[left] if left is not None else 0
-    known = left is not None or to_self > 0 or len(context.values) < 2 or tx.is_coinbase
+    known = left is not None or to_self > 0 or len(context.values) < 2 or context.coinbase
     return Paid(sum(context.values) - kept - to_self, kept, to_self, not known)
 
 # %% ../../nbs/chain/14_flow.ipynb #c21
@@ -126,7 +126,7 @@ def peel_length(
     context: Context,
 ) -> int:              # 0: it has not the shape; 1: it has, and nothing before it is known to
     "How many transactions the peeling chain has, up to this one"
-    if len(tx.inputs) != 1 or len(context.values) != 2 or tx.is_coinbase: return 0
+    if len(tx.inputs) != 1 or len(context.values) != 2 or context.coinbase: return 0
     if min(context.values) < LEAST_PAID or min(context.values) == max(context.values): return 0
     one = tx.inputs[0]
     parent = context.history.entries.get(one.txid) if one.txid is not None else None
@@ -142,9 +142,9 @@ def taint_of(
 ) -> tuple[float, int]:             # share of the value, 0 to 1; distance from the nearest source, 0: none
     "How much of what a transaction spends comes from sanctioned addresses (haircut)"
     if context.values_in is None: return 0.0, 0
-    share, nearest, entries = 0.0, 0, context.history.entries
+    share, nearest, entries, listed = 0.0, 0, context.history.entries, context.labels.listed
     for one, key, value in zip(tx.inputs, context.keys_in, context.values_in):
-        if key is not None and context.labels.by_script and context.labels.sanctioned(key): part, distance = 1.0, 1
+        if key in listed: part, distance = 1.0, 1
         else:
             parent = entries.get(one.txid) if one.txid is not None else None
             if parent is None or not parent.tainted or parent.distance >= hops: continue

@@ -112,15 +112,19 @@ class Clusters:
         keys = self.owners.pop(txid, None)
         if keys is None: return
         self.settled.join(keys)
-        self.recent[self.live.number[keys[0]]].discard(txid)
+        number = self.live.number[keys[0]]
+        self.recent[number].discard(txid)
+        if not self.recent[number]: del self.recent[number]
 
     def withdraw(self, txid: str) -> None: take_apart(self, txid)
     def forget(self, key: bytes) -> None:
         "An address that is not remembered any more"
         number = self.live.number.get(key)
-        if number is not None: self.marked.get(number, set()).discard(key)
         self.live.remove(key)
         self.settled.remove(key)
+        if number is None: return
+        self.marked.get(number, set()).discard(key)
+        if number not in self.live.members or not self.marked.get(number): self.marked.pop(number, None)
 
 # %% ../../nbs/chain/11_history.ipynb #c13
 def take_apart(
@@ -149,7 +153,7 @@ def cluster_of(
     return frozenset((key,)) if number is None else frozenset(clusters.live.members[number])
 
 # %% ../../nbs/chain/11_history.ipynb #c17
-class Entry(msgspec.Struct):
+class Entry(msgspec.Struct, gc=False):
     "What one transaction did, kept as long as it may be withdrawn"
     number: int                             # in the order seen
     time: int                               # ns

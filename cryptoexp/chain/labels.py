@@ -138,11 +138,12 @@ class Labels:
         files: tuple[FileReport, ...] = (),
     ):
         self.by_script, self.files = dict(by_script or {}), files
+        self.listed = frozenset(script for script, known in self.by_script.items() if any(label.sanctioned for label in known))
 
     def __len__(self) -> int: return len(self.by_script)
     def __contains__(self, script: bytes) -> bool: return script in self.by_script
     def of(self, script: bytes) -> tuple[Label, ...]: return self.by_script.get(script, ())
-    def sanctioned(self, script: bytes) -> bool: return any(label.sanctioned for label in self.by_script.get(script, ()))
+    def sanctioned(self, script: bytes) -> bool: return script in self.listed
     def frame(self) -> pd.DataFrame:
         "One row a file"
         return pd.DataFrame([msgspec.structs.asdict(one) for one in self.files], columns=FileReport.__struct_fields__)

@@ -14,7 +14,7 @@ __all__ = ['DUST', 'SMALL', 'RARE', 'FLAGS', 'BLOCKS_A_DAY', 'ANCIENT', 'RISKY',
 import math
 from collections.abc import Mapping
 from .coinjoin import COINJOINS
-from .carriers import CARRIERS, leaf_script, pushes
+from .carriers import CARRIERS, leaf_script
 from .labels import Label
 from .script import KINDS
 from .signal import Context, Detector, Signal, found, robust_z
@@ -30,13 +30,13 @@ def consolidation(tx: Transaction, context: Context) -> Signal | None:
 def batch_payment(tx: Transaction, context: Context) -> Signal | None:
     "Few coins into many (mempool.space, am-i-exposed)"
     inputs, outputs = len(tx.inputs), len(context.values)
-    if tx.is_coinbase or outputs < 5 or outputs < 5 * inputs: return None
+    if context.coinbase or outputs < 5 or outputs < 5 * inputs: return None
     return found('batch_payment', outputs / 100, 0.9, 'S', inputs=inputs, outputs=outputs)
 
 def exchange_withdrawal(tx: Transaction, context: Context) -> Signal | None:
     "The shape in which exchanges pay out (am-i-exposed)"
     values = context.values
-    if tx.is_coinbase or len(tx.inputs) > 2 or len(values) < 10: return None
+    if context.coinbase or len(tx.inputs) > 2 or len(values) < 10: return None
     fee = tx.fee if context.values_in is not None else None
     marks = (len({context.kinds[place] for place in context.places}) >= 3) + (len(set(context.keys)) == len(values)) + (
         max(values) > 100 * max(1, min(values))) + (fee is not None and fee * 1_000 < sum(values))
@@ -48,7 +48,7 @@ def deposit_sweep(tx: Transaction, context: Context) -> Signal | None:
     "Coins of addresses used once, swept into one that is used again"
     if len(tx.inputs) < 5 or len(context.values) > 2 or not context.values: return None
     target = max(range(len(context.values)), key=lambda place: context.values[place])
-    receiver = context.account(context.keys[target])
+    receiver = context.accounts[target]
     if receiver is None or receiver.receipts < 3: return None
     payers = [context.account(key) for key in set(context.keys_in)]
     single = sum(1 for account in payers if account is not None and account.receipts <= 2 and not account.spends)
@@ -66,18 +66,21 @@ SMALL = 1_000   # satoshi: what am-i-exposed takes for dust
 
 def dust_campaign(tx: Transaction, context: Context) -> Signal | None:
     "Dust for many (am-i-exposed)"
-    small = sum(1 for value in context.values if value < SMALL)
+    if len(context.values) < 5: return None
+    small = sum([value < SMALL for value in context.values])
     if small < 5 or 2 * small <= len(context.values): return None
     return found('dust_campaign', small / 50, 0.8, 'S', outputs=small)
 
 def dust_output(tx: Transaction, context: Context) -> Signal | None:
     "An output below the limit from which nodes relay it (Bitcoin Core)"
+    if not context.values or min(context.values) >= 546: return None
     low = [value for place, value in zip(context.places, context.values) if 0 < value < DUST.get(context.kinds[place], 0)]
     return found('dust_output', len(low) / 5, 1.0, 'S', outputs=len(low), least=min(low)) if low else None
 
 def dust_spent(tx: Transaction, context: Context) -> Signal | None:
     "Dust spent together with coins of other addresses"
     if context.values_in is None or len(tx.inputs) < 2: return None
+    if min(context.values_in) >= SMALL: return None
     dust = {key for key, value in zip(context.keys_in, context.values_in) if value < SMALL}
     others = {key for key, value in zip(context.keys_in, context.values_in) if value >= SMALL} - dust
     return found('dust_spent', len(dust) / 5, 0.6, 'P', dust=len(dust), others=len(others)) if dust and others else None
@@ -85,8 +88,8 @@ def dust_spent(tx: Transaction, context: Context) -> Signal | None:
 # %% ../../nbs/chain/16_patterns.ipynb #c17
 def fee_outlier(tx: Transaction, context: Context) -> Signal | None:
     "A fee rate far from those of the last transactions (Iglewicz and Hoaglin, on logarithms)"
-    rate = tx.fee_rate
-    if rate is None or rate <= 0 or tx.is_coinbase: return None
+    rate = context.fee_rate
+    if rate is None or rate <= 0 or context.coinbase: return None
     z = robust_z(context.fees, math.log2(rate))
     if z is None or abs(z) <= 3.5: return None
     return found('fee_high' if z > 0 else 'fee_low', abs(z) / 20, 0.8, 'P', rate=round(rate, 2),
@@ -94,13 +97,13 @@ def fee_outlier(tx: Transaction, context: Context) -> Signal | None:
 
 def overpaid(tx: Transaction, context: Context) -> Signal | None:
     "More than five times what the next block costs"
-    rate, enough = tx.fee_rate, context.next_block_rate
-    if rate is None or not enough or rate <= 5 * enough or tx.is_coinbase: return None
+    rate, enough = context.fee_rate, context.next_block_rate
+    if rate is None or not enough or rate <= 5 * enough or context.coinbase: return None
     return found('overpaid', rate / enough / 100, 0.9, 'P', rate=round(rate, 2), enough=round(enough, 2))
 
 def paid_by_relative(tx: Transaction, context: Context) -> Signal | None:
     "A fee rate that differs together with ancestors and descendants (CPFP)"
-    own, together = tx.fee_rate, tx.effective_fee_rate
+    own, together = context.fee_rate, tx.effective_fee_rate
     if own is None or together is None or own <= 0 or abs(together - own) < 0.05 * own: return None
     return found('paid_by_relative', 0.3, 0.9, 'P', rate=round(own, 2), together=round(together, 2))
 
@@ -109,8 +112,8 @@ RARE = frozenset(('p2pk', 'p2ms', 'nonstandard', 'witness_unknown', 'anchor'))
 
 def rare_script(tx: Transaction, context: Context) -> Signal | None:
     "Forms of scripts that are seldom seen"
+    if context.coinbase or (RARE.isdisjoint(context.kinds) and RARE.isdisjoint(context.kinds_in)): return None
     kinds = RARE.intersection(context.kinds) | RARE.intersection(context.kinds_in)
-    if not kinds or tx.is_coinbase: return None
     number = sum(kind in RARE for kind in (*context.kinds, *context.kinds_in))
     return found('rare_script', 0.2 if kinds == {'anchor'} else 0.5, 1.0, 'S' if context.values_in is None else 'P', number=number,
                  kind=min(kinds, key=KINDS.index))
@@ -126,8 +129,11 @@ def signature_marks(data: bytes) -> tuple[int, int] | None:   # flag, bytes of R
 def signatures_of(one: Input) -> list[tuple[int, int]]:
     "The marks of what looks like a signature in an input"
     items = list(one.witness or ())
-    if one.script_sig: items += [data for _, data in pushes(one.script_sig) if 9 <= len(data) <= 73]
     if len(items) > 1 and leaf_script(one): items = items[:-2]
+    data, place = one.script_sig or b'', 0
+    while place < len(data) and 0 <= data[place] <= 75:        # direct pushes only: signatures are no longer
+        items.append(data[place + 1:place + 1 + data[place]])
+        place += 1 + data[place]
     return [marks for item in items if 9 <= len(item) <= 73 and (marks := signature_marks(item))]
 
 def signatures(tx: Transaction, context: Context) -> list[tuple[int, int]]:
@@ -140,14 +146,13 @@ FLAGS = {0x02: 'NONE', 0x03: 'SINGLE', 0x81: 'ALL with ANYONECANPAY', 0x82: 'NON
 
 def unusual_sighash(tx: Transaction, context: Context) -> Signal | None:
     "A signature that leaves something open"
-    open_flags = [flag for flag, _ in signatures(tx, context) if flag in FLAGS]
-    if not open_flags or tx.is_coinbase: return None
+    if context.coinbase or not (open_flags := [flag for flag, _ in signatures(tx, context) if flag in FLAGS]): return None
     worst = min(open_flags, key=lambda flag: (flag & 0x1f, -flag) if flag & 0x1f != 1 else (9, 0))
     return found('unusual_sighash', {2: 1.0, 3: 0.6}.get(worst & 0x1f, 0.4), 1.0, 'S', signatures=len(open_flags), flag=FLAGS[worst])
 
 def fingerprint(tx: Transaction, context: Context) -> Signal | None:
     "What the wallet program left behind (am-i-exposed)"
-    if tx.is_coinbase: return None
+    if context.coinbase: return None
     spent = [(one.txid, one.index) for one in tx.inputs if one.txid is not None]
     paid = [(output.value, output.script) for output in tx.outputs]
     sorted_like = 'sorted' if len(spent) == len(tx.inputs) and spent == sorted(spent) and paid == sorted(paid) else 'unsorted'
@@ -161,7 +166,7 @@ def fingerprint(tx: Transaction, context: Context) -> Signal | None:
 def replaceable(tx: Transaction, context: Context) -> Signal | None:
     "It says that it may be replaced (BIP 125)"
     number = sum(1 for one in tx.inputs if one.sequence is not None and one.sequence < 0xfffffffe)
-    return found('replaceable', 0.5, 1.0, 'S', inputs=number) if number and not tx.is_coinbase else None
+    return found('replaceable', 0.5, 1.0, 'S', inputs=number) if number and not context.coinbase else None
 
 def conflict(tx: Transaction, context: Context) -> Signal | None:
     "It spends an output that another transaction, seen before, spends too"
@@ -173,11 +178,13 @@ ANCIENT = 5 * 365   # days
 
 def address_reuse(tx: Transaction, context: Context) -> Signal | None:
     "It pays an address of its own inputs, or uses one that has spent before"
-    if tx.is_coinbase: return None
+    if context.coinbase: return None
     payers = set(context.keys_in) - {None}
     own = len(payers.intersection(context.keys))
     if own: return found('address_reuse', 0.8, 1.0, 'P', to_itself=own, used_before=0)
-    again = sum(1 for key in payers | set(context.keys) if (account := context.account(key)) and account.spends)
+    before = [context.account(key) for key in payers]
+    again = sum([account is not None and account.spends > 0 for account in before]) + len({
+        key for key, account in zip(context.keys, context.accounts) if account is not None and account.spends})
     return found('address_reuse', 0.3, 1.0, 'PH' if payers else 'H', to_itself=0, used_before=again) if again else None
 
 def ages_of(tx: Transaction, context: Context) -> list[tuple[int, float]] | None:   # (satoshi, days) of each input; None: unknown
@@ -201,11 +208,10 @@ def old_coins(tx: Transaction, context: Context) -> Signal | None:
 # %% ../../nbs/chain/16_patterns.ipynb #c29
 def sanctioned_direct(tx: Transaction, context: Context) -> Signal | None:
     "It pays, or is paid by, an address on a list of sanctions"
-    if not context.labels.by_script: return None
-    listed = context.labels.sanctioned
-    paid = sum(value for key, value in zip(context.keys, context.values) if listed(key))
-    spends = [key for key in context.keys_in if key is not None and listed(key)]
-    if not paid and not spends: return None
+    listed = context.labels.listed
+    if listed.isdisjoint(context.keys) and listed.isdisjoint(context.keys_in): return None
+    paid = sum(value for key, value in zip(context.keys, context.values) if key in listed)
+    spends = [key for key in context.keys_in if key is not None and key in listed]
     side = 'both' if paid and spends else 'receiver' if paid else 'sender'
     return found('sanctioned_direct', 1, 1.0, 'L' if not spends else 'PL', side=side, amount=paid, addresses=len(set(spends)))
 
@@ -242,11 +248,12 @@ def labelled_parties(tx: Transaction, context: Context) -> tuple[list[Label], li
     by_script, clusters = context.labels.by_script, context.history.clusters
     def labels_at(key: bytes | None) -> list[Label]:
         if key is None: return []
-        known = by_script.get(key)
-        if known is None and clusters.marked and (number := clusters.live.number.get(key)) is not None:
-            known = next((by_script[other] for other in sorted(clusters.marked.get(number, ())) if other in by_script), None)
-        return [label for label in known or () if not label.sanctioned]
-    if not by_script: return [], [], 0
+        told = by_script.get(key)
+        if told is None and clusters.marked and (number := clusters.live.number.get(key)) is not None:
+            told = next((by_script[other] for other in sorted(clusters.marked.get(number, ())) if other in by_script), None)
+        return [label for label in told or () if not label.sanctioned]
+    known = by_script.keys()
+    if not clusters.marked and known.isdisjoint(context.keys) and known.isdisjoint(context.keys_in): return [], [], 0
     senders = [label for key in context.keys_in for label in labels_at(key)]
     named = [(label, value) for key, value in zip(context.keys, context.values) for label in labels_at(key)[:1]]
     return senders, [label for label, _ in named], sum(value for _, value in named)

@@ -84,7 +84,7 @@ def config_problems(config: RiskConfig) -> list[Problem]:   # empty: it may be u
     return problems
 
 # %% ../../nbs/chain/17_risk.ipynb #c11
-class Significance(msgspec.Struct, frozen=True):
+class Significance(msgspec.Struct, frozen=True, gc=False):
     "How an amount compares with others"
     value: int                       # satoshi, paid to somebody else
     upper_bound: bool                # whether less may have been paid, the change being unknown
@@ -119,13 +119,13 @@ def large_value(
     return found('large_value', score, confidence, data, amount=value)
 
 # %% ../../nbs/chain/17_risk.ipynb #c14
-class Part(msgspec.Struct, frozen=True):
+class Part(msgspec.Struct, frozen=True, gc=False):
     "What one signal contributes"
     code: str
     points: float      # weight × score × confidence, to a tenth
     counts: bool       # False: another of its group is larger
 
-class Judgement(msgspec.Struct, frozen=True):
+class Judgement(msgspec.Struct, frozen=True, gc=False):
     "A score and what it means"
     score: float              # 0 to 100
     verdict: str              # one of `VERDICTS`
@@ -142,7 +142,8 @@ def judge(
 ) -> Judgement:
     "Add the signals up"
     weights, best = config.weights, dict[str, tuple[float, str]]()
-    parts = [(round(weights.get(signal.code, 0.0) * signal.score * signal.confidence, 1), signal.code) for signal in signals]
+    parts = [(round(weight * signal.score * signal.confidence, 1), signal.code) for signal in signals
+             if (weight := weights.get(signal.code))]
     for points, code in parts:
         group = GROUPS.get(code, code)
         if group not in best or (points, code) > best[group]: best[group] = (points, code)

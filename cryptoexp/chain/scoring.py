@@ -29,7 +29,7 @@ if TYPE_CHECKING:   # drawing is imported where something is drawn
     from matplotlib.figure import Figure as Drawing
 
 # %% ../../nbs/chain/18_scoring.ipynb #c08
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     "A transaction, judged"
     txid: str
     time: int                        # ns UTC, as handed in or told by the source
@@ -62,8 +62,9 @@ def reasons_of(
 ) -> list[str]:             # the weightiest first; what has no weight is left out, but for `TOLD`
     "Why the score is what it is, in sentences"
     by_code = {signal.code: signal for signal in event.signals}
-    telling = [part for part in event.judgement.parts if part.points > 0 or part.code in TOLD]
-    if telling: return [sentence(by_code[part.code], language) for part in telling]
+    telling = [part.code for part in event.judgement.parts if part.points > 0]
+    telling += [code for code in by_code if code in TOLD and code not in telling]
+    if telling: return [sentence(by_code[code], language) for code in telling]
     amount = bitcoin_text(event.value)
     return [f'没有发现值得注意的特征；支付 {amount}。' if language == 'zh' else f'Nothing stands out; it pays {amount}.']
 
@@ -131,10 +132,10 @@ def time_of(
     if tx.first_seen is not None: return tx.first_seen
     return tx.block.time if tx.block is not None and tx.block.time is not None else last
 
-def learn(scorer: Scorer, tx: Transaction, time: int, value: int) -> None:
+def learn(scorer: Scorer, context: Context, time: int, value: int) -> None:
     "The windows and volumes after a transaction"
-    rate, hour = tx.fee_rate, time // HOUR
-    if not tx.is_coinbase:
+    rate, hour = context.fee_rate, time // HOUR
+    if not context.coinbase:
         if rate is not None and rate > 0: scorer.fees.add(math.log2(rate))
         scorer.values.add(log_value(value))
         scorer.hours[hour] = scorer.hours.get(hour, 0) + value
@@ -166,15 +167,15 @@ def step(
     change = change_of(tx, context)
     paid = paid_by(tx, context, change)
     significance = significance_of(paid.value, paid.upper_bound, scorer.values, day_volume(scorer))
-    if not tx.is_coinbase and (large := large_value(significance, config)) is not None: signals.append(large)
+    if not context.coinbase and (large := large_value(significance, config)) is not None: signals.append(large)
     entropy = hiding(tx, context) if context.joint >= 0.3 else None
     entry = history.apply(tx, at, merge=not context.joint)
     if entry is not None:
         entry.chain, entry.tainted, entry.distance = context.chain, context.tainted, context.distance
         entry.change = change.index if change else None
-    learn(scorer, tx, at, paid.value)
-    return Event(tx.txid, at, judge(signals, config), significance, tuple(signals), tx.fee, tx.fee_rate, change, entropy,
-                 tx.data_class, tx.source)
+    learn(scorer, context, at, paid.value)
+    return Event(tx.txid, at, judge(signals, config), significance, tuple(signals), tx.fee, context.fee_rate, change, entropy,
+                 'S' if context.values_in is None and not context.coinbase else 'P', tx.source)
 
 # %% ../../nbs/chain/18_scoring.ipynb #c22
 def value_figure(

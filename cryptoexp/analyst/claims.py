@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['KEPT', 'REWRITTEN', 'LOWER', 'MONTH', 'MONTHS', 'YEAR', 'DAY', 'OPEN', 'Cover', 'DATES', 'NAMES', 'COVER', 'NUMERAL',
            'COUNTED', 'AVERAGES', 'OSCILLATORS', 'INDICATOR', 'LENGTH', 'PERIOD', 'INDICATORS', 'PERIODS', 'SCALE',
-           'UNIT', 'NOT_UNITS', 'TAIL', 'HEAD', 'MONEY', 'NUMBER', 'POWER', 'ORDINAL', 'GLUED', 'LABEL', 'PARTS',
-           'MARKER', 'CURRENCIES', 'CAPITALS', 'SMALL', 'TENS', 'BIG', 'PARTIAL', 'MULTIPLE', 'VALUED', 'WORDS',
-           'AFTER_ORDINAL', 'LEVEL', 'HAN_DIGITS', 'HAN_SCALES', 'RUN', 'HAN_NUMBER', 'HAN_UNIT', 'JOINED', 'PAIRED',
-           'DIRECTION', 'FILLER', 'BEHIND', 'END', 'plain_character', 'plain', 'lower', 'patterns', 'cover', 'counted',
-           'cover_names', 'Claim', 'Found', 'rounding', 'unit_of', 'with_tail', 'digits_found', 'is_name', 'in_row',
-           'spelled', 'words_found', 'share', 'han_value', 'han_found', 'signs_found', 'joined', 'directed', 'claims']
+           'UNIT', 'NOT_UNITS', 'TAIL', 'HEAD', 'MONEY', 'ROUGH', 'NUMBER', 'POWER', 'ORDINAL', 'GLUED', 'TARGET',
+           'LABEL', 'PARTS', 'MARKER', 'CURRENCIES', 'CAPITALS', 'SMALL', 'TENS', 'BIG', 'PARTIAL', 'MULTIPLE',
+           'VALUED', 'WORDS', 'AFTER_ORDINAL', 'LEVEL', 'HAN_DIGITS', 'HAN_SCALES', 'RUN', 'HAN_NUMBER', 'HAN_UNIT',
+           'JOINED', 'PAIRED', 'DIRECTION', 'FILLER', 'BEHIND', 'END', 'plain_character', 'plain', 'lower', 'patterns',
+           'cover', 'counted', 'cover_names', 'Claim', 'Found', 'rounding', 'unit_of', 'with_tail', 'digits_found',
+           'is_name', 'in_row', 'spelled', 'words_found', 'share', 'han_value', 'han_found', 'signs_found', 'joined',
+           'directed', 'claims']
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai04
 import re
@@ -195,18 +196,20 @@ class Found:
     start: int; end: int; digits: tuple[int, int]
     value: float; step: float; scale: float = 1.0; unit: str = ''; sign: int = 0; bare: bool = True
 
+ROUGH = re.compile(r'(?:\b(?:about|around|roughly|nearly|approximately|almost|some|near|close to)|[约近~≈]|接近|将近)\s?(?:us)?[$€£¥]?$')
 NUMBER = re.compile(r"\d{1,3}(?:[,，_']\d{3})++(?!\d)(?:\.\d++(?:\.\d++)*+)?+(?P<e1>[eE][+-]?\d{1,3}(?!\w))?|(?:\d++|(?<![\d.])\.\d++)(?:\.\d++)*+(?P<e2>[eE][+-]?\d{1,3}(?!\w))?")
 POWER = re.compile(r'\s?[x×*·]\s?10(?:\s?\^\s?|\*\*|(?=[+-]))?([+-]?\d{1,3})(?!\d)')
 
 def rounding(
-    digits: str,     # without separators: 62000, 1.20
-    scaled: bool,    # whether a scale stands behind
+    digits: str,            # without separators: 62000, 1.20
+    scaled: bool,           # whether a scale stands behind
+    rough: bool = False,    # whether the text says that it is a round number
 ) -> float:          # the step, in units of the mantissa
     "The step of rounding that digits imply"
     if '.' in digits: return 10.0 ** -len(digits.split('.')[1])
     if scaled: return 0.1 if len(digits) == 1 else 1.0
     zeros = min(len(digits) - len(digits.rstrip('0')), 12)
-    return next((10.0 ** power for power in range(zeros, 0, -1) if 10.0 ** power <= int(digits[:300]) / 20), 1.0)
+    return next((10.0 ** power for power in range(zeros, 0, -1) if 10.0 ** power <= int(digits[:300]) / (20 if rough else 200)), 1.0)
 
 def unit_of(found: re.Match[str]) -> tuple[str, float]:
     "The unit that a tail names, and what one of it is in it"
@@ -252,7 +255,8 @@ def digits_found(text: str, covered: str) -> Iterator[Found]:
         if tens: end, power = tens.end(), tens[1]
         scaled = bool(re.match(r'[ -]?(?:[kKMBT](?![A-Za-z\d])|bn|mn|million|billion|trillion|thousand|[千万亿兆])', covered[end:end + 12]))
         value = float(mantissa) if mantissa.count('.') < 2 and len(mantissa) < 300 else nan
-        one = Found(start, end, (start, end), value, rounding(mantissa, scaled) if value == value else 1.0)
+        one = Found(start, end, (start, end), value, 1.0)
+        if value == value: one.step = rounding(mantissa, scaled, bool(ROUGH.search(lower(covered[max(0, start - 16):start]))))
         one.scale = 10.0 ** max(-300, min(300, int(power))) if power else 1.0
         one = with_tail(one, covered, end)
         passed = one.end
@@ -261,6 +265,7 @@ def digits_found(text: str, covered: str) -> Iterator[Found]:
 # %% ../../nbs/analyst/01a_claims.ipynb #clai22
 ORDINAL = re.compile(r'(?:st|nd|rd|th)\b')
 GLUED = re.compile(r'([A-Za-z]+)-?$')
+TARGET = re.compile(r'(?:\b(?:Target|Support|Resistance|Level|TP|Entry)|目标位?|支撑位?|阻力位?)\s?$', re.IGNORECASE)
 LABEL = re.compile(r'(?:\b(?:Scenario|Step|Phase|Part|Case|Option|Section|Figure|Fig\.|Table|Tier|Chapter|Page|Stage|Type|Plan|Point|Note)|情景|场景|方案|步骤|阶段|部分|附录|图|表)\s?$',
                    re.IGNORECASE)
 PARTS = re.compile(r'\s?(?:(?:main|key|major|core|possible|different|important|separate|big|of these)\s)?(?:reasons?|scenarios?|risks?|factors?|steps?|cases?|signals?|aspects?|'
@@ -281,6 +286,7 @@ def is_name(text: str, start: int, end: int) -> bool:
     if short and (line[1] or start <= 24) and re.fullmatch(r'[\s>*#_-]*\(?', line[2]) and MARKER.match(after): return True
     if end - start == 1 and before.endswith('(') and after.startswith(')') and in_row(text, start): return True
     if short and (PARTS.match(after) or (LABEL.search(before) and not re.match(r'\s?[%,.]?\d|\s?%', after))): return True
+    if end - start == 1 and TARGET.search(before) and re.match(r'\s?[:：]\s', after + ' '): return True
     glued = GLUED.search(before)
     if not glued or glued[0].endswith('-') and len(glued[1]) > 4: return False
     word = glued[1]

@@ -73,7 +73,7 @@ REASONS: dict[str, tuple[str, str]] = {
     'unreadable': ('the answer of the source could not be read', '数据源返回内容无法解析'),
     'not asked': ('no source for it is configured', '未配置数据源'),
     'contradictory': ('the source contradicts itself', '数据源自相矛盾'),
-    'undefined': ('it is not defined for these data', '对这些数据没有定义'),
+    'undefined': ('it has no value in this case', '在此情形下没有数值'),
     'not computed': ('it was not computed', '未计算')}
 ID = re.compile(r'[a-z][a-z0-9]*(?:_[a-z0-9]+)*')
 

@@ -212,7 +212,8 @@ def net_volume(candles: Candles, count: int = 30) -> np.ndarray:
     "Volume of rising less that of falling closes, % of all; the move of OBV, made comparable between markets"
     total = talib.SUM(volume_of(candles), count)
     moved = talib.OBV(candles.close, volume_of(candles))
-    with np.errstate(invalid='ignore', divide='ignore'): return 100 * (moved - np.r_[np.full(count, np.nan), moved[:-count]]) / total
+    before = np.r_[np.full(count, np.nan), moved][:len(moved)]
+    with np.errstate(invalid='ignore', divide='ignore'): return 100 * (moved - before) / total
 
 def rising_volume(candles: Candles, count: int = 30) -> np.ndarray:
     "Share of the volume that was traded in candles with a rising close, %"
@@ -399,9 +400,9 @@ RISKS: tuple[Risk, ...] = (
     Risk('volatility_30d', 'annualised volatility, 30 days', '年化波动率（30 天）', YEARLY, 30, yearly),
     Risk('volatility_90d', 'annualised volatility, 90 days', '年化波动率（90 天）', YEARLY, 90, yearly),
     Risk('volatility_365d', 'annualised volatility, 365 days', '年化波动率（365 天）', YEARLY, 365, yearly),
-    Risk('worst_day_365d', 'worst day of 365', '365 天内最差单日收益', 'lowest return of a day', 365,
+    Risk('worst_day_365d', 'return of the worst day, 365 days', '最差单日收益率（365 天）', 'lowest return of a day', 365,
          lambda returns: float(100 * np.expm1(returns.min()))),
-    Risk('bad_day_365d', 'return that one day in twenty fell below, 365 days', '365 天内每二十天有一天低于的单日收益',
+    Risk('bad_day_365d', 'return of a bad day (fifth percentile), 365 days', '较差单日收益率（第五百分位，365 天）',
          '5th percentile of daily returns (historical value at risk, 95 %)', 365,
          lambda returns: float(100 * np.expm1(np.quantile(returns, 0.05)))))
 

@@ -1,0 +1,129 @@
+"The plain report on a coin: every sentence true, every number a fact, in both languages, whatever is missing"
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from cryptoexp.analyst.coin_report import HEADINGS, PHRASES
+from cryptoexp.analyst.coins import KNOWN, Answers, NoAnswer, coin_facts, fresh, synthetic_answers, synthetic_facts
+from cryptoexp.analyst.facts import Fact, Facts
+from cryptoexp.analyst.grounding import check, render
+from cryptoexp.analyst.indicators import HOUR
+from cryptoexp.analyst.narrator import narrate, usable
+
+PARTS = ('coin', 'days', 'hours', 'bitcoin_days', 'ohlc', 'tickers', 'derivatives')
+
+
+def report(facts: Facts, language: str) -> str:
+    "The report; every number in it must be borne out"
+    text = render(narrate(facts, PHRASES, language, HEADINGS), facts)
+    checked = check(text, facts)
+    assert not checked.findings, [(text[max(0, one.claim.start - 60):one.claim.end + 10], one.why) for one in checked.findings]
+    assert '[[' not in text
+    return text
+
+
+def sentences(text: str) -> list[str]: return [one for one in re.split(r'(?<=\.)\s+|(?<=。)|\n+', text) if one and not one.startswith('#')]
+
+
+BASE, ALL_IDS = synthetic_facts('cardano'), synthetic_facts('ethereum').keys()
+
+def drawn(seed: int) -> Facts:
+    "Facts with values drawn at random, wide enough to reach every condition"
+    generator, facts = random.Random(seed), list[Fact]()
+    for fact in BASE.values():
+        span = {'%': 100.0, 'bps': 30.0, 'points': 50.0, 'ratio': 0.5, 'USD': 100.0}.get(fact.unit)
+        centre = {'%': 20.0, 'points': 50.0, 'ratio': 0.8, 'bps': 10.0}.get(fact.unit, 0.0)
+        fixed = span is None or fact.value is None or isinstance(fact.value, str)
+        facts.append(fact if fixed else replace(fact, value=centre + generator.uniform(-(span or 0), span or 0)))
+    return Facts('cardano', facts)
+
+
+@pytest.mark.parametrize('language', ['en', 'zh'])
+@pytest.mark.parametrize('coin', [coin.id for coin in KNOWN])
+def test_a_whole_report(coin: str, language: str) -> None:
+    for seed in (1, 7, 30):
+        text = report(synthetic_facts(coin, seed), language)
+        headings = re.findall(r'(?m)^## (.+)$', text)
+        assert headings[:5] == [names[language == 'zh'] for names in HEADINGS.values()]
+        said = sentences(text)
+        assert len(said) == len(set(said)) and 18 <= len(said) <= 45
+        assert 900 < len(text) < 4500 if language == 'en' else 350 < len(text) < 2000
+
+
+@pytest.mark.parametrize('language', ['en', 'zh'])
+def test_whatever_is_missing(language: str) -> None:
+    whole = synthetic_answers('solana')
+    for missing in [{part} for part in PARTS] + [set(PARTS) - {part} for part in PARTS] + [{'days', 'hours'}, {'coin', 'hours'}]:
+        answers = Answers(**{part: NoAnswer('refused', 'HTTP 429') if part in missing else getattr(whole, part) for part in PARTS})
+        text = report(coin_facts('solana', answers), language)
+        assert '429' not in text and ('the source refused' in text or '数据源拒绝' in text)
+    nothing = report(coin_facts('solana', Answers(*[NoAnswer('unreachable')] * 7)), language)
+    assert re.findall(r'(?m)^## (.+)$', nothing) == [{'en': 'What is not known', 'zh': '未知的数据'}[language]]
+    stale = report(fresh(synthetic_facts('solana'), 10 ** 18 * 2), language)
+    assert len(re.findall(r'(?m)^## ', stale)) == 1
+
+
+def test_every_phrase_is_used_and_alternatives_exclude_each_other() -> None:
+    used, sides = Counter[str](), Counter[str]()
+    full = [drawn(seed) for seed in range(250)]
+    whole = synthetic_answers('solana')
+    poor = [coin_facts('solana', Answers(**{part: NoAnswer('refused') if part in missing else getattr(whole, part) for part in PARTS}))
+            for missing in ({'days'}, {'hours', 'bitcoin_days'}, {'days', 'bitcoin_days'}, set[str]())]
+    absent = ({'market_cap_rank'}, {'turnover_24h'}, {'above_sma_200_1d'}, {'volatility_365d', 'max_drawdown_365d'}, {'return_365d'},
+              {'return_30d'}, {'supply_issued'}, {'return_24h'}, {'volatility_30d'})
+    few = [Facts('x', [fact for key, fact in synthetic_facts('ripple', seed).items() if key not in gone])
+           for seed in range(3) for gone in absent]
+    for facts in [*full, *poor, *few]:
+        text = narrate(facts, PHRASES, 'en', HEADINGS).text
+        told = [phrase for phrase in PHRASES if usable(phrase, facts) and phrase.en in text]
+        told = [phrase for phrase in told if not any(phrase.en != other.en and phrase.en in other.en for other in told)]
+        used.update(phrase.en for phrase in told)
+        for choice in {phrase.choice for phrase in PHRASES if phrase.choice}:
+            sides[choice] = max(sides[choice], sum(phrase.choice == choice for phrase in told))
+    assert [phrase.en for phrase in PHRASES if not used[phrase.en]] == []
+    assert max(sides.values()) == 1
+
+
+def test_conditions_fit_the_words() -> None:
+    "What a sentence says of a value is so"
+    for seed in range(200):
+        facts = drawn(seed)
+        text = narrate(facts, PHRASES, 'en', HEADINGS).text
+        number = lambda key: facts.number(key) or 0.0     # noqa: B023
+        assert ('overbought' in text) == (number('rsi_14_1d') >= 70) and ('oversold' in text) == (number('rsi_14_1d') < 30)
+        assert ('up on both horizons' in text) == (number('above_sma_50_1d') >= 0 and number('above_sma_200_1d') >= 0)
+        assert ('those who are short pay' in text) == (number('funding_rate') < 0)
+        assert ('swings are larger' in text) == (number('volatility_30d') > 1.2 * number('volatility_365d'))
+        assert ('volume and price disagree' in text) == (
+            (number('net_volume_30_1d') >= 10 and number('return_30d') < -3)
+            or (number('net_volume_30_1d') < -10 and number('return_30d') >= 3))
+        assert ('shows a strong trend' in text) == (number('adx_14_1d') >= 25)
+
+
+@pytest.mark.parametrize('language', ['en', 'zh'])
+def test_nobody_is_told_to_buy_or_to_sell(language: str) -> None:
+    for phrase in PHRASES:
+        text = phrase.en if language == 'en' else phrase.zh
+        english = r'\b(should|must|recommend|we advise|buy now|sell now|guarantee\w*)\b'
+        assert not re.search(english, text.replace('one should buy or sell', ''))
+        assert not re.search('建议(买入|卖出|持有)|应当|必须|一定会|必将|推荐', text)
+    advice = report(synthetic_facts('bitcoin'), language).split(HEADINGS['scenarios'][language == 'zh'])[1]
+    assert ('None of this says that one should buy or sell' if language == 'en' else '并不构成买入或卖出的建议') in advice
+
+
+def test_both_languages_cite_the_same_facts() -> None:
+    for phrase in PHRASES:
+        cited = [Counter(re.findall(r'\[\[(\w+)\]\]', text)) for text in (phrase.en, phrase.zh)]
+        assert cited[0] == cited[1], phrase.en
+        assert set(phrase.needs) <= ALL_IDS, phrase.needs
+        assert phrase.en[-1] == '.' and phrase.zh[-1] == '。'
+
+
+def test_real_time_flows_through() -> None:
+    facts = synthetic_facts('tron', now_ns=1_800_000_000 // 3600 * HOUR)
+    assert report(facts, 'en') and facts['price'].as_of == 1_800_000_000 // 3600 * HOUR

@@ -19,7 +19,7 @@ MODULES = sorted((ROOT/PACKAGE).rglob('*.py'))
 GENERATED = [path for path in MODULES if path.name not in ('__init__.py', '_modidx.py')]
 LONGEST_CELL = 45
 MACHINE = re.compile(r'(?<![\w./])/(home|Users|root|tmp|work|private)/[\w./-]+')
-GROUND, TOP = {'config', 'net', 'durable', 'page'}, {'cli', 'dashboard', 'ask'}
+GROUND, TOP = {'config', 'net', 'durable', 'page'}, {'cli', 'dashboard', 'ask', 'monitor'}
 FACES, WINGS = {'market_making', 'btc_agent', 'crypto_agent_wrapper', 'tape_tools'}, {'trading', 'chain', 'analyst'}
 
 

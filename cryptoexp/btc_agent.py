@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SUBJECT', 'FIELD_WORDS', 'HEADINGS', 'FLOW', 'RISK', 'SIGNIFICANT', 'UNTOLD', 'OTHER_WORDS', 'VERDICT_WORDS',
-           'MAIN_PHRASES', 'ECONOMY', 'EVENT_NARRATION', 'PROMPTS', 'ROLE', 'NAMES', 'ADVICE', 'HOUR_NS', 'End',
-           'GRACE', 'is_synthetic', 'event_facts', 'section_of', 'filled', 'condition', 'pattern_phrases', 'said_when',
-           'Analysis', 'utc', 'judgement_dict', 'to_dict', 'words_of', 'Monitor', 'BTCTransactionMonitor', 'check',
-           'is_offline', 'BlockFiles', 'source_of', 'watch_of', 'labels_of', 'folder_of', 'model_of', 'Desk', 'written',
-           'failed', 'asking', 'save', 'saving', 'gone_on', 'pump', 'ended_by', 'worked', 'broken', 'streamed',
-           'opened', 'remembered', 'stop', 'stopped_by_signals', 'run', 'history_of', 'event_named', 'events_frame',
-           'to_exchange', 'signal_rows', 'with_signals']
+           'MAIN_PHRASES', 'ECONOMY', 'EVENT_NARRATION', 'PROMPTS', 'ROLE', 'NAMES', 'ADVICE', 'HOUR_NS',
+           'VERDICT_NOTE', 'End', 'GRACE', 'is_synthetic', 'event_facts', 'section_of', 'filled', 'condition',
+           'pattern_phrases', 'said_when', 'Analysis', 'utc', 'judgement_dict', 'to_dict', 'words_of', 'Monitor',
+           'BTCTransactionMonitor', 'check', 'is_offline', 'BlockFiles', 'source_of', 'watch_of', 'labels_of',
+           'folder_of', 'model_of', 'Desk', 'written', 'failed', 'asking', 'save', 'saving', 'gone_on', 'pump',
+           'ended_by', 'worked', 'broken', 'streamed', 'opened', 'remembered', 'stop', 'stopped_by_signals', 'run',
+           'history_of', 'event_named', 'events_frame', 'to_exchange', 'signal_rows', 'with_signals']
 
 # %% ../nbs/11_btc_agent.ipynb #ba04
 import asyncio
@@ -36,7 +36,7 @@ from .analyst.facts import WORD, Fact, Facts
 from .analyst.llm import LanguageModel, Model, ModelSettings, settings_from_environment
 from .analyst.narrator import Phrase, Values
 from .chain.embedded import EmbeddedSource, embedded_labels
-from .chain.events import AnyEvent
+from .chain.events import Event as Heard
 from .chain.flow import FlowGraph, flow_figure, flow_graph
 from .chain.history import History, address_frame, timeline, timeline_figure
 from .chain.labels import Labels, read_labels
@@ -360,7 +360,7 @@ class BlockFiles(FileSource):
     def __init__(self, paths: Sequence[str | Path], network: Network):
         super().__init__(paths[0], 'block file')
         self.files = [BlockSource(path, network=network) for path in paths]
-    def events(self) -> Iterator[AnyEvent]: return chain.from_iterable(file.events() for file in self.files)
+    def events(self) -> Iterator[Heard]: return chain.from_iterable(file.events() for file in self.files)
 
 def source_of(source: str | Source, network: str | None, seed: int, endpoint: dict[str, Any]) -> tuple[Source, Network]:
     "The source and the network; raises `ConfigError` where it is unknown or does not take what it is given"
@@ -406,6 +406,8 @@ def model_of(
 
 # %% ../nbs/11_btc_agent.ipynb #ba27
 HOUR_NS = 3600 * 10**9
+VERDICT_NOTE = {'en': 'by the rules the score is {score} and the verdict {verdict}, whatever the text below says',
+                'zh': '根据规则，评分为 {score}，结论为 {verdict}，不受下文影响'}
 End = None     # what closes a queue
 
 class Desk:
@@ -440,6 +442,7 @@ async def written(desk: Desk, out: 'asyncio.Queue[Any]', model: LanguageModel | 
     while (item := await desk.queue.get()) is not End:
         event, ask = item
         said = await answer(event_facts(event), PROMPTS[monitor.language], EVENT_NARRATION, model if ask else None, monitor.system_prompt)
+        said = replace(said, notes=(VERDICT_NOTE[monitor.language].format(score=event.score, verdict=event.verdict),))
         counts['analyses'] += 1
         counts['analyses by a model'] += bool(said.model)
         counts['model failed'] += bool(said.error)

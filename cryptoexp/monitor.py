@@ -51,7 +51,8 @@ def add_commands(
     parser = commands.add_parser('labels', help='fetch or show lists of who owns an address')
     parser.add_argument('action', choices=('update', 'show'), help='update: fetch the lists; show: what is in a folder')
     parser.add_argument('--out', type=Path, default=Path('labels'), metavar='DIR', help='the folder (default: labels)')
-    parser.add_argument('--url', dest='urls', action='append', default=[], metavar='FILE=ADDRESS', help='fetch this instead of the usual lists')
+    parser.add_argument('--url', dest='urls', action='append', default=[], metavar='FILE=ADDRESS',
+                        help='fetch this instead of the usual lists')
     parser.add_argument('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
     parser.set_defaults(run=labels)
 
@@ -198,10 +199,11 @@ def labels(arguments: argparse.Namespace) -> int:
     async def fetched() -> Any:
         async with Session() as session: return await fetch_labels(session, arguments.out, wanted)
     if arguments.action == 'update':
-        try: print(pd.DataFrame([{name: getattr(one, name) for name in one.__struct_fields__} for one in asyncio.run(fetched())]).to_string(index=False))
+        try: reports = asyncio.run(fetched())
         except NetError as error:
             print(f'cryptoexp: {error}', file=sys.stderr)
             return 3
+        print(pd.DataFrame([{name: getattr(one, name) for name in one.__struct_fields__} for one in reports]).to_string(index=False))
     known = read_labels(arguments.out)
     if arguments.action == 'show': print(known.frame().to_string(index=False))
     print(known)

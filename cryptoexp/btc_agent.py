@@ -126,6 +126,7 @@ OTHER_WORDS: Mapping[str, tuple[str, str]] = {    # where a sentence of the scor
     'conflict': ('It spends an output that another transaction, seen before, spends too.',
                  '它花费的输出已被先前见到的另一笔交易花费。')}
 
+# %% ../nbs/11_btc_agent.ipynb #ba12
 def section_of(code: str) -> str:
     "Under which heading a pattern is told"
     return 'flow' if code in FLOW else 'risk' if code in RISK else 'significance' if code in SIGNIFICANT else 'patterns'
@@ -142,7 +143,7 @@ def filled(code: str, template: str, chosen: Mapping[str, str | int]) -> str:
         else: parts.append(slot)
     return ''.join(parts)
 
-# %% ../nbs/11_btc_agent.ipynb #ba12
+# %% ../nbs/11_btc_agent.ipynb #ba13
 def condition(code: str, chosen: Mapping[str, str | int]) -> Callable[[Values], bool]:
     "Whether the values are those a sentence was made for: a word, one, or (0 stands for it) another number than one"
     def fits(values: Values) -> bool:
@@ -168,7 +169,7 @@ def said_when(key: str, *wanted: str) -> Callable[[Values], bool]:
     "A condition: a word is one of these"
     return lambda values: values[key] in wanted
 
-# %% ../nbs/11_btc_agent.ipynb #ba13
+# %% ../nbs/11_btc_agent.ipynb #ba14
 VERDICT_WORDS = {'ordinary': ('ordinary', '普通'), 'notable': ('notable', '值得注意'), 'elevated': ('of elevated risk', '风险较高'),
                  'severe': ('of severe risk', '风险严重')}
 MAIN_PHRASES: tuple[Phrase, ...] = (
@@ -206,7 +207,7 @@ PROMPTS = {
           '评分和结论已经确定：请解释它们，不要重新判断。'}
 ROLE = 'You explain Bitcoin transactions. The facts were computed by rules from the transaction; they are all there is to know.'
 
-# %% ../nbs/11_btc_agent.ipynb #ba19
+# %% ../nbs/11_btc_agent.ipynb #ba20
 @dataclass(frozen=True)
 class Analysis:
     "What a model, or the rules, said of a transaction; the judgement is the machine's, whatever the text says"
@@ -248,7 +249,7 @@ def to_dict(
     if told.reason: data['reason'] = told.reason
     return data | (dict(by=told.by) if told.by else {})
 
-# %% ../nbs/11_btc_agent.ipynb #ba20
+# %% ../nbs/11_btc_agent.ipynb #ba21
 def words_of(told: Told | Analysis, language: str = 'en') -> str:   # one line
     "What was told, for people"
     if isinstance(told, Analysis):
@@ -261,7 +262,7 @@ def words_of(told: Told | Analysis, language: str = 'en') -> str:   # one line
     why = ' '.join([*told.event.reasons(language), *moved])
     return f'{head} {told.txid[:16]}  {told.event.score:5.1f} {told.event.verdict:9} {told.event.value / COIN:>14,.4f} BTC  {why}'
 
-# %% ../nbs/11_btc_agent.ipynb #ba22
+# %% ../nbs/11_btc_agent.ipynb #ba23
 NAMES = ('blockchain.info', 'mempool.space', 'peer', 'node', 'block', 'recording', 'embedded')
 ADVICE = "to see the monitor work without a network, use the source 'embedded'; other sources are a node of one's own, or a file"
 
@@ -300,7 +301,7 @@ class Monitor:
         return f'{type(self).__name__}({self.source.name}, {self.watch.counts["transactions"]:,} transactions, {len(self.told)} told)'
     def _repr_html_(self) -> str: return self.events().tail(20).to_html()
 
-# %% ../nbs/11_btc_agent.ipynb #ba23
+# %% ../nbs/11_btc_agent.ipynb #ba24
 class BTCTransactionMonitor(Monitor):
     "Watches the chain; `run()` until it is stopped, or `async for told in monitor.stream()`"
     def __init__(
@@ -341,7 +342,7 @@ class BTCTransactionMonitor(Monitor):
     def stream(self) -> AsyncGenerator[Told | Analysis, None]: return streamed(self)
     def stop(self) -> None: stop(self)              # from any thread; what runs ends soon, with its state saved
 
-# %% ../nbs/11_btc_agent.ipynb #ba25
+# %% ../nbs/11_btc_agent.ipynb #ba26
 def check(monitor: BTCTransactionMonitor, model: Any, base_url: str | None, settings: ModelSettings | None) -> None:
     "Raise `ConfigError` for settings that contradict each other"
     problems = []
@@ -353,6 +354,7 @@ def check(monitor: BTCTransactionMonitor, model: Any, base_url: str | None, sett
         if value is not None and not value > 0: problems.append(Problem(name, f'it must be more than 0, not {value!r}'))
     if problems: raise ConfigError(problems)
 
+# %% ../nbs/11_btc_agent.ipynb #ba27
 def is_offline(source: Source) -> bool: return isinstance(source, FileSource | EmbeddedSource)   # it ends, and waits for us
 
 class BlockFiles(FileSource):
@@ -377,6 +379,7 @@ def source_of(source: str | Source, network: str | None, seed: int, endpoint: di
     except TypeError as error: raise ConfigError([Problem('source', f'{name}: {error}')]) from None
     raise ConfigError([Problem('source', f'{source!r} is neither a source nor a file; {nearest(source, list(NAMES))}')])
 
+# %% ../nbs/11_btc_agent.ipynb #ba28
 def watch_of(monitor: BTCTransactionMonitor, history: History | None, watched: Mapping[bytes, str], min_score: float,
              min_btc: float | None, next_block_rate: float | None) -> Watch:
     "The pure machine"
@@ -404,7 +407,7 @@ def model_of(
     made = settings or settings_from_environment(os.environ, model=named, base_url=base_url, token_budget=200_000, trace_file=trace)
     return made, None if isinstance(model, str) else model
 
-# %% ../nbs/11_btc_agent.ipynb #ba27
+# %% ../nbs/11_btc_agent.ipynb #ba30
 HOUR_NS = 3600 * 10**9
 VERDICT_NOTE = {'en': 'by the rules the score is {score} and the verdict {verdict}, whatever the text below says',
                 'zh': '根据规则，评分为 {score}，结论为 {verdict}，不受下文影响'}
@@ -436,6 +439,7 @@ class Desk:
         if len(self.asked) > 10_000: self.asked.popitem(last=False)
         return True
 
+# %% ../nbs/11_btc_agent.ipynb #ba31
 async def written(desk: Desk, out: 'asyncio.Queue[Any]', model: LanguageModel | None) -> None:
     "Write about one event after another, until the desk is closed"
     monitor, counts = desk.monitor, desk.monitor.counts
@@ -466,7 +470,7 @@ async def asking(monitor: BTCTransactionMonitor) -> AsyncIterator[LanguageModel 
     else:
         async with Model(monitor.settings) as model: yield model
 
-# %% ../nbs/11_btc_agent.ipynb #ba29
+# %% ../nbs/11_btc_agent.ipynb #ba33
 async def save(monitor: BTCTransactionMonitor) -> None:
     "Save the state, where there is a folder; raises `StorageError`"
     folder = monitor.state
@@ -495,6 +499,7 @@ def gone_on(monitor: BTCTransactionMonitor, folder: StateFolder) -> list[Told]:
     asleep = f'the monitor did not run from {utc(state.saved)[:19]} to {utc(now)[:19]}'
     return said if is_offline(monitor.source) else [*said, Told('gap', now, name, reason=asleep)]
 
+# %% ../nbs/11_btc_agent.ipynb #ba34
 async def pump(monitor: BTCTransactionMonitor, out: 'asyncio.Queue[Any]', desk: Desk) -> None:
     "From the source to the queue, until the source or the limit ends it"
     watch, begin = monitor.watch, monitor.watch.counts['transactions']
@@ -507,7 +512,7 @@ async def pump(monitor: BTCTransactionMonitor, out: 'asyncio.Queue[Any]', desk: 
                 await desk.offer(told)
             if monitor.limit is not None and watch.counts['transactions'] - begin >= monitor.limit: return
 
-# %% ../nbs/11_btc_agent.ipynb #ba30
+# %% ../nbs/11_btc_agent.ipynb #ba35
 GRACE = 10.0     # s that a model has to finish when the monitor is stopped
 
 async def ended_by(monitor: BTCTransactionMonitor, work: 'asyncio.Task[None]') -> bool:   # whether it ended by itself
@@ -541,6 +546,7 @@ async def worked(monitor: BTCTransactionMonitor, out: 'asyncio.Queue[Any]', mode
     if writer.done() and not writer.cancelled() and (wrong := writer.exception()): raise wrong
     await out.put(error or End)
 
+# %% ../nbs/11_btc_agent.ipynb #ba36
 def broken(work: 'asyncio.Task[None]', out: 'asyncio.Queue[Any]') -> None:
     "Hand on what ended the work; a reader that is behind finds it at the end"
     if work.cancelled() or (wrong := work.exception()) is None: return
@@ -568,7 +574,7 @@ async def streamed(monitor: BTCTransactionMonitor) -> AsyncGenerator[Told | Anal
                     await asyncio.wait({work})
     finally: monitor.loop, monitor.ending = None, False
 
-# %% ../nbs/11_btc_agent.ipynb #ba31
+# %% ../nbs/11_btc_agent.ipynb #ba37
 @contextlib.contextmanager
 def opened(monitor: BTCTransactionMonitor) -> Iterator[list[Told]]:
     "The state folder, if there is one; yields what must be said about it. Afterwards addresses in its file are still found"
@@ -615,7 +621,7 @@ def run(monitor: BTCTransactionMonitor) -> None:
             async for told in stream: print(words_of(told, monitor.language), flush=True)
     with stopped_by_signals(monitor): blocking(whole())
 
-# %% ../nbs/11_btc_agent.ipynb #ba42
+# %% ../nbs/11_btc_agent.ipynb #ba48
 def history_of(monitor: Monitor, address: str | None) -> pd.DataFrame:
     "All addresses in memory, or the timeline of one; raises `AddressError`"
     history = monitor.watch.scorer.history
@@ -636,7 +642,7 @@ def events_frame(told: Iterable[Told], language: str = 'en') -> pd.DataFrame:
                  reasons=' '.join(one.event.reasons(language)) if one.event else one.reason, source=one.source) for one in told]
     return pd.DataFrame(rows, columns='time kind txid score verdict btc codes reasons source'.split())
 
-# %% ../nbs/11_btc_agent.ipynb #ba45
+# %% ../nbs/11_btc_agent.ipynb #ba51
 def to_exchange(event: Event) -> int:   # satoshi; negative: away from one
     "What a transaction moves to an exchange, by the labels"
     for one in event.signals:
@@ -645,13 +651,14 @@ def to_exchange(event: Event) -> int:   # satoshi; negative: away from one
     return 0
 
 def signal_rows(
-    told: Iterable[Told],    # in order
+    told: Iterable[Told | Analysis],    # in order; an analysis adds nothing
     channel: int = 0,        # the first of three; at most 5
 ) -> Events:                 # rows of the kind signal; their exchange time is that at which we heard of it
     "What was told, as rows of a tape"
     if not 0 <= channel <= 5: raise ValueError(f'three channels from {channel} on do not fit into 0 to 7')
     rows, last = [], ''
     for one in told:
+        if isinstance(one, Analysis): continue
         values = [0, 0, 0]
         if one.event is not None:
             last, values = one.txid, [round(one.event.score * MONEY_SCALE), one.event.value, to_exchange(one.event)]

@@ -190,6 +190,7 @@ def watch(arguments: argparse.Namespace) -> int:
     print(f'cryptoexp: {told or "nothing was heard"}', file=sys.stderr)
     return status
 
+# %% ../nbs/23_monitor.ipynb #mo15
 def labels(arguments: argparse.Namespace) -> int:
     "Fetch or show labels; answers the exit status"
     import pandas as pd

@@ -1,4 +1,4 @@
-"""The monitor left on: a blockchain.info of our own tells 700 transactions a second (100 times mainnet's), each new, and memory has to stay.
+"""The monitor left on: a blockchain.info of our own tells 700 new transactions a second (100 times mainnet's); memory has to stay.
 
     make soak-monitor ARGS='--minutes 10'
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from explorer_servers import InfoSite, open_site, utx
 
 from cryptoexp.analyst.llm import ModelSettings
@@ -69,14 +69,18 @@ async def serve(rate: float) -> None:
 def resident() -> float: return int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 1e6   # MB
 
 
+def started(rate: float) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, __file__, '--serve', '--rate', str(rate)], stdout=subprocess.PIPE, text=True)
+
+
 async def soak(minutes: float, rate: float) -> int:
     "Watch for so long; answers the exit status"
-    server = subprocess.Popen([sys.executable, __file__, '--serve', '--rate', str(rate)], stdout=subprocess.PIPE, text=True)
+    server = started(rate)
     assert server.stdout is not None
     try:
         with tempfile.TemporaryDirectory() as folder:
             monitor = BTCTransactionMonitor(url=server.stdout.readline().strip(), state=folder, settings=ModelSettings(), save_every=20.0,
-                                            duration=minutes * 60, history=History(5_000, 30_000))
+                                            duration=minutes * 60, history=History(5_000, 30_000), min_btc=0.3)
             monitor.watch.most_known = monitor.source.dialect.pool.most_waiting = 10_000   # type: ignore[attr-defined]
             sizes, begin, told = list[float](), time.monotonic(), 0
             async def measure() -> None:
@@ -84,8 +88,8 @@ async def soak(minutes: float, rate: float) -> int:
                     await asyncio.sleep(2)
                     sizes.append(resident())
                     if len(sizes) % 5 == 0:
-                        print(f'{time.monotonic() - begin:5.0f} s  {monitor.watch.counts["transactions"]:,} transactions  {sizes[-1]:,.1f} MB  '
-                              f'{len(monitor.watch.scorer.history.accounts):,} addresses in memory', flush=True)
+                        print(f'{time.monotonic() - begin:5.0f} s  {monitor.watch.counts["transactions"]:,} transactions  '
+                              f'{sizes[-1]:,.1f} MB  {len(monitor.watch.scorer.history.accounts):,} addresses in memory', flush=True)
             measuring = asyncio.create_task(measure())
             async with aclosing(monitor.stream()) as stream:
                 async for _ in stream: told += 1
@@ -98,9 +102,11 @@ async def soak(minutes: float, rate: float) -> int:
     settled = sizes[len(sizes) // 3:]
     first, last = (float(np.median(part)) for part in (settled[:5], settled[-5:]))
     growth, heard = (last - first) / first, counts['transactions']
-    print(f'{heard:,} of {sent:,} transactions in {seconds:,.0f} s, {heard / seconds:,.0f} a second; {told:,} told, {counts["saves"]} saves; '
+    print(f'{heard:,} of {sent:,} transactions in {seconds:,.0f} s, {heard / seconds:,.0f} a second; {told:,} told, '
+          f'{counts["saves"]} saves; '
           f'memory {first:,.0f} to {last:,.0f} MB ({growth:+.1%}); gaps {counts["gap"]}, unreadable {counts["unreadable"]}')
-    return int(growth > 0.05 or counts['gap'] > 0 or counts['unreadable'] > 0 or heard < 0.95 * sent or counts['saves'] < 1)
+    lost = counts['gap'] > 0 or counts['unreadable'] > 0 or heard < 0.95 * sent
+    return int(growth > 0.05 or lost or counts['saves'] < 1)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ MODULES = sorted((ROOT/PACKAGE).rglob('*.py'))
 GENERATED = [path for path in MODULES if path.name not in ('__init__.py', '_modidx.py')]
 LONGEST_CELL = 45
 MACHINE = re.compile(r'(?<![\w./])/(home|Users|root|tmp|work|private)/[\w./-]+')
-GROUND, TOP = {'config', 'net', 'durable', 'page'}, {'cli', 'dashboard', 'ask', 'monitor'}
+GROUND, TOP = {'config', 'net', 'durable', 'page'}, {'dashboard', 'ask', 'monitor'}
 FACES, WINGS = {'market_making', 'btc_agent', 'crypto_agent_wrapper', 'tape_tools'}, {'trading', 'chain', 'analyst'}
 
 
@@ -109,6 +109,7 @@ def floor(room: tuple[str, ...]) -> tuple[int, str]:
     if name in WINGS: return 2, name
     if len(room) == 1 and name in FACES: return 3, name
     if len(room) == 1 and name in TOP: return 4, name
+    if room == ('cli',): return 5, name  # it collects the commands of the others
     raise AssertionError(f'{".".join(room)} is no room of the house: see the design')
 
 

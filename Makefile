@@ -26,7 +26,7 @@ test: $(STAMPS)/dev ## everything: notebooks, tests, lint, types, modules in syn
 test-long: $(STAMPS)/dev ## the same, with what takes minutes
 	@$(BIN)/python -m pytest -n $(JOBS) --long $(ARGS)
 
-test-node: $(STAMPS)/dev ## against a real bitcoind, built once (seven minutes; Debian names what it needs)
+test-node: $(STAMPS)/dev ## against a real Bitcoin Core, built once (seven minutes; it says what the build lacks)
 	@$(BIN)/python tests/build_node.py
 	@$(BIN)/python -m pytest tests/test_core_node.py $(ARGS)
 

@@ -32,6 +32,7 @@ from cryptoexp.chain.script import (
 )
 from cryptoexp.chain.sources import recorded_events
 from cryptoexp.chain.transaction import (
+    COIN,
     MOST_SATOSHI,
     Input,
     Output,
@@ -266,3 +267,16 @@ def test_a_claimed_length_costs_nothing() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+# ---- what is known of the blocks
+
+def test_known_answers(blocks: dict[str, Block]) -> None:
+    "Large payments and a sanctioned address, as the notes on the data tell them"
+    large = [tx for tx in blocks['574200'].transactions[1:] if tx.output_value >= 100 * COIN]
+    assert len(large) == 20 and any(tx.txid.startswith('6ae2101c36364bde') for tx in large)
+    bitfinex = next(tx for tx in large if tx.txid.startswith('6ae2101c36364bde'))
+    assert round(max(output.value for output in bitfinex.outputs) / COIN, 2) == 993.09
+    listed = next(tx for tx in blocks['574200'].transactions if tx.txid.startswith('41f366c2afcc222f'))
+    assert [round(output.value / COIN, 3) for output in listed.outputs if (output.address() or '').startswith('1NpHuti9')] == [0.388]
+    assert max(tx.output_value for tx in blocks['702861'].transactions) // COIN == 24_715

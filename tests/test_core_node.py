@@ -150,6 +150,7 @@ def test_a_reorganisation(tmp_path: Path) -> None:
             new = await node.mine(2)
             for one in (ear, other):
                 await one.until(lambda heard, one=one: one.confirmed()[txid].block.hash == new[0])
+                await one.until(lambda heard: any(isinstance(event, BlockConnected) and event.block.hash == new[1] for event in heard))
                 gone = [event.block.hash for event in one.heard if isinstance(event, BlockDisconnected)]
                 assert gone == [block]
             assert ear.source.story.chain.tip.hash == other.source.talk.chain.tip.hash == new[1]   # type: ignore[union-attr]

@@ -57,7 +57,7 @@ def multisig_of(
     needed = script[0] - 0x50
     return (needed, tuple(keys)) if place == end and needed <= len(keys) == script[-2] - 0x50 else None
 
-# %% ../../nbs/chain/00_script.ipynb #c10
+# %% ../../nbs/chain/00_script.ipynb #c12
 class Network(msgspec.Struct, frozen=True):
     "What tells one Bitcoin network from another"
     name: str
@@ -81,7 +81,7 @@ def network_named(
     if name in NETWORKS: return NETWORKS[name]
     raise ValueError(f'{name!r} is no Bitcoin network; {nearest(name, list(NETWORKS))}')
 
-# %% ../../nbs/chain/00_script.ipynb #c12
+# %% ../../nbs/chain/00_script.ipynb #c14
 DIGITS58 = '123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz'
 PAIRS58 = [one + two for one in DIGITS58 for two in DIGITS58]
 VALUES58 = {digit: value for value, digit in enumerate(DIGITS58)}
@@ -114,7 +114,7 @@ def from_base58check(
         raise AddressError(f'{text!r} is no address: its checksum is wrong; look for a letter mistyped or left out')
     return payload
 
-# %% ../../nbs/chain/00_script.ipynb #c14
+# %% ../../nbs/chain/00_script.ipynb #c16
 DIGITS32 = 'qpzry9x8gf2tvdw0s3jn54khce6mua7l'
 VALUES32 = {digit: value for value, digit in enumerate(DIGITS32)}
 BECH32, BECH32M = 1, 0x2bc830a3
@@ -139,7 +139,7 @@ def bech32_remainder(
         rest = (rest & 0x1ffffff) << 5 ^ value ^ steps[rest >> 25]
     return rest
 
-# %% ../../nbs/chain/00_script.ipynb #c15
+# %% ../../nbs/chain/00_script.ipynb #c17
 def segwit_address(
     prefix: str,       # 'bc' and the like
     version: int,      # of the witness, 0 to 16
@@ -174,7 +174,7 @@ def from_segwit_address(
     if padding > 4 or number & ((1 << padding) - 1): raise wrong('the bits at its end are not zero')
     return prefix, version, (number >> padding).to_bytes(size, 'big')
 
-# %% ../../nbs/chain/00_script.ipynb #c17
+# %% ../../nbs/chain/00_script.ipynb #c19
 def address_of(
     script: bytes,                 # the script of an output
     network: Network = MAINNET,    # whose addresses

@@ -92,11 +92,13 @@ def memory(transactions: list[Transaction], labels: Labels, number: int, depth: 
         if place % 1_000 == 0: scorer.history.leave()     # a store would take them
         if place % shown == 0:
             taken = np.array(spans)
-            print(f'  {place:>9,}: {rss():,.0f} MB; {len(scorer.history.accounts):,} addresses, {len(scorer.history.clusters.live.number):,} '
-                  f'in clusters, {scorer.history.given_up:,} given up; {1e9 * len(taken) / taken.sum():,.0f} a second, '
+            print(f'  {place:>9,}: {rss():,.0f} MB; {len(scorer.history.accounts):,} addresses, '
+                  f'{len(scorer.history.clusters.live.number):,} in clusters, '
+                  f'{scorer.history.given_up:,} given up; {1e9 * len(taken) / taken.sum():,.0f} a second, '
                   f'99 % within {np.percentile(taken, 99) / 1e3:,.0f} µs', flush=True)
             spans = []
-    print(f'  in all {time.process_time() - begin:,.0f} s of CPU, making the variants included; a snapshot has {len(scorer.snapshot()):,} bytes')
+    print(f'  in all {time.process_time() - begin:,.0f} s of CPU, making the variants included; '
+          f'a snapshot has {len(scorer.snapshot()):,} bytes')
 
 
 def main() -> None:
@@ -112,7 +114,8 @@ def main() -> None:
     later = read_block((folder/'block574200.raw').read_bytes()).transactions
     made = outputs_by_outpoint(later)
     filled = [with_previous(tx, made.get) for tx in later]
-    older = with_spent(read_block((folder/'block300025.raw').read_bytes()), read_spent((folder/'block300025-undo.raw').read_bytes())).transactions
+    spent = read_spent((folder/'block300025-undo.raw').read_bytes())
+    older = with_spent(read_block((folder/'block300025.raw').read_bytes()), spent).transactions
     speed('block 574200', filled, labels, later)
     speed('block 300025, all that is spent known', list(older), labels, older)
     if chosen.transactions: memory(filled + list(older), labels, chosen.transactions, chosen.depth, chosen.most)

@@ -175,7 +175,7 @@ def pieces(
 def entropy_of(
     inputs: Sequence[int],    # satoshi
     outputs: Sequence[int],   # satoshi, of those that somebody can spend
-) -> Entropy | None:          # None: not computed, there are too many
+) -> Entropy | None:          # None: not computed, there are too many, or the fee could hide an output
     "In how many ways the inputs may have paid the outputs; raises ValueError where they can't"
     fee = sum(inputs) - sum(outputs)
     if fee < 0 or not inputs or not outputs:
@@ -183,7 +183,7 @@ def entropy_of(
     if len(inputs) == len(outputs) <= MOST_EQUAL and len(set(outputs)) == 1 and min(inputs) >= outputs[0] > fee:
         ways = equal_ways(len(inputs))
         return Entropy(ways, 1 if len(inputs) == 1 else 0, None)
-    if len(inputs) + len(outputs) > MOST_SIDES: return None
+    if len(inputs) + len(outputs) > MOST_SIDES or fee >= min(outputs): return None
     choice = pieces(inputs, outputs)
 
     @lru_cache(None)

@@ -9,6 +9,7 @@ __all__ = ['script_key', 'Account', 'times_of', 'Partition', 'Clusters', 'take_a
 
 # %% ../../nbs/chain/11_history.ipynb #c04
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 import msgspec
@@ -177,8 +178,8 @@ class History:
     ):
         if depth < 1 or most < 1: raise ValueError(f'depth ({depth}) and most ({most}) must be at least 1')
         self.depth, self.most, self.labelled, self.stored = depth, most, labelled, stored
-        self.accounts: dict[bytes, Account] = {}    # the one touched last stands last
-        self.entries: dict[str, Entry] = {}         # by txid, in the order seen
+        self.accounts: OrderedDict[bytes, Account] = OrderedDict()   # the one touched last stands last
+        self.entries: OrderedDict[str, Entry] = OrderedDict()        # by txid, in the order seen
         self.spenders: dict[Outpoint, tuple[str, ...]] = {}   # of outputs spent by transactions that have an entry
         self.clusters = Clusters(labelled)
         self.leaving: dict[bytes, Account] = {}     # given up and not yet fetched by `leave`
@@ -239,10 +240,9 @@ def apply(
     for key, (received, spent, receipts, spends) in flows.items():
         account = account_at(history, key)
         if account is None:
-            account = Account()
+            account = accounts[key] = Account()
             history.unknown.discard(key)
-        else: del accounts[key]
-        accounts[key] = account     # it stands last now
+        else: accounts.move_to_end(key)
         account.received += received
         account.spent += spent
         account.receipts += receipts
@@ -279,8 +279,7 @@ def drop_spends(history: History, txid: str, entry: Entry) -> None:
 
 def settle_oldest(history: History) -> None:
     "The oldest entry goes; from now on it can't be withdrawn"
-    txid = next(iter(history.entries))
-    entry = history.entries.pop(txid)
+    txid, entry = history.entries.popitem(last=False)
     for key, *_ in entry.flows:
         account = history.accounts[key]
         _, time = drop_touch(account, entry.number)
@@ -317,11 +316,12 @@ def give_up(history: History) -> None:
     "Those touched longest ago leave, but for labelled ones and those with a transaction that may be withdrawn"
     accounts, left = history.accounts, len(history.accounts)
     while len(accounts) > history.most and left > 0:
-        key = next(iter(accounts))
-        account, left = accounts.pop(key), left - 1
-        if account.touches or history.labelled(key): accounts[key] = account
+        key, left = next(iter(accounts)), left - 1
+        account = accounts[key]
+        if account.touches: break          # and so have all behind it: they were touched later
+        if history.labelled(key): accounts.move_to_end(key)
         else:
-            history.leaving[key] = account
+            history.leaving[key] = accounts.pop(key)
             history.clusters.forget(key)
             history.given_up += 1
 

@@ -153,7 +153,7 @@ def unusual_sighash(tx: Transaction, context: Context) -> Signal | None:
 def fingerprint(tx: Transaction, context: Context) -> Signal | None:
     "What the wallet program left behind (am-i-exposed)"
     if context.coinbase: return None
-    spent = [(one.txid, one.index) for one in tx.inputs if one.txid is not None]
+    spent = [one.outpoint for one in tx.inputs if one.outpoint is not None]
     paid = [(output.value, output.script) for output in tx.outputs]
     sorted_like = 'sorted' if len(spent) == len(tx.inputs) and spent == sorted(spent) and paid == sorted(paid) else 'unsorted'
     locktime = 'unknown' if tx.locktime is None else 'none' if not tx.locktime else 'height' if tx.locktime < 500_000_000 else 'time'

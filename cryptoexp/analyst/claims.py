@@ -20,15 +20,15 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import nan
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai07
 KEPT = dict.fromkeys('，。；、…–—½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞‰‱₿〇±')
-REWRITTEN = {'−': '-', '﹣': '-', '‐': '-', '‑': '-', '➖': '-', '➕': '+', '٪': '%', '٫': '.', '٬': ',', '’': "'", '′': "'", '～': '~', '萬': '万',
-             '億': '亿', '兩': '两', '點': '点', '個': '个', '壹': '一', '贰': '二', '貳': '二', '叁': '三', '參': '三', '肆': '四', '伍': '五', '陆': '六',
-             '陸': '六', '柒': '七', '捌': '八', '玖': '九', '拾': '十', '佰': '百', '仟': '千', '〡': '1', '〢': '2', '〣': '3', '〤': '4', '〥': '5',
-             '〦': '6', '〧': '7', '〨': '8', '〩': '9', '漲': '涨', '幣': '币', '過': '过', '從': '从', '於': '于', '幾': '几', '數': '数', '週': '周',
-             '時': '时', '線': '线', '均綫': '均线', '雙': '双', '歐': '欧', '減': '减', '達': '达', '約': '约', '億美': '亿美', '\r': '\n', '\x0b': '\n'}
+REWRITTEN = dict(zip('−﹣‐‑➖➕٪٫٬’′～\r\x0b',
+                     "-----+%.,''~\n\n")) | dict(zip(   # signs, then traditional and banker's Chinese, and Suzhou digits
+    '萬億兩點個壹贰貳叁參肆伍陆陸柒捌玖拾佰仟漲幣過從於幾數週時線綫雙歐減達約〡〢〣〤〥〦〧〨〩',
+    '万亿两点个一二二三三四五六六七八九十百千涨币过从于几数周时线线双欧减达约123456789'))
 
 @lru_cache(maxsize=65536)
 def plain_character(char: str) -> str:
@@ -71,27 +71,33 @@ def patterns(rows: Iterable[tuple[str, str]]) -> list[Cover]:
     return [(re.compile(pattern), tuple(letters.split())) for letters, pattern in rows]
 
 DATES = patterns((
-    ('- / .', rf'(?<![\d.,]){YEAR}([-/.])(?:1[0-2]|0?[1-9])\1(?:[12]\d|3[01]|0?[1-9])(?!\d)(?:[T ]{{1,2}}\d\d:\d\d(?::\d\d(?:\.\d{{1,9}})?)?)?'),
+    ('- / .', rf'(?<![\d.,]){YEAR}([-/.])(?:1[0-2]|0?[1-9])\1(?:[12]\d|3[01]|0?[1-9])(?!\d)(?:[T ]{{1,2}}\d\d:\d\d(?::\d\d(?:\.\d{{1,'
+              rf'9}})?)?)?'),
     ('/ .', rf'(?<![\d.,])\d{{1,2}}([./])\d{{1,2}}\1{YEAR}(?!\d)'), ('-', rf'(?<![\d.,]){YEAR}-(?:1[0-2]|0[1-9])(?![\d,.]*\d)'),
     (':', r'(?<![\d.,:])(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?![\d:])'),
     ('am pm a.m. p.m.', r'(?<![\d.,])(?:1[0-2]|[1-9])\s?(?:am|pm|a\.m\.|p\.m\.)(?![a-z])'),
     (MONTHS, rf'\b{MONTH}\s{{1,2}}{DAY}(?:\s?[-–]\s?{DAY})?\b(?:,?\s{{1,2}}{YEAR})?{OPEN}'), (MONTHS, rf'\b{MONTH},?\s{{1,2}}{YEAR}{OPEN}'),
     (MONTHS, rf'(?<![\d.,]){DAY}\s(?:of\s)?{MONTH}(?:,?\s{{1,2}}{YEAR}{OPEN})?'),
-    ('年', rf'(?<![\d.,]){YEAR}\s?年(?:\s?(?:1[0-2]|0?[1-9])\s?月(?:\s?{DAY}\s?[日号])?)?'), ('年', '[一二][〇零一二三四五六七八九]{3}年'),
+    ('年', rf'(?<![\d.,]){YEAR}\s?年(?:\s?(?:1[0-2]|0?[1-9])\s?月(?:\s?{DAY}\s?[日号])?)?'),
+    ('年', '[一二][〇零一二三四五六七八九]{3}年'),
     ('月', rf'(?<![\d.,])(?:1[0-2]|0?[1-9])\s?月(?:\s?{DAY}\s?[日号])?'),
     ('月', '(?:十[一二]?|[一二三四五六七八九])月(?:[一二三]?十?[一二三四五六七八九]?[日号])?'),
-    ('周 星期 礼拜', '(?:周|星期|礼拜)[一二三四五六](?!次|期)'), ('Q1 Q2 Q3 Q4 H1 H2', rf'\b(?:Q[1-4]|H[12])(?:\s?{YEAR})?\b|\b{YEAR}\s?(?:Q[1-4]|H[12])\b'),
+    ('周 星期 礼拜', '(?:周|星期|礼拜)[一二三四五六](?!次|期)'), ('Q1 Q2 Q3 Q4 H1 H2', rf'\b(?:Q[1-4]|H[12])(?:\s?{YEAR})?\b'
+        rf'|\b{YEAR}\s?(?:Q[1-4]|H[12])\b'),
     ('FY 0s', rf"\bFY\s?(?:{YEAR}|\d\d)\b|\b{YEAR[:-2]}0s\b|'\d0s\b"), ('UTC GMT', r'\b(?:UTC|GMT)\s?[+-]\s?\d{1,2}(?::\d\d)?'),
     ('19 20', rf'\b(?:[Ii]n|[Ss]ince|[Uu]ntil|[Dd]uring|early|late|mid|[Ee]nd of|[Ss]tart of|[Yy]ear)[ -]{YEAR}\b{OPEN}(?!\s?[-–]\s?\d)'),
-    ('he 19 he 20', rf'(?<=[Tt]he ){YEAR}(?:\s?[-–]\s?{YEAR})?(?= (?:bull|bear|cycle|halving|high|low|peak|top|crash|rally|market|run|crisis|merge)s?\b)')))
+    ('he 19 he 20', rf'(?<=[Tt]he ){YEAR}(?:\s?[-–]\s?{YEAR})?(?= (?:bull|bear|cycle|halving|high|low|peak|top|crash|rally|market|run'
+                    rf'|crisis|merge)s?\b)')))
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai11
 NAMES = patterns((
-    ('http www.', r'https?://\S+|www\.\S+'), ('[[', r'\[\[[^\[\]\n]{1,80}\]\]'), ('0x', r'\b0x[0-9a-fA-F]{6,}\b'), ('', r'\b(?=\d*[a-f])[0-9a-f]{32,}\b'),
+    ('http www.', r'https?://\S+|www\.\S+'), ('[[', r'\[\[[^\[\]\n]{1,80}\]\]'), ('0x', r'\b0x[0-9a-fA-F]{6,}\b'), ('', r'\b(?=\d*[a-f])['
+        r'0-9a-f]{32,}\b'),
     ('bc1 tb1 bcrt1', r'\b(?:bc1|tb1|bcrt1)[a-z0-9]{20,}'), ('1 3', r'\b[13](?=\w*[A-Z])(?=\w*[a-z])[1-9A-HJ-NP-Za-km-z]{25,34}\b'),
     ('_', r'\b[a-z]++(?:_(?:[a-z]++\d{0,3}|\d{1,3}[a-z]{0,2}))++\b(?!_)'),
     ('S&P Nas NAS Rus For FTS Nik Dow Sto CSI DAX',
-     r'\b(?:S&P|Nasdaq|NASDAQ|Russell|Fortune|FTSE|Nikkei|Dow|Stoxx|CSI|DAX)[ -]?(?:500|100|2000|1000|225|300|50|600|40|30)\b(?![.,]?\d|\s?%)'),
+     r'\b(?:S&P|Nasdaq|NASDAQ|Russell|Fortune|FTSE|Nikkei|Dow|Stoxx|CSI|DAX)[ -]?(?:500|100|2000|1000|225|300|50|600|40|30)\b(?![.,]?\d'
+     r'|\s?%)'),
     ('标普 纳 沪深 上证 日经 富时 罗素', '(?:标普|纳斯达克|纳指|沪深|上证|日经|富时|罗素)\\s?(?:500|100|2000|225|300|50)(?![.,]?\\d|\\s?%)'),
     ('24', r'(?<![\d.])(?:24/7|7\s?[x×*]\s?24|24\s?[x×*]\s?7)(?!\d)'), ('eb2 eb3 eb 2 eb 3', r'\b[Ww]eb ?[23](?:\.0)?\b(?!\.?\d|%)'),
     ('Layer', r'\bLayer[ -]?[0-3]\b(?!\.?\d|\s?%)'),
@@ -100,14 +106,17 @@ NAMES = patterns((
     ('Core', r'\bBitcoin Core v?\d{1,2}(?:\.\d{1,2}){0,2}\b'), ('v', r'\bv\d{1,3}(?:\.\d{1,3}){0,3}\b(?!%)'),
     ('ersion', r'\b[Vv]ersion \d{1,3}(?:\.\d{1,3}){0,3}\b(?!%)'), ('COVID', r'\bCOVID-19\b'), ('Ethereum', r'\bEthereum 2\.0\b'),
     ('inch chan FA D G', r'\b[1-9](?:inch|chan|FA|D|G|GL)\b'),
-    ('F G7 G20 M P2 B2 C2 A1 H1 H2 Y2 X1 L', r'\b(?:F1|Formula 1|G7|G20|M[0-3]|P2P|P2P?K?W?S?H|P2TR|B2[BC]|C2C|A1|H[12]00|Y2K|X11|L[0-3])\b(?![.,]?\d|%)'),
-    ('十分 万一 千万 零知 百科 第 四季 三方 一一', '(?:十分|(?<![一二两三四五六七八九十])万一(?![千百十])|千万(?=不|别|要|勿|小心|注意|记)|零知识|百科'
+    ('F G7 G20 M P2 B2 C2 A1 H1 H2 Y2 X1 L', r'\b(?:F1|Formula 1|G7|G20|M[0-3]|P2P|P2P?K?W?S?H|P2TR|B2[BC]|C2C|A1|H[12]00|Y2K|X11'
+                                             r'|L[0-3])\b(?![.,]?\d|%)'),
+    ('十分 万一 千万 零知 百科 第 四季 三方 一一', '(?:十分|(?<![一二两三四五六七八九十])万一(?![千百十])|千万(?=不|别|要|勿|小心|注意'
+                                  '|记)|零知识|百科'
      '|第[一二三四五六七八九十百千]+|四季|三方|一一)'), ('第', r'第\s?\d+(?:\s?[-–至到]\s?\d+)?')))
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai12
 COVER = '\ue000'
 NUMERAL = re.compile('[0-9零〇一二两三四五六七八九十百千万亿兆半几]')
-COUNTED = re.compile(NUMERAL.pattern + r'|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|fifty|sixty|ninety|hundred|half|third)\b')
+COUNTED = re.compile(NUMERAL.pattern + r'|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|fifty|sixty|ninety'
+                                       r'|hundred|half|third)\b')
 
 def cover(text: str, rows: Iterable[Cover]) -> str:
     "The text, as long as before, with the numerals of all that fits a pattern covered"
@@ -135,45 +144,65 @@ def cover_names(text: str, names: tuple[str, ...]) -> str:
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai14
 AVERAGES = r'(?:[SEWDTH]?MA|VWMA|BOLL|BBANDS?|BB|Bollinger(?: [Bb]ands?)?|[Mm]oving [Aa]verages?|均线|移动平均线?|布林[带线])'
-OSCILLATORS = r'(?:Stoch(?:astic)? ?RSI|RSI|ADX|ATR|CCI|MFI|ROC|KDJ|DMI|MACD|OBV|[Rr]elative [Ss]trength [Ii]ndex|[Aa]verage [Tt]rue [Rr]ange|相对强弱指[数标])'
+OSCILLATORS = (r'(?:Stoch(?:astic)? ?RSI|RSI|ADX|ATR|CCI|MFI|ROC|KDJ|DMI|MACD|OBV|[Rr]elative [Ss]trength [Ii]ndex'
+               '|[Aa]verage [Tt]rue [Rr]ange|相对强弱指[数标])')
 INDICATOR = rf'(?:{AVERAGES}|{OSCILLATORS})'
 LENGTH = r'(?<![\d.,])\d{1,3}(?![.,]?\d)'
 PERIOD = r'(?:2|3|5|6|7|9|10|12|14|20|21|24)(?![.,]?\d)'
 INDICATORS = 'MA BO BB oving 均线 移动 布林 RSI ADX ATR CCI MFI ROC KDJ DMI MACD OBV elative verage 相对'
 PERIODS = patterns((
-    (INDICATORS, rf'{LENGTH}[ -]?(?:days?|d|D|hours?|h|H|weeks?|w|W|months?|minutes?|min|m|periods?|bars?|candles?)\b[ -]?(?:[a-zA-Z]{{3,12}}[ -]){{0,3}}{INDICATOR}'),
-    (INDICATORS, rf'{LENGTH}\s?个?(?:日|天|周|月|小时|分钟|期|时)?\s?的?\s?(?:简单|指数|加权|线|平均)?{INDICATOR}'), (INDICATORS, rf'{LENGTH}[ -]?{AVERAGES}\b'),
-    ('verage mean chart candle bar period frame session 图 级别 根 周期', rf'{LENGTH}[ -]?(?:days?|d|hours?|h|weeks?|minutes?)?[ -]?(?:averages?|mean|charts?|candles?|bars?|periods?|timeframe|sessions)\b'
+    (INDICATORS, rf'{LENGTH}[ -]?(?:days?|d|D|hours?|h|H|weeks?|w|W|months?|minutes?|min|m|periods?|bars?|candles?)\b[ -]?(?:[a-zA-Z]{{3,'
+                 rf'12}}[ -]){{0,3}}{INDICATOR}'),
+    (INDICATORS, rf'{LENGTH}\s?个?(?:日|天|周|月|小时|分钟|期|时)?\s?的?\s?(?:简单|指数|加权|线|平均)?{INDICATOR}'), (INDICATORS,
+        rf'{LENGTH}[ -]?{AVERAGES}\b'),
+    ('verage mean chart candle bar period frame session 图 级别 根 周期', rf'{LENGTH}[ -]?(?:days?|d|hours?|h|weeks?|minutes?)?[ '
+        rf'-]?(?:averages?|mean|charts?|candles?|bars?|periods?|timeframe|sessions)\b'
      rf'|{LENGTH}\s?(?:日|天|周|小时|分钟)?\s?(?:图|级别|周期|根)'),
     ('(', rf'{INDICATOR}\s?\(\s?\d{{1,3}}(?![\d.])(?:\s?[,/，、]\s?\d{{1,3}}(?:\.\d)?(?![\d.]\d)){{1,3}}\s?\)'),
-    (INDICATORS, rf'(?<![A-Za-z]){AVERAGES}[ -]?\(?\s?{LENGTH}(?!\s?%)'), (INDICATORS, rf'(?<![A-Za-z]){OSCILLATORS}(?:\(|-|){PERIOD}(?![\d%])'),
+    (INDICATORS, rf'(?<![A-Za-z]){AVERAGES}[ -]?\(?\s?{LENGTH}(?!\s?%)'), (INDICATORS, rf'(?<![A-Za-z]){OSCILLATORS}(?:\(|-'
+        rf'|){PERIOD}(?![\d%])'),
     ('(', rf'(?<![A-Za-z]){OSCILLATORS} \(\s?(?:6|7|9|12|14|21)\s?(?:[,-]?\s?(?:days?|d|日|天))?\s?\)'),
-    (INDICATORS, rf'(?<![A-Za-z]){OSCILLATORS}\s(?:6|7|9|12|14|21|24)(?=\s?(?:is|at|reads?|stands?|of|shows?|:|=|为|是|在|值|位于|处于|\())'),
+    (INDICATORS, rf'(?<![A-Za-z]){OSCILLATORS}\s(?:6|7|9|12|14|21|24)(?=\s?(?:is|at|reads?|stands?|of|shows?|:|=|为|是|在|值|位于|处于'
+                 rf'|\())'),
     ('线', '(?:[一二三五六十]|十四|二十|五十|六十|一百|二百|两百)[日周天]均?线')))
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai17
-SCALE = {'k': 1e3, 'thousand': 1e3, 'hundred': 1e2, 'm': 1e6, 'mn': 1e6, 'mm': 1e6, 'million': 1e6, 'b': 1e9, 'bn': 1e9, 'billion': 1e9, 't': 1e12, 'tn': 1e12,
-         'trillion': 1e12, 'quadrillion': 1e15, '十': 10.0, '百': 1e2, '千': 1e3, '万': 1e4, '十万': 1e5, '百万': 1e6, '千万': 1e7, '亿': 1e8, '十亿': 1e9, '百亿': 1e10,
+SCALE = {'k': 1e3, 'thousand': 1e3, 'hundred': 1e2, 'm': 1e6, 'mn': 1e6, 'mm': 1e6, 'million': 1e6, 'b': 1e9, 'bn': 1e9, 'billion': 1e9,
+         't': 1e12, 'tn': 1e12,
+         'trillion': 1e12, 'quadrillion': 1e15, '十': 10.0, '百': 1e2, '千': 1e3, '万': 1e4, '十万': 1e5, '百万': 1e6, '千万': 1e7,
+         '亿': 1e8, '十亿': 1e9, '百亿': 1e10,
          '千亿': 1e11, '万亿': 1e12, '兆': 1e12, '万万': 1e8}
 UNIT = (   # the unit, what one of it is in it, and how it is written
-    ('%', 1.0, r"%|percent(?:age)?(?:[ -]points?)?\b|per cent\b|pct\b|pp\b|个?百分点"), ('bps', 1.0, r'bps?\b|basis[ -]points?\b|个?基点|‱'),
-    ('%', 0.1, '‰'), ('%', 10.0, '成(?![交为本熟员功长立分果份])'), ('times', 1.0, r'times\b(?! (?:a|per|each|this|in)\b)|fold\b|[xX×](?![A-Za-z\d])|倍'),
-    ('USD', 1.0, r'USD\b|US dollars?\b|U\.S\. dollars?\b|dollars?\b|bucks\b|美元|美金|\$(?!\d)'), ('USD', 0.01, r'(?:US )?cents?\b|美分'),
-    ('EUR', 1.0, r'EUR\b|euros?\b|欧元|€'), ('GBP', 1.0, r'GBP\b|英镑|£'), ('JPY', 1.0, r'JPY\b|yen\b|日元'), ('HKD', 1.0, r'HKD\b|港[元币]'),
-    ('KRW', 1.0, r'KRW\b|韩元'), ('CNY', 1.0, r'CNY\b|RMB\b|yuan\b|人民币|元'), ('sat/vB', 1.0, r'(?:sats?|聪)/v?[Bb](?:yte)?\b'), ('sat', 1.0, r'sats?\b|satoshis?\b|聪'),
+    ('%', 1.0, r"%|percent(?:age)?(?:[ -]points?)?\b|per cent\b|pct\b|pp\b|个?百分点"), ('bps', 1.0,
+        r'bps?\b|basis[ -]points?\b|个?基点|‱'),
+    ('%', 0.1, '‰'), ('%', 10.0, '成(?![交为本熟员功长立分果份])'), ('times', 1.0, r'times\b(?! (?:a|per|each|this|in)\b)|fold\b'
+        r'|[xX×](?![A-Za-z\d])|倍'),
+    ('USD', 1.0, r'USD(?![A-Z]|[a-z]{2})|US dollars?\b|U\.S\. dollars?\b|dollars?\b|bucks\b|美元|美金|\$(?!\d)'), ('USD', 0.01, r'(?:US '
+        r')?cents?\b|美分'),
+    ('EUR', 1.0, r'EUR\b|euros?\b|欧元|€'), ('GBP', 1.0, r'GBP\b|英镑|£'), ('JPY', 1.0, r'JPY\b|yen\b|日元'), ('HKD', 1.0, r'HKD\b'
+        r'|港[元币]'),
+    ('KRW', 1.0, r'KRW\b|韩元'), ('CNY', 1.0, r'CNY\b|RMB\b|yuan\b|人民币|元'), ('sat/vB', 1.0, r'(?:sats?|聪)/v?[Bb](?:yte)?\b'), ('sat',
+        1.0, r'sats?\b|satoshis?\b|聪'),
     ('vB', 1.0, r'v[Bb](?:ytes?)?\b'), ('blocks', 1.0, r'blocks?\b|个?区块'), ('bits', 1.0, r'bits\b|比特(?!币)'),
-    ('days', 1 / 86400, r'seconds?\b|secs?\b|s\b|秒'), ('days', 1 / 1440, r'minutes?\b|mins?\b|分钟'), ('days', 1 / 24, r'hours?\b|hrs?\b|h\b|个?小时'),
+    ('days', 1 / 86400, r'seconds?\b|secs?\b|s\b|秒'), ('days', 1 / 1440, r'minutes?\b|mins?\b|分钟'), ('days', 1 / 24, r'hours?\b|hrs?\b'
+        r'|h\b|个?小时'),
     ('days', 1.0, r'days?\b|d\b|[天日](?!均)'), ('days', 7.0, r'weeks?\b|wks?\b|w\b|个?星期|周(?!期)'), ('days', 30.0, r'months?\b|个月'),
     ('days', 91.0, r'quarters?\b|个季度'), ('days', 365.0, r'years?\b|yrs?\b|y\b|年'))
-NOT_UNITS = (r'(?!(?:RSI|MACD|[SEWD]?MA|ATR|ADX|OBV|CCI|MFI|ROC|KDJ|BOLL|BB|AM|PM|UTC|GMT|ETFs?|AI|US|UK|EU|API|VWAP|ATH|ATL|TVL|DCA|AND|OR|THE|IS|AT|ON|IN|TO|'
+NOT_UNITS = (r'(?!(?:RSI|MACD|[SEWD]?MA|ATR|ADX|OBV|CCI|MFI|ROC|KDJ|BOLL|BB|AM|PM|UTC|GMT|ETFs?|AI|US|UK|EU|API|VWAP|ATH|ATL|TVL|DCA|AND'
+             r'|OR|THE|IS|AT|ON|IN|TO|'
              r'OF|BY|AS|IT)\b)')
 TAIL = re.compile(
-    r'(?:[ ]?[-]?(?P<scale>thousand|million|billion|trillion|quadrillion|hundred|十万|百万|千万|十亿|百亿|千亿|万亿|万万|百|千|万(?!一)|亿|兆)(?![a-rt-z])'
+    r'(?:[ ]?[-]?(?P<scale>thousand|million|billion|trillion|quadrillion|hundred|十万|百万|千万|十亿|百亿|千亿|万亿|万万|百|千|万(?!一)'
+    r'|亿|兆)(?![a-rt-z])'
     r'|[ ]?(?P<letter>[kKMBT]|[mM]n|[bB]n|[tT]n|mm|m|b)(?![A-Za-z\d]))?'
-    r'(?P<many>余|多|来)?(?:[ ]?(?:个|枚|of)?[ ]?(?=[ -]?[^\s\d])[ -]?(?:' + '|'.join(f'(?P<u{place}>{text})' for place, (_, _, text) in enumerate(UNIT))
-    + rf'|(?P<code>{NOT_UNITS}[A-Z][A-Z0-9]{{1,9}})(?![A-Za-z\d])))?(?:[ ](?P<late>thousand|million|billion|trillion)\b)?')
-HEAD = re.compile(r'(?P<sign>(?<![\w)%\]])[-+]|(?<![\w)%\]\s])–|(?<=\s)–(?!\s))?\s?(?P<money>US\$|USD|HK\$|EUR|GBP|JPY|CNY|RMB|USDT|USDC|\$|€|£|¥|₿)?\s?(?P<inner>(?<=[$€£¥₿DRPYBTC])[-+]|(?<=[$€£¥₿DRPYBTC] )[-+])?$')
-MONEY = {'US$': 'USD', 'USD': 'USD', '$': 'USD', 'HK$': 'HKD', '€': 'EUR', 'EUR': 'EUR', '£': 'GBP', 'GBP': 'GBP', '¥': 'CNY|JPY', 'JPY': 'JPY', 'CNY': 'CNY',
+    r'(?P<many>余|多|来)?(?:[ ]?(?:个|枚|of)?[ ]?(?=[ -]?[^\s\d])[ -]?(?:' + '|'.join(f'(?P<u{place}>{text})' for place, (_, _,
+        text) in enumerate(UNIT))
+    + rf'|(?P<code>{NOT_UNITS}[A-Z][A-Z0-9]{{1,9}})(?![A-Za-z\d])))?(?:[ ]?(?P<late>thousand\b|million\b|billion\b|trillion\b'
+      rf'|[kKMBT](?![A-Za-z])|万亿|千万|百万|万|亿|千))?')
+HEAD = re.compile(r'(?P<sign>(?<![\w)%\]])[-+]|(?<![\w)%\]\s])–|(?<=\s)–(?!\s))?\s?(?P<money>US\$|USD|HK\$|EUR|GBP|JPY|CNY|RMB|USDT|USDC'
+                  r'|\$|€|£|¥|₿)?\s?(?P<inner>(?<=[$€£¥₿DRPYBTC])[-+]|(?<=[$€£¥₿DRPYBTC] )[-+])?$')
+MONEY = {'US$': 'USD', 'USD': 'USD', '$': 'USD', 'HK$': 'HKD', '€': 'EUR', 'EUR': 'EUR', '£': 'GBP', 'GBP': 'GBP', '¥': 'CNY|JPY',
+         'JPY': 'JPY', 'CNY': 'CNY',
          'RMB': 'CNY', '₿': 'BTC', 'USDT': 'USDT', 'USDC': 'USDC'}
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai19
@@ -197,7 +226,8 @@ class Found:
     value: float; step: float; scale: float = 1.0; unit: str = ''; sign: int = 0; bare: bool = True
 
 ROUGH = re.compile(r'(?:\b(?:about|around|roughly|nearly|approximately|almost|some|near|close to)|[约近~≈]|接近|将近)\s?(?:us)?[$€£¥]?$')
-NUMBER = re.compile(r"\d{1,3}(?:[,，_']\d{3})++(?!\d)(?:\.\d++(?:\.\d++)*+)?+(?P<e1>[eE][+-]?\d{1,3}(?!\w))?|(?:\d++|(?<![\d.])\.\d++)(?:\.\d++)*+(?P<e2>[eE][+-]?\d{1,3}(?!\w))?")
+NUMBER = re.compile(r"\d{1,3}(?:[,，_']\d{3})++(?!\d)(?:\.\d++(?:\.\d++)*+)?+(?P<e1>[eE][+-]?\d{1,3}(?!\w))?|(?:\d++"
+                    r"|(?<![\d.])\.\d++)(?:\.\d++)*+(?P<e2>[eE][+-]?\d{1,3}(?!\w))?")
 POWER = re.compile(r'\s?[x×*·]\s?10(?:\s?\^\s?|\*\*|(?=[+-]))?([+-]?\d{1,3})(?!\d)')
 
 def rounding(
@@ -266,21 +296,26 @@ def digits_found(text: str, covered: str) -> Iterator[Found]:
 ORDINAL = re.compile(r'(?:st|nd|rd|th)\b')
 GLUED = re.compile(r'([A-Za-z]+)-?$')
 TARGET = re.compile(r'(?:\b(?:Target|Support|Resistance|Level|TP|Entry)|目标位?|支撑位?|阻力位?)\s?$', re.IGNORECASE)
-LABEL = re.compile(r'(?:\b(?:Scenario|Step|Phase|Part|Case|Option|Section|Figure|Fig\.|Table|Tier|Chapter|Page|Stage|Type|Plan|Point|Note)|情景|场景|方案|步骤|阶段|部分|附录|图|表)\s?$',
+LABEL = re.compile(r'(?:\b(?:Scenario|Step|Phase|Part|Case|Option|Section|Figure|Fig\.|Table|Tier|Chapter|Page|Stage|Type|Plan|Point'
+                   r'|Note)|情景|场景|方案|步骤|阶段|部分|附录|图|表)\s?$',
                    re.IGNORECASE)
-PARTS = re.compile(r'\s?(?:(?:main|key|major|core|possible|different|important|separate|big|of these)\s)?(?:reasons?|scenarios?|risks?|factors?|steps?|cases?|signals?|aspects?|'
+PARTS = re.compile(r'\s?(?:(?:main|key|major|core|possible|different|important|separate|big|of these)\s)?(?:reasons?|scenarios?|risks?'
+                   r'|factors?|steps?|cases?|signals?|aspects?|'
                    r'parts?|sections?|things|conclusions?|questions?|options?|paths?|themes?|takeaways?|indicators?)\b'
-                   '|\\s?(?:个|种|大|项|条|类)?(?:主要|关键|核心|重要|可能的?)?(?:风险|原因|情景|场景|因素|方面|步骤|指标|信号|问题|结论|建议|条件|阶段|部分|要点|路径|方案|情况)|\\s?点[：:]')
+                   '|\\s?(?:个|种|大|项|条|类)?(?:主要|关键|核心|重要|可能的?)?(?:风险|原因|情景|场景|因素|方面|步骤|指标|信号|问题|结论'
+                   '|建议|条件|阶段|部分|要点|路径|方案|情况)|\\s?点[：:]')
 MARKER = re.compile(r'[.)、](?=\s|[^\x00-\x7f]|\*|$)|[:：](?=\s|$)')
 CURRENCIES = ('USD', 'US', 'EUR', 'GBP', 'JPY', 'CNY', 'RMB', 'HK', 'USDT', 'USDC')
-CAPITALS = ('ATH', 'ATL', 'LOW', 'HIGH', 'CAP', 'FEE', 'VOL', 'TVL', 'TO', 'AT', 'UP', 'BY', 'OF', 'IS', 'RSI', 'ADX', 'ATR', 'CCI', 'MFI', 'ROC', 'OBV', 'KDJ', 'MACD',
+CAPITALS = ('ATH', 'ATL', 'LOW', 'HIGH', 'CAP', 'FEE', 'VOL', 'TVL', 'TO', 'AT', 'UP', 'BY', 'OF', 'IS', 'RSI', 'ADX', 'ATR', 'CCI', 'MFI',
+            'ROC', 'OBV', 'KDJ', 'MACD',
             'BTC', 'ETH', 'SOL', 'XRP', 'A', 'I')
 
 def is_name(text: str, start: int, end: int) -> bool:
     "Whether digits are an ordinal, a list number, a label or part of a word"
     whole, line = text[start:end].isdigit(), text[max(0, start - 24):start].rpartition('\n')
     before, after = text[max(0, start - 24):start], text[end:end + 32]
-    if not whole: return bool(re.fullmatch(r'\d{1,2}(?:\.\d{1,2}){1,2}', text[start:end]) and (line[1] or start < 3) and re.fullmatch(r'\s*#+\s*', line[2]))
+    if not whole: return bool(re.fullmatch(r'\d{1,2}(?:\.\d{1,2}){1,2}',
+                                           text[start:end]) and (line[1] or start < 3) and re.fullmatch(r'\s*#+\s*', line[2]))
     short = end - start <= 2
     if ORDINAL.match(after): return True
     if short and (line[1] or start <= 24) and re.fullmatch(r'[\s>*#_-]*\(?', line[2]) and MARKER.match(after): return True
@@ -288,7 +323,7 @@ def is_name(text: str, start: int, end: int) -> bool:
     if short and (PARTS.match(after) or (LABEL.search(before) and not re.match(r'\s?[%,.]?\d|\s?%', after))): return True
     if end - start == 1 and TARGET.search(before) and re.match(r'\s?[:：]\s', after + ' '): return True
     glued = GLUED.search(before)
-    if not glued or glued[0].endswith('-') and len(glued[1]) > 4: return False
+    if not glued or (glued[0].endswith('-') and len(glued[1]) > 4): return False
     word = glued[1]
     unit = re.match(r'\s?%|[kKMBT](?![A-Za-z])|[.,]\d', after)
     return word.isupper() and len(word) <= 4 and end - start <= 3 and word not in CURRENCIES and word not in CAPITALS and not unit
@@ -304,15 +339,21 @@ SMALL = {word: value for value, word in enumerate(
 TENS = {word: 10 * value for value, word in enumerate('twenty thirty forty fifty sixty seventy eighty ninety'.split(), 2)}
 BIG = {'hundred': 100, 'thousand': 1000, 'million': 10 ** 6, 'billion': 10 ** 9, 'trillion': 10 ** 12, 'dozen': 12}
 PARTIAL = {'half': 2, 'third': 3, 'quarter': 4, 'fifth': 5, 'sixth': 6, 'eighth': 8, 'tenth': 10}
-MULTIPLE = {'doubled': 2.0, 'doubles': 2.0, 'doubling': 2.0, 'tripled': 3.0, 'triples': 3.0, 'tripling': 3.0, 'trebled': 3.0, 'quadrupled': 4.0, 'quadrupling': 4.0,
-            'quintupled': 5.0, 'halved': 0.5, 'halves': 0.5, 'twice': 2.0, 'thrice': 3.0, 'twofold': 2.0, 'threefold': 3.0, 'fourfold': 4.0, 'fivefold': 5.0, 'tenfold': 10.0}
+MULTIPLE = {'doubled': 2.0, 'doubles': 2.0, 'doubling': 2.0, 'tripled': 3.0, 'triples': 3.0, 'tripling': 3.0, 'trebled': 3.0,
+            'quadrupled': 4.0, 'quadrupling': 4.0,
+            'quintupled': 5.0, 'halved': 0.5, 'halves': 0.5, 'twice': 2.0, 'thrice': 3.0, 'twofold': 2.0, 'threefold': 3.0, 'fourfold': 4.0,
+            'fivefold': 5.0, 'tenfold': 10.0}
 VALUED = '|'.join(sorted([*SMALL, *TENS, *BIG], key=len, reverse=True))
 WORDS = re.compile(
-    rf'\b(?=[a-z])(?:(?P<vague>dozens|(?:tens|hundreds|thousands|millions|billions|trillions)(?: of (?:thousands|millions|billions|trillions))?|(?:single|double|triple)[- ]digits?'
-    rf'|(?:four|five|six|seven|eight|nine)[- ]figures?)|(?P<multiple>{"|".join(MULTIPLE)})|(?P<part>(?:(?P<count>{"|".join(SMALL)}|an?)[ -])?'
-    rf'(?P<whole>third|quarter|fifth|sixth|eighth|tenth)s?(?= (?:of|off|less|more|lower|higher)\b)|(?:two|three)[ -](?:third|quarter|fifth)s|one[ -](?:third|quarter|fifth|tenth)'
+    rf'\b(?=[a-z])(?:(?P<vague>dozens|(?:tens|hundreds|thousands|millions|billions|trillions)(?: of (?:thousands|millions|billions'
+    rf'|trillions))?|(?:single|double|triple)[- ]digits?'
+    rf'|(?:four|five|six|seven|eight|nine)[- ]figures?)|(?P<multiple>{"|".join(MULTIPLE)})|(?P<part>(?:(?P<count>{"|".join(SMALL)}|an?)[ '
+    rf'-])?'
+    rf'(?P<whole>third|quarter|fifth|sixth|eighth|tenth)s?(?= (?:of|off|less|more|lower|higher)\b)|(?:two|three)[ -](?:third|quarter'
+    rf'|fifth)s|one[ -](?:third|quarter|fifth|tenth)'
     rf'|by half|in half|one half|(?<!first )(?<!second )half(?= (?:of|its|their|the (?!y|m)|as|that|a )\b))'
-    rf'|(?P<number>(?:a (?=hundred|thousand|million|billion|trillion|dozen))?(?:{VALUED})(?:(?:[ -]|\sand\s)(?:{VALUED}))*+(?:\spoint(?:\s(?:{VALUED}))++)?+))\b')
+    rf'|(?P<number>(?:a (?=hundred|thousand|million|billion|trillion|dozen))?(?:{VALUED})(?:(?:[ -]'
+    rf'|\sand\s)(?:{VALUED}))*+(?:\spoint(?:\s(?:{VALUED}))++)?+))\b')
 AFTER_ORDINAL = re.compile(r'[ -](?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|hundredth)\b', re.IGNORECASE)
 LEVEL = re.compile(r'\b(?:at|to|near|around|about|above|below|reache[sd]|hits?|from|by|is|RSI|=|:)\s$')
 
@@ -347,12 +388,14 @@ def words_found(text: str) -> Iterator[Found]:
             words = re.findall('[a-z]+', re.sub(r'\band\b', '', match['number'].lower()))
             if words[0] == 'a': words = words[1:]
             one.value = spelled(words)
-            one.step = 10.0 ** -(len(words) - 1 - words.index('point')) if 'point' in words else rounding(str(int(one.value)), False) if one.value == one.value else 1.0
+            one.step = 10.0 ** -(len(words) - 1 - words.index('point')) if 'point' in words else rounding(str(int(one.value)),
+                False) if one.value == one.value else 1.0
             one = with_tail(one, text, end)
             plain_count = one.bare and (one.value <= 12 or words == ['dozen'])
             loose = not (LEVEL.search(text[max(0, start - 9):start]) and re.match(r'\s*(?:[.,;!?)]|$)', text[end:end + 2]))
             if AFTER_ORDINAL.match(text, end) or (plain_count and loose) or (one.unit == 'days' and words == ['one']): continue
-            if words[-1] in ('hundred', 'thousand', 'million', 'billion', 'trillion') and len(words) == 1 and not match['number'].lower().startswith('a'):
+            if words[-1] in ('hundred', 'thousand', 'million', 'billion',
+                             'trillion') and len(words) == 1 and not match['number'].lower().startswith('a'):
                 if COVER in text[max(0, start - 3):start]: continue
                 one.value = nan
         yield one
@@ -369,12 +412,16 @@ HAN_DIGITS = {char: value for value, char in enumerate('零一二三四五六七
 HAN_SCALES = {'十': 10, '百': 100, '千': 1000}
 RUN = '[零〇一二两三四五六七八九十百千万亿兆]'
 HAN_NUMBER = re.compile(
-    rf'(?P<share>(?P<base>百|千|万|{RUN}{{1,8}})分之(?:(?P<top>{RUN}{{1,12}})(?:点(?P<point>[零〇一二三四五六七八九]{{1,8}}))?|(?=[0-9.])))'
+    rf'(?P<share>(?P<base>百|千|万|{RUN}{{1,8}})分之'
+    rf'(?:(?P<top>{RUN}{{1,12}})(?:点(?P<point>[零〇一二三四五六七八九]{{1,8}}))?|(?=[0-9.])))'
     rf'|(?P<vague>[数几上近好]{RUN}{{1,6}}(?![分之])|成[千百]上[千万]|[两三四五六七八九]位数|[一两]?位数(?=的)|个位数)'
-    rf'|(?P<half>一半|过半|大半|半数|对半|腰斩|(?:价格|币价|市值|成交量|收益|利润)[^，。；\n]{{0,4}}减半)|(?P<multiple>翻了?一?[倍番]|翻了?两番|双倍|加倍)'
+    rf'|(?P<half>一半|过半|大半|半数|对半|腰斩|(?:价格|币价|市值|成交量|收益|利润)[^，。；\n]{{0,4}}减半)|(?P<multiple>翻了?一?[倍番]'
+    rf'|翻了?两番|双倍|加倍)'
     rf'|(?P<number>{RUN}{{1,24}})(?:点(?P<tail>[零〇一二三四五六七八九]{{1,8}}))?')
-HAN_UNIT = re.compile(r'\s?(?:成(?![交为本熟员功长立分果])|倍|个?百分点|个?基点|美[元金]|[欧日港]元|元|块钱?|英镑|聪|天|日|周|个月|年|个?小时|分钟|秒|个季度|折|枚|个?区块|%|[A-Z]{3,5}\b|个?(?:比特币|以太))')
+HAN_UNIT = re.compile(r'\s?(?:成(?![交为本熟员功长立分果])|倍|个?百分点|个?基点|美[元金]|[欧日港]元|元|块钱?|英镑|聪|天|日|周|个月|年'
+                      r'|个?小时|分钟|秒|个季度|折|枚|个?区块|%|[A-Z]{3,5}\b|个?(?:比特币|以太))')
 
+# %% ../../nbs/analyst/01a_claims.ipynb #clai27
 def han_value(text: str) -> float:
     "The value of Chinese numerals; nan for a row of them that is no number"
     if not text: return nan
@@ -389,10 +436,11 @@ def han_value(text: str) -> float:
         else:
             factor = {'万': 10 ** 4, '亿': 10 ** 8, '兆': 10 ** 12}[char]
             section, digit = section + max(digit, 0), -1
-            total, section = (total + section if section else total or 1) * factor if factor > 10 ** 4 or not total else total + max(section, 1) * factor, 0
+            if factor > 10 ** 4 or not total: total, section = max(total + section, 1) * factor, 0
+            else: total, section = total + max(section, 1) * factor, 0
     return float(total + section + max(digit, 0))
 
-# %% ../../nbs/analyst/01a_claims.ipynb #clai27
+# %% ../../nbs/analyst/01a_claims.ipynb #clai28
 def han_found(text: str) -> Iterator[Found]:
     "The Chinese numerals that claim something"
     for match in HAN_NUMBER.finditer(text):
@@ -409,7 +457,8 @@ def han_found(text: str) -> Iterator[Found]:
         elif match['number']:
             numeral, tail = match['number'], match['tail'] or ''
             unit = HAN_UNIT.match(text, end)
-            prose = len(numeral) == 1 and not tail and (not unit or (numeral == '一' and re.match(r'\s?(?:天|日|周|个月|年|个?小时|分钟|秒|个季度|元|块)', unit[0])))
+            prose = len(numeral) == 1 and not tail and (not unit or (numeral == '一' and re.match(r'\s?(?:天|日|周|个月|年|个?小时|分钟'
+                r'|秒|个季度|元|块)', unit[0])))
             if prose or PARTS.match(text, end): continue
             one.value = han_value(numeral) + float('0.' + (''.join(str(HAN_DIGITS[char]) for char in tail) or '0'))
             one.step = 10.0 ** -len(tail) if tail else rounding(str(int(one.value)), False) if one.value == one.value else 1.0
@@ -425,13 +474,13 @@ def signs_found(text: str) -> Iterator[Found]:
         value = 100 * unicodedata.numeric(match[0]) if len(match[0]) == 1 else nan
         yield Found(match.start(), match.end(), match.span(), value, 1.0, unit='%' if value == value else '')
 
-# %% ../../nbs/analyst/01a_claims.ipynb #clai29
+# %% ../../nbs/analyst/01a_claims.ipynb #clai30
 JOINED = re.compile(r'\s?(?:-|–|—|~|至|到|to|through|/)\s?')
 PAIRED = re.compile(r'\s?(?:and|与|和|及)\s?')
 
 def joined(text: str, found: list[Found]) -> None:
     "Let the ends of a range share unit and scale"
-    for one, two in zip(found, found[1:]):
+    for one, two in pairwise(found):
         between = text[one.end:two.start] if two.start - one.end < 12 else 'x'
         if two.start < one.end: continue
         pair = PAIRED.fullmatch(between) and re.search(r'(?:[Bb]etween|介于|在|[Ff]rom|从)\s?$', text[max(0, one.start - 9):one.start])
@@ -444,14 +493,23 @@ def joined(text: str, found: list[Found]) -> None:
         one.bare, two.bare = not one.unit, not two.unit
 
 DIRECTION = re.compile(
-    r'(?P<down>\b(?:f(?:ell|alls?|allen|alling)|drop(?:s|ped|ping)?|declin(?:e[sd]?|ing)|decreas(?:e[sd]?|ing)|los(?:t|es?|ing|s|ses)|slid|slip(?:s|ped)?|sank|shed|down'
-    r'|plung(?:e[sd]?|ing)|tumbled?|retreat(?:ed)?|drawdowns?|minus|negative|correction|cut|pullback)\b|下跌|跌去|跌了|(?<!涨)跌幅|下降|下滑|下挫|回落|回撤|缩水|减少|降低|亏损|(?<!最)低(?=\s?(?:\d|约|了|出))'
-    r'|跌|负(?![面责担债]))|(?P<up>\b(?:rose|ris(?:en|es?|ing)|gain(?:s|ed|ing)?|up|increas(?:e[sd]?|ing)|climb(?:s|ed|ing)?|grew|grow(?:n|s|th|ing)?|advanced?|rall(?:y|ied)|jump(?:s|ed)?'
-    r'|surg(?:e[sd]?|ing)|add(?:s|ed)|plus|positive)\b|上涨|涨了|涨幅|上升|增长|增加|回升|反弹|攀升|上行|涨(?!跌)|(?<!最)高(?=\s?(?:\d|约|了|出))|正(?![在常如式是]))')
-FILLER = re.compile(r'(?:\s|,|:|\(|\+|-|=|of|by|about|around|roughly|nearly|some|another|a|an|the|its|further|just|only|almost|approximately|more than|less than|up to|over|in|during|within'
-                    r'|past|last|through|price|to date|了|出|约|大约|近|超过?|逾|达到?|了?幅度|为|将近|过去|最近|的|至少|不足|仅|累计|整整|\ue000|days?|hours?|weeks?|months?|h|d|天|日|个|小时|周|月|内)*')
-BEHIND = re.compile(r'[\s-]?(?:的)?(?:\s?(?:(?P<down>declines?|drops?|falls?|loss(?:es)?|decreases?|lower|below|under|down|corrections?|drawdowns?|pullbacks?|跌幅|下跌|回撤|降幅|亏损|下降)'
-                    r'|(?P<up>gains?|rises?|increases?|higher|above|growth|rall(?:y|ies)|jumps?|up|advances?|涨幅|上涨|增长|增幅|反弹|升幅))(?![a-zA-Z]))', re.IGNORECASE)
+    r'(?P<down>\b(?:f(?:ell|alls?|allen|alling)|drop(?:s|ped|ping)?|declin(?:e[sd]?|ing)|decreas(?:e[sd]?|ing)|los(?:t|es?|ing|s|ses)'
+    r'|slid|slip(?:s|ped)?|sank|shed|down'
+    r'|plung(?:e[sd]?|ing)|tumbled?|retreat(?:ed)?|drawdowns?|minus|negative|correction|cut|pullback)\b|下跌|跌去|跌了|(?<!涨)跌幅|下降'
+    r'|下滑|下挫|回落|回撤|缩水|减少|降低|亏损|(?<!最)低(?=\s?(?:\d|约|了|出))'
+    r'|跌|负(?![面责担债]))|(?P<up>\b(?:rose|ris(?:en|es?|ing)|gain(?:s|ed|ing)?|up|increas(?:e[sd]?|ing)|climb(?:s|ed|ing)?|grew'
+    r'|grow(?:n|s|th|ing)?|advanced?|rall(?:y|ied)|jump(?:s|ed)?'
+    r'|surg(?:e[sd]?|ing)|add(?:s|ed)|plus|positive)\b|上涨|涨了|涨幅|上升|增长|增加|回升|反弹|攀升|上行|涨(?!跌)|(?<!最)高(?=\s?(?:\d|约'
+    r'|了|出))|正(?![在常如式是]))')
+FILLER = re.compile(r'(?:\s|,|:|\(|\+|-|=|of|by|about|around|roughly|nearly|some|another|a|an|the|its|further|just|only|almost'
+                    r'|approximately|more than|less than|up to|over|in|during|within'
+                    r'|\d{1,3}[ -]?(?:days?|hours?|h|d|weeks?|months?|天|日|个?小时|周|个月|年)|past|last|through|price|to date|了|出|约'
+                    r'|大约|近|超过?|逾|达到?|了?幅度|为|将近|过去|最近|的|至少|不足|仅|累计|整整|\ue000|days?|hours?|weeks?|months?|h|d'
+                    r'|天|日|个|小时|周|月|内)*')
+BEHIND = re.compile(r'[\s-]?(?:的)?(?:\s?(?:(?P<down>declines?|drops?|falls?|loss(?:es)?|decreases?|lower|below|under|down|corrections?'
+                    r'|drawdowns?|pullbacks?|跌幅|下跌|回撤|降幅|亏损|下降)'
+                    r'|(?P<up>gains?|rises?|increases?|higher|above|growth|rall(?:y|ies)|jumps?|up|advances?|涨幅|上涨|增长|增幅|反弹'
+                    r'|升幅))(?![a-zA-Z]))', re.IGNORECASE)
 END = re.compile(r'[.!?;](?=\s|$)|[。；！？\n]')
 
 def directed(text: str, found: list[Found]) -> list[tuple[int, bool]]:
@@ -470,7 +528,7 @@ def directed(text: str, found: list[Found]) -> list[tuple[int, bool]]:
         answer.append((trend, fall >= 0 and falls[fall] > begin))
     return answer
 
-# %% ../../nbs/analyst/01a_claims.ipynb #clai30
+# %% ../../nbs/analyst/01a_claims.ipynb #clai31
 def claims(
     text: str,                   # in English, Chinese, or both
     names: Iterable[str] = (),   # names that may hold digits and are no claims, such as the names of facts
@@ -479,8 +537,9 @@ def claims(
     flat, places = plain(text)
     hidden = cover(cover_names(flat, tuple(names)), [*NAMES, *PERIODS, *DATES])
     found: list[Found] = []
-    for one in sorted([*digits_found(flat, hidden), *words_found(hidden), *han_found(hidden), *signs_found(hidden)], key=lambda one: one.digits):
-        if not found or one.digits[0] >= found[-1].end: 
+    for one in sorted([*digits_found(flat, hidden), *words_found(hidden), *han_found(hidden), *signs_found(hidden)],
+                      key=lambda one: one.digits):
+        if not found or one.digits[0] >= found[-1].end:
             one.start = max(one.start, found[-1].end if found else 0)
             found.append(one)
     joined(hidden, found)

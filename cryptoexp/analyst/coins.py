@@ -190,7 +190,7 @@ FIELDS: tuple[Field, ...] = (
     Field('total_supply', 'total supply', '总供应量', 'coins', market('total_supply')),
     Field('max_supply', 'maximum supply', '最大供应量', 'coins', market('max_supply')),
     Field('all_time_high', 'all-time high', '历史最高价', 'vs', market('ath', 'vs')),
-    Field('from_all_time_high', 'distance from the all-time high', '距历史最高价', '%', market('ath_change_percentage', 'vs'), True),
+    Field('from_all_time_high', 'drawdown from the all-time high', '距历史最高价的回撤', '%', market('ath_change_percentage', 'vs'), True),
     Field('all_time_high_date', 'date of the all-time high', '历史最高价日期', 'date', market('ath_date', 'vs')),
     Field('all_time_low', 'all-time low', '历史最低价', 'vs', market('atl', 'vs')),
     Field('from_all_time_low', 'distance from the all-time low', '距历史最低价', '%', market('atl_change_percentage', 'vs'), True),
@@ -457,6 +457,7 @@ class Answers:
 FOUR_HOURS = tuple(one for one in INDICATORS if one.id in {
     'rsi_14', 'macd', 'macd_signal', 'macd_histogram', 'bollinger_position', 'atr_share_14', 'adx_14'})
 
+# %% ../../nbs/analyst/05_coins.ipynb #k45
 def coin_facts(
     coin_id: str,                     # CoinGecko's name for the coin
     answers: Answers,                 # about it
@@ -489,7 +490,7 @@ def coin_facts(
     facts += derivative_facts(symbol, answers.derivatives, told('/derivatives'))
     return Facts(coin_id, facts)
 
-# %% ../../nbs/analyst/05_coins.ipynb #k46
+# %% ../../nbs/analyst/05_coins.ipynb #k47
 def fresh(
     facts: Facts,      # of coin_facts
     now_ns: int,       # ns since the epoch, UTC
@@ -501,7 +502,7 @@ def fresh(
     ordered = dict(sorted(limits.items(), key=lambda item: -len(item[0])))     # an id may be the beginning of another
     return without_stale(facts, now_ns, 3 * HOUR, ordered)
 
-# %% ../../nbs/analyst/05_coins.ipynb #k48
+# %% ../../nbs/analyst/05_coins.ipynb #k49
 class Plan(NamedTuple):
     "How CoinGecko may be asked"
     root: str          # address
@@ -546,7 +547,7 @@ def access_from(
     key, plan, root = (environment.get(f'COINGECKO_{name}', '').strip() for name in ('API_KEY', 'PLAN', 'URL'))
     return Access(plan.lower() or ('demo' if key else 'keyless'), key, root)
 
-# %% ../../nbs/analyst/05_coins.ipynb #k51
+# %% ../../nbs/analyst/05_coins.ipynb #k52
 class Endpoint(NamedTuple):
     "A place where CoinGecko is asked"
     path: str      # {coin} is replaced by an id
@@ -582,7 +583,7 @@ def cache_folder(
     else: base = Path(environment.get('XDG_CACHE_HOME', '') or home/'.cache')
     return base/'cryptoexp'/'coingecko'
 
-# %% ../../nbs/analyst/05_coins.ipynb #k52
+# %% ../../nbs/analyst/05_coins.ipynb #k53
 class Cache:
     "Answers on disk, each with the time at which it came"
     def __init__(self, folder: Path): self.folder, self.broken = folder, False
@@ -612,7 +613,7 @@ class Cache:
             told = error if isinstance(error, StorageError) else f'cannot write {self.folder}: {error.strerror}'
             logger.warning('answers of CoinGecko are not kept: {}', told)
 
-# %% ../../nbs/analyst/05_coins.ipynb #k55
+# %% ../../nbs/analyst/05_coins.ipynb #k56
 def explained(
     error: NetError,    # what happened
     access: Access,     # how was asked
@@ -637,7 +638,7 @@ def explained(
     if status >= 500: return CoinError(f'CoinGecko is in trouble ({http}). What to do: try again later', detail=http)
     return CoinError(f'CoinGecko refused the question ({http}). What to do: report it with what was asked', 'refused', http)
 
-# %% ../../nbs/analyst/05_coins.ipynb #k57
+# %% ../../nbs/analyst/05_coins.ipynb #k58
 class CoinGecko(AbstractAsyncContextManager['CoinGecko']):
     "A client: `async with CoinGecko() as client`, or call `close()` at the end"
     def __init__(
@@ -684,7 +685,7 @@ class CoinGecko(AbstractAsyncContextManager['CoinGecko']):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
-# %% ../../nbs/analyst/05_coins.ipynb #k58
+# %% ../../nbs/analyst/05_coins.ipynb #k59
 async def resolve(
     client: CoinGecko,    # to ask, where the coin is not one of the ten
     asked: str,           # an id, a symbol or a name
@@ -702,7 +703,7 @@ async def resolve(
     names = dict.fromkeys([coin.id for coin in KNOWN] + [coin.symbol.lower() for coin in KNOWN] + [str(coin['id']) for coin in coins])
     raise UnknownCoin(f'there is no coin {asked.strip()!r}; {nearest(text, list(names))}')
 
-# %% ../../nbs/analyst/05_coins.ipynb #k60
+# %% ../../nbs/analyst/05_coins.ipynb #k61
 async def asked_part(client: CoinGecko, name: str, coin_id: str, vs: str) -> Any:
     "The answer to one part of a coin"
     if name == 'bitcoin_days': return await client.get('days', 'bitcoin', vs)
@@ -743,7 +744,7 @@ async def fetch_facts(
     "All facts of one coin; raises `UnknownCoin`, or `CoinError` where nothing at all was answered"
     return coin_facts(coin_id, await fetch_answers(client, coin_id, vs, also), vs)
 
-# %% ../../nbs/analyst/05_coins.ipynb #k62
+# %% ../../nbs/analyst/05_coins.ipynb #k63
 class Sketch(NamedTuple):
     "What the made-up market takes from a real coin, roughly"
     price: float          # USD, where the drawing begins
@@ -782,7 +783,7 @@ def drawn_prices(
     prices.flags.writeable = False     # it is kept, and handed out again
     return prices
 
-# %% ../../nbs/analyst/05_coins.ipynb #k63
+# %% ../../nbs/analyst/05_coins.ipynb #k64
 def drawn_volume(
     coin_id: str,           # one of the ten
     seed: int,              # of the market
@@ -824,7 +825,7 @@ def synthetic_coin(
                 'ath_date': usd(stamp(int(times[high]))), 'atl': usd(float(prices[low])),
                 'atl_change_percentage': usd(100 * (price / float(prices[low]) - 1)), 'atl_date': usd(stamp(int(times[low])))}}
 
-# %% ../../nbs/analyst/05_coins.ipynb #k64
+# %% ../../nbs/analyst/05_coins.ipynb #k65
 def synthetic_markets(
     coin_id: str, seed: int, now_ns: int,             # one of the ten, the market, and its time
     prices: np.ndarray, volume: np.ndarray,           # of drawn_prices and drawn_volume
@@ -844,6 +845,7 @@ def synthetic_markets(
                 'last_traded_at': now_ns // SECOND} for _ in range(3)]
     return {'tickers': tickers}, futures
 
+# %% ../../nbs/analyst/05_coins.ipynb #k66
 def synthetic_answers(
     coin_id: str,                 # one of the ten
     seed: int = 7,                # of the market; the ten coins of one seed move together

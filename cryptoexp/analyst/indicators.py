@@ -246,9 +246,11 @@ CLOSES: tuple[Indicator, ...] = (
               'mean of 50 closes', average(talib.SMA, 50)),
     Indicator('sma_200', 'simple moving average (200), {period}', '简单移动平均（200，{period}）', 'price', 200,
               'mean of 200 closes', average(talib.SMA, 200)),
-    Indicator('above_sma_50', 'distance of the close from its average of 50, {period}', '收盘价相对 50 期均线的偏离（{period}）', '%', 50,
+    Indicator('above_sma_50', 'distance of the close from its moving average (50), {period}',
+              '收盘价相对 50 期均线的偏离（{period}）', '%', 50,
               'close / mean of 50 closes, less 1', above(50)),
-    Indicator('above_sma_200', 'distance of the close from its average of 200, {period}', '收盘价相对 200 期均线的偏离（{period}）',
+    Indicator('above_sma_200', 'distance of the close from its moving average (200), {period}',
+              '收盘价相对 200 期均线的偏离（{period}）',
               '%', 200, 'close / mean of 200 closes, less 1', above(200)),
     Indicator('ema_20', 'exponential moving average (20), {period}', '指数移动平均（20，{period}）', 'price', 60,
               'EMA of 20 closes, started with their mean', average(talib.EMA, 20)))
@@ -354,7 +356,7 @@ MEASURES: tuple[Measure, ...] = (
             '24h 7d 30d 90d 365d', lambda price: float(100 * (price[-1] / price[0] - 1))),
     Measure('max_drawdown', 'largest drawdown within {window}', '{window}内最大回撤',
             'largest fall from a high to a later low of the window', '30d 90d 365d', largest_drawdown),
-    Measure('from_high', 'distance from the high of {window}', '距{window}高点', 'last price / highest price of the window, less 1',
+    Measure('from_high', 'drawdown from the high of {window}', '距{window}高点的回撤', 'last price / highest price of the window, less 1',
             '30d 90d 365d', lambda price: float(100 * (price[-1] / price.max() - 1))),
     Measure('from_low', 'distance from the low of {window}', '距{window}低点', 'last price / lowest price of the window, less 1',
             '30d 90d 365d', lambda price: float(100 * (price[-1] / price.min() - 1))))

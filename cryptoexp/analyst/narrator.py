@@ -9,6 +9,7 @@ __all__ = ['Values', 'UNKNOWN', 'always', 'Phrase', 'usable', 'told_absences', '
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from .claims import claims
 from .facts import LANGUAGES, REASONS, Facts
 from .grounding import SLOT, Draft, Section
 
@@ -21,7 +22,7 @@ def always(values: Values) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    "A sentence for facts; raises `ValueError` where it cites a fact it does not need"
+    "A sentence for facts; raises `ValueError` where it cites a fact it does not need, or holds a figure of its own"
     section: str                              # the key of its section in the headings
     needs: tuple[str, ...]                    # ids of facts; all must be known
     en: str                                   # with slots such as [[price]]; no figure of its own
@@ -33,6 +34,8 @@ class Phrase:
         for text in (self.en, self.zh):
             stray = sorted({found[1] for found in SLOT.finditer(text)} - set(self.needs))
             if stray: raise ValueError(f'the phrase {text!r} cites {", ".join(stray)} without needing it')
+            own = [one.quote for one in claims(text) if one.unit != 'days']   # "over 30 days" names a window
+            if own: raise ValueError(f'the phrase {text!r} holds a figure of its own, {own[0]}: make it a fact and cite that')
 
 # %% ../../nbs/analyst/03_narrator.ipynb #narr09
 UNKNOWN = ('What is not known', '未知的数据')

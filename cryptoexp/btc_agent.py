@@ -10,7 +10,7 @@ __all__ = ['SUBJECT', 'FIELD_WORDS', 'HEADINGS', 'FLOW', 'RISK', 'SIGNIFICANT', 
            'BTCTransactionMonitor', 'check', 'is_offline', 'BlockFiles', 'source_of', 'watch_of', 'labels_of',
            'folder_of', 'model_of', 'Desk', 'written', 'failed', 'asking', 'save', 'saving', 'gone_on', 'pump',
            'ended_by', 'worked', 'broken', 'streamed', 'opened', 'remembered', 'stop', 'stopped_by_signals', 'run',
-           'history_of', 'event_named', 'events_frame', 'to_exchange', 'signal_rows', 'with_signals']
+           'history_of', 'titled', 'event_named', 'events_frame', 'to_exchange', 'signal_rows', 'with_signals']
 
 # %% ../nbs/11_btc_agent.ipynb #ba04
 import asyncio
@@ -41,7 +41,7 @@ from .chain.flow import FlowGraph, flow_figure, flow_graph
 from .chain.history import History, address_frame, timeline, timeline_figure
 from .chain.labels import Labels, read_labels
 from .chain.risk import CHINESE, SENTENCES, RiskConfig
-from .chain.scoring import Event, Scorer, value_figure
+from .chain.scoring import ScoredTransaction, Scorer, value_figure
 from .chain.script import Network, network_named, script_of
 from .chain.connection import Source
 from .chain.sources import BlockSource, FileSource, open_source, watched_scripts
@@ -75,7 +75,7 @@ FIELD_WORDS: Mapping[str, str] = {    # what the values of signals are called in
 def is_synthetic(source: str) -> bool: return 'SYNTHETIC' in source
 
 def event_facts(
-    event: Event,      # a transaction, judged
+    event: ScoredTransaction,      # a transaction, judged
 ) -> Facts:            # about `SUBJECT`, as of the time of the event
     "What is known of a transaction, for whoever explains it"
     source, made = ('SYNTHETIC, ' if is_synthetic(event.source) else '') + event.source, dict[str, Fact]()
@@ -211,7 +211,7 @@ ROLE = 'You explain Bitcoin transactions. The facts were computed by rules from 
 @dataclass(frozen=True)
 class Analysis:
     "What a model, or the rules, said of a transaction; the judgement is the machine's, whatever the text says"
-    event: Event
+    event: ScoredTransaction
     answer: Answer
     kind: str = 'analysis'
 
@@ -220,7 +220,7 @@ class Analysis:
 
 def utc(time_ns: int) -> str: return pd.Timestamp(time_ns, tz='UTC').isoformat()
 
-def judgement_dict(event: Event, language: str) -> dict[str, Any]:
+def judgement_dict(event: ScoredTransaction, language: str) -> dict[str, Any]:
     "A judged transaction as plain data"
     points = {part.code: part.points for part in event.judgement.parts if part.counts}
     told = [dict(code=one.code, points=points.get(one.code, 0.0), score=one.score, confidence=one.confidence, data=one.data,
@@ -294,9 +294,9 @@ class Monitor:
     def graph(self, txid: str, hops: int = 2) -> FlowGraph:
         return flow_graph(self.watch.scorer.history, self.labels, txid, hops, self.network)
     def events(self) -> pd.DataFrame: return events_frame(self.told, self.language)
-    def history_figure(self, address: str) -> 'Figure': return timeline_figure(self.history(address), address)
-    def graph_figure(self, txid: str) -> 'Figure': return flow_figure(self.graph(txid), f'{txid[:16]}…')
-    def value_figure(self, txid: str) -> 'Figure': return value_figure(list(self.watch.recent), event_named(self, txid))
+    def history_figure(self, address: str) -> 'Figure': return titled(self, timeline_figure(self.history(address), address))
+    def graph_figure(self, txid: str) -> 'Figure': return titled(self, flow_figure(self.graph(txid), f'{txid[:16]}…'))
+    def value_figure(self, txid: str) -> 'Figure': return titled(self, value_figure(list(self.watch.recent), event_named(self, txid)))
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.source.name}, {self.watch.counts["transactions"]:,} transactions, {len(self.told)} told)'
     def _repr_html_(self) -> str: return self.events().tail(20).to_html()
@@ -416,7 +416,7 @@ End = None     # what closes a queue
 class Desk:
     "The events that wait to be written about"
     def __init__(self, monitor: BTCTransactionMonitor):
-        self.monitor, self.queue = monitor, asyncio.Queue[tuple[Event, bool] | None](monitor.waiting)
+        self.monitor, self.queue = monitor, asyncio.Queue[tuple[ScoredTransaction, bool] | None](monitor.waiting)
         self.asked = OrderedDict[Any, int]()     # pattern -> ns of the event a model was asked about
 
     async def offer(self, told: Told) -> None:
@@ -428,7 +428,7 @@ class Desk:
         elif self.queue.full(): counts['analyses dropped'] += 1
         else: self.queue.put_nowait(item)
 
-    def is_new(self, event: Event) -> bool:
+    def is_new(self, event: ScoredTransaction) -> bool:
         "Whether nothing that looks the same was asked about within an hour"
         key = (event.verdict, tuple(sorted(part.code for part in event.judgement.parts if part.points)), len(str(event.value)))
         before = self.asked.get(key)
@@ -627,7 +627,13 @@ def history_of(monitor: Monitor, address: str | None) -> pd.DataFrame:
     history = monitor.watch.scorer.history
     return address_frame(history, network=monitor.network) if address is None else timeline(history, script_of(address, monitor.network))
 
-def event_named(monitor: Monitor, txid: str) -> Event:   # raises KeyError
+def titled(monitor: Monitor, figure: 'Figure') -> 'Figure':
+    "A picture of made-up transactions says so"
+    axes = figure.axes[0]
+    if is_synthetic(monitor.source.name): axes.set_title(f'SYNTHETIC: {axes.get_title(loc="left") or axes.get_title()}')
+    return figure
+
+def event_named(monitor: Monitor, txid: str) -> ScoredTransaction:   # raises KeyError
     "A judged transaction that is still in memory"
     events = (*monitor.watch.recent, *(told.event for told in monitor.told if told.event))
     found = next((event for event in events if event.txid.startswith(txid)), None)
@@ -643,7 +649,7 @@ def events_frame(told: Iterable[Told], language: str = 'en') -> pd.DataFrame:
     return pd.DataFrame(rows, columns='time kind txid score verdict btc codes reasons source'.split())
 
 # %% ../nbs/11_btc_agent.ipynb #ba51
-def to_exchange(event: Event) -> int:   # satoshi; negative: away from one
+def to_exchange(event: ScoredTransaction) -> int:   # satoshi; negative: away from one
     "What a transaction moves to an exchange, by the labels"
     for one in event.signals:
         if one.code == 'known_party' and one.values['category'] == 'exchange':

@@ -28,7 +28,7 @@ from cryptoexp.btc_agent import EVENT_NARRATION, PROMPTS, Analysis, BTCTransacti
 from cryptoexp.chain.connection import Source
 from cryptoexp.chain.embedded import Mint, embedded_events, embedded_labels, embedded_transactions, ordinary
 from cryptoexp.chain.events import AnyEvent, BlockDisconnected, Confirmed, Removed, Replaced, Seen
-from cryptoexp.chain.scoring import Event, Scorer
+from cryptoexp.chain.scoring import ScoredTransaction, Scorer
 from cryptoexp.chain.state import STATE
 from cryptoexp.chain.transaction import BlockPlace, Output, Transaction
 from cryptoexp.chain.watch import Told, Watch
@@ -71,7 +71,8 @@ async def all_told(monitor: BTCTransactionMonitor) -> list[Told | Analysis]:
     async with asyncio.timeout(120), aclosing(monitor.stream()) as stream: return [told async for told in stream]
 
 
-def news(told: list[Told | Analysis]) -> dict[str, Event]: return {one.txid: one.event for one in told if one.event and one.kind == 'new'}
+def news(told: list[Told | Analysis]) -> dict[str, ScoredTransaction]:
+    return {one.txid: one.event for one in told if one.event and one.kind == 'new'}
 
 
 # ---- the feed that would be the real one

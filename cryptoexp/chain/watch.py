@@ -12,7 +12,7 @@ import msgspec
 from .events import (
     AnyEvent, BlockConnected, BlockDisconnected, Confirmed, Gap, Removed, Replaced, Seen, Unreadable)
 from .history import descendants
-from .scoring import Event, Scorer
+from .scoring import ScoredTransaction, Scorer
 from .sources import Movement, movements
 from .transaction import COIN, BlockPlace, Transaction
 
@@ -23,7 +23,7 @@ class Told(msgspec.Struct, frozen=True):
     time: int                              # ns UTC, of the source's event
     source: str                            # who told it
     txid: str = ''                         # empty for gap and unreadable
-    event: Event | None = None             # of new: the transaction, judged
+    event: ScoredTransaction | None = None             # of new: the transaction, judged
     movements: tuple[Movement, ...] = ()   # of new: what it does to watched addresses
     block: BlockPlace | None = None        # in which it stands, or stood
     reason: str = ''                       # why: withdrawn, gap and unreadable have one
@@ -47,7 +47,7 @@ class Watch:
         self.known = OrderedDict[bytes, None]()                   # half of a txid
         self.told = OrderedDict[str, str | None]()                # txid -> hash of its block; None: it waits
         self.coinbases = OrderedDict[str, str]()                  # hash of a block -> txid of its coinbase
-        self.recent = deque[Event](maxlen=2_000)                  # the last judged, told or not
+        self.recent = deque[ScoredTransaction](maxlen=2_000)                  # the last judged, told or not
         self.counts = Counter[str]()
         self.scorer.watched.update(self.watched)
 
@@ -59,7 +59,7 @@ class Watch:
 
 def half(txid: str) -> bytes: return bytes.fromhex(txid[:32])   # by which a transaction is remembered
 
-def worth(watch: Watch, event: Event, moved: tuple[Movement, ...]) -> bool:
+def worth(watch: Watch, event: ScoredTransaction, moved: tuple[Movement, ...]) -> bool:
     "Whether somebody should hear of a transaction"
     by_amount = watch.min_btc is not None and event.value >= watch.min_btc * COIN
     return bool(moved) or by_amount or event.score >= watch.min_score

@@ -11,7 +11,7 @@ export PYTHONUTF8 := 1
 COMPILE = echo 'compiling the engine, once ...' && $(BIN)/cryptoexp trade --duration 10s --json --out $(STAMPS)/first >/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-node fuzz soak evals docs lab bench notebooks clean
+.PHONY: help run test test-long test-node fuzz soak soak-monitor evals docs lab bench notebooks clean
 
 help: ## what there is
 	@echo 'make <target>:'
@@ -40,6 +40,9 @@ soak: $(STAMPS)/dev ## a feed left on for ten minutes: memory and delays (other 
 
 evals: $(STAMPS)/dev ## what an analyst's answers are worth (another endpoint: ARGS='--base-url URL --model NAME'; --small: that of the tests)
 	@$(BIN)/python evals/run.py $(ARGS)
+
+soak-monitor: $(STAMPS)/dev ## the Bitcoin monitor left on for ten minutes at 700 transactions a second: memory (ARGS='--minutes 60')
+	@$(BIN)/python tests/soak_monitor.py $(ARGS)
 
 docs: $(STAMPS)/dev ## README.md and the site, to _docs/
 	@$(BIN)/python docs/readme.py

@@ -58,7 +58,7 @@ EXAMPLES = '''examples:
 # %% ../nbs/20_cli.ipynb #c10a
 def build_parser() -> argparse.ArgumentParser:
     "The parser of the command line"
-    from cryptoexp import ask, tape_tools
+    from cryptoexp import ask, monitor, tape_tools
     parser = argparse.ArgumentParser('cryptoexp', description='A market-making laboratory that you read like a book.', epilog=EXAMPLES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--version', action='version', version=f'cryptoexp {__version__}')
@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
     add_record(commands)
     ask.add_commands(commands)
+    monitor.add_commands(commands, seconds)
     tape_tools.add_commands(commands)
     return parser
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from contextlib import aclosing
 from pathlib import Path
 
@@ -82,6 +83,7 @@ async def soak(minutes: float, rate: float) -> int:
             monitor = BTCTransactionMonitor(url=server.stdout.readline().strip(), state=folder, settings=ModelSettings(), save_every=20.0,
                                             duration=minutes * 60, history=History(5_000, 30_000), min_btc=0.3)
             monitor.watch.most_known = monitor.source.dialect.pool.most_waiting = 10_000   # type: ignore[attr-defined]
+            monitor.told, monitor.watch.most_told = deque(maxlen=1_000), 1_000
             sizes, begin, told = list[float](), time.monotonic(), 0
             async def measure() -> None:
                 while True:

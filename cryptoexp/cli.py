@@ -46,6 +46,7 @@ EXAMPLES = '''examples:
   cryptoexp trade                                        half a day of the embedded (synthetic) BTC/USDT market
   cryptoexp trade --preset zero-fee-tier --duration 30m  the same market for a maker without fees
   cryptoexp trade --source btcusdt_20240808.gz btcusdt_20240809.gz   a recording, or several that join
+  cryptoexp trade --source recordings/binance/BTCUSDT    all the days that `cryptoexp record` has kept of a market
   cryptoexp trade --source btcusdt_20240808.gz --streams diff-only   the same without its best quotes: slower, other fills
   cryptoexp trade --source binance --duration 10m        the live market, on paper (needs a network, no key)
   cryptoexp trade --source kraken --pair BTC/USD         another venue
@@ -68,7 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     add = trade.add_argument
     add('--source', nargs='+', default=['embedded'], metavar='SOURCE',
-        help=f"embedded (synthetic, default); a live venue: {', '.join(LIVE_VENUES)}; or recordings to replay")
+        help=f"embedded (synthetic, default); a live venue: {', '.join(LIVE_VENUES)}; recordings to replay, or the folder of a "
+             'recorded market')
     add('--streams', choices=('fused', 'diff-only'),
         help='what makes the book of a recording: fused (best quotes drive the best prices between depth diffs) or diff-only '
              '(depth diffs alone); default: fused where the recording holds both, a saved tape as it was saved')
@@ -208,7 +210,7 @@ RECORD_EXAMPLES = '''examples:
   cryptoexp record --source binance --symbol BTCUSDT ETHUSDT            until Ctrl-C, into recordings/binance/…
   cryptoexp record --source kraken --symbol BTC/USD --duration 1h --out /data
   cryptoexp tape info recordings/binance/BTCUSDT/2026-11-28-001.parquet  what came of it
-  cryptoexp trade --source recordings/binance/BTCUSDT/2026-11-28-001.parquet   trade it on paper
+  cryptoexp trade --source recordings/binance/BTCUSDT                    trade it on paper, all of its days
 '''
 
 def add_record(commands: Any) -> None:

@@ -20,7 +20,8 @@ from ..market.events import Digest, Events, concat, pack_rows, unpack_rows
 from ..market.instrument import Instrument, from_dict, to_dict
 from ..market.tape import Clock, Tape, load_tape
 from .backtest import Result, Run
-from .matching import Engine, enter_order
+from .limits import UNFIT
+from .matching import Engine, enter_order, refuse_order
 from .quoting import Quoter
 from .sweep import fingerprint
 
@@ -123,9 +124,9 @@ class SessionJournal:
 
     def stands(self, run: Run) -> None: self.stand = standing(run)   # after the rows were fed; written with the next record
 
-    def order(self, run: Run, side: int, tick: int, lots: int) -> None:
-        "An order that is about to be entered by hand"
-        told = dict(after=run.engine.intake.rows, side=side, tick=tick, lots=lots)
+    def order(self, run: Run, side: int, tick: int, lots: int, unfit: bool = False) -> None:
+        "An order that is about to be entered by hand; `unfit`: to be refused, since no venue would take it"
+        told = dict(after=run.engine.intake.rows, side=side, tick=tick, lots=lots) | ({'unfit': True} if unfit else {})
         self.file.append(*self._pending(), _words(ORDER, told))
         self.orders.append(told)
 
@@ -216,6 +217,7 @@ def rebuild(
         while marks and marks[0][0] <= done:
             _, what, facts = marks.pop(0)
             if what == 0: compare(run, facts)
+            elif facts.get('unfit'): refuse_order(run.engine, facts['side'], facts['tick'], facts['lots'], UNFIT)
             else: enter_order(run.engine, facts['side'], facts['tick'], facts['lots'])
     for events in history.batches():
         begin = 0

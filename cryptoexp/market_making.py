@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from loguru import logger
 
-from .config import MarketData, MarketMakingConfig
+from .config import MarketData, MarketMakingConfig, nearest
 from .durable import new_run_folder
 from .market import binance, coinbase, tape
 from .market.events import BEST_QUOTE, BUY, CLOCK, CONTROL, KILL, LAST, RESUME, SELL, STALE, START, TRADE, Events, from_rows
@@ -155,6 +155,8 @@ class MarketMaker:
         self._history: History | None = None
         self.folder: Path | None = None
         model_of(config)   # an unknown model or parameter is an error now, not at the first row
+        if unknown := [name for name in config.venue_urls if name.rsplit('_', 1)[0] not in LIVE]:   # the real one would be asked instead
+            raise ValueError(f'venue_urls: {unknown[0]!r} is of no venue; {nearest(unknown[0].rsplit("_", 1)[0], list(LIVE))}')
 
     async def fetch_market_data(self) -> MarketData: return await fetch(self)
     def calculate_order_size(self) -> float: return float(self.engine.instrument.amount(quotable_lots(self.engine))) if self.engine else 0.0

@@ -326,6 +326,7 @@ class MadeServer:
                 headers = {'Retry-After': self.retry_after} if self.retry_after else {}
                 return web.json_response(dict(message='refused by the made-up venue'), status=self.refusals.pop(0), headers=headers)
             whole = listing(self.market.venue, self.market.symbols)
+            if request.path.lower().endswith('/time'): return web.json_response(dict(serverTime=self.market.now_ms))
             if request.path.endswith('/depth'):
                 return web.Response(body=Talk(self.market).picture(request.query['symbol']), content_type='application/json')
             if self.market.venue.startswith('coinbase') and (name := request.path.rsplit('/', 1)[1]) != 'products':
@@ -342,6 +343,7 @@ class MadeServer:
             async for message in socket:
                 self.heard.append(message.data.encode())
                 for text in talk.receive(message.data.encode()): await socket.send_str(text.decode())
+        except ConnectionError: pass   # whoever asked is gone
         finally: self.sockets.pop(socket, None)
         return socket
 

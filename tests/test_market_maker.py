@@ -241,6 +241,7 @@ def test_mistakes_are_one_message_with_status_two(tmp_path: Path) -> None:
         ('--streams', 'fused'): 'it is for recordings',
         ('--source', 'nowhere.gz'): 'nowhere.gz', ('--out', str(blocked / 'runs')): 'cannot write', ('--set', 'maker_fee'): 'FIELD=VALUE',
         ('--set', 'max_drawdown=7', '--set', 'total_capital=nan'): '2 problems',
+        ('--source', 'kraken', '--set', 'venue_urls={"krakn_rest": "http://127.0.0.1:9"}'): 'kraken',
         ('--source', 'binance', '--set',
             'venue_urls={"binance_rest": "http://127.0.0.1:9", "binance_websocket": "ws://127.0.0.1:9"}'): 'embedded'}
     for words, expected in cases.items():

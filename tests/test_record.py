@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from made_venues import PAIRS, MadeServer
 
-from cryptoexp.cli import LIVE_VENUES
+from cryptoexp.cli import LIVE_VENUES, build_parser
+from cryptoexp.cli import record as command_line
+from cryptoexp.config import ConfigError
 from cryptoexp.durable import Journal, StorageError
 from cryptoexp.market.book import OrderBook
 from cryptoexp.market.events import CONTROL, RESUME, STALE, Events, concat
@@ -123,6 +125,16 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     for tape in tapes:
         assert OrderBook(tape.instrument).apply(tape.timeline()).crossed == 0
         assert int(tape.events.tick[tape.events.kind == CONTROL].tolist().count(RESUME)) >= 1
+
+
+def test_mistakes_ask_nobody(tmp_path: Path) -> None:
+    "A misspelt address would leave the venue's own in its place: it is refused before anybody is asked"
+    words = ['record', '--source', 'kraken', '--symbol', 'BTC/USD', '--out', str(tmp_path), '--duration', '1s']
+    wrong = {'krakn_rest=http://127.0.0.1:9': 'kraken_rest', 'kraken_rest': 'NAME=ADDRESS', 'kraken_rest=127.0.0.1:9': 'https://',
+             'kraken_websocket=ws://example.org': 'not encrypted', 'coinbase_rest=http://127.0.0.1:9': 'kraken has no address'}
+    for word, expected in wrong.items():
+        with pytest.raises(ConfigError, match=expected): command_line(build_parser().parse_args([*words, '--url', word]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

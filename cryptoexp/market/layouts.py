@@ -770,9 +770,9 @@ def open_tape(
     base_latency_ns: int = 1_000_000,          # what the fastest message took, declared
 ) -> tape.Tape:
     "Open whatever it is; what can't be used is listed on the tape, ValueError for a file that is nothing known"
+    if streams not in (None, 'fused', 'diff-only'): raise ValueError(f'streams is {streams!r}; it is one of fused, diff-only')
     files = [file for path in ([paths] if isinstance(paths, str | Path) else paths) for file in files_of(Path(path))]
     if not files: raise ValueError('no file to read')
-    if streams not in (None, 'fused', 'diff-only'): raise ValueError(f'streams is {streams!r}; it is one of fused, diff-only')
     found = [recognise(path) for path in files]
     alone = [one for one in found if one in ('tape', 'hftbacktest', 'recording')]
     if alone and len({*map(str, found)}) > 1: raise ValueError(f'a {alone[0]} can\'t be merged with other files: read each on its own')

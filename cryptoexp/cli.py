@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIVE_VENUES', 'UNITS', 'EXAMPLES', 'RECORD_EXAMPLES', 'seconds', 'speed', 'build_parser', 'configuration',
            'is_offline', 'source_of', 'describe', 'shown_progress', 'panel', 'anew', 'again', 'announced', 'add_record',
-           'record', 'recorded', 'trade', 'main']
+           'addresses', 'record', 'recorded', 'trade', 'main']
 
 # %% ../nbs/20_cli.ipynb #c03
 import argparse
@@ -228,9 +228,22 @@ def add_record(commands: Any) -> None:
     add('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
     parser.set_defaults(run=record)
 
+def addresses(venue: str, words: Sequence[str]) -> dict[str, str]:
+    "NAME=ADDRESS → by name; ConfigError for a name that is none of the venue's, or what is no address: nobody else is to be asked instead"
+    from cryptoexp.config import ConfigError, Problem, address_problem, nearest
+    urls, names, problems = dict[str, str](), (f'{venue}_rest', f'{venue}_websocket'), list[Problem]()
+    for word in words:
+        name, equals, address = word.partition('=')
+        if not equals: problems.append(Problem('--url', f'{word!r} has no address: write NAME=ADDRESS, such as {names[0]}=http://127.0.0.1:8080'))
+        elif name not in names: problems.append(Problem('--url', f'{venue} has no address {name!r}; {nearest(name, names)}'))
+        elif problem := address_problem(name, address): problems.append(Problem('--url', problem))
+        urls[name] = address
+    if problems: raise ConfigError(problems)
+    return urls
+
 def record(arguments: argparse.Namespace) -> int:
     "Record as asked; answers the exit status"
-    urls = dict(item.partition('=')[::2] for item in arguments.urls)
+    urls = addresses(arguments.source, arguments.urls)
     print(f'recording {", ".join(arguments.symbol)} of {arguments.source} into {arguments.out}; Ctrl-C ends it', file=sys.stderr,
           flush=True)
     recorders = asyncio.run(recorded(arguments, urls))

@@ -124,7 +124,7 @@ def kraken_work(times: int = 5) -> Work:
                               f'{checksum}"timestamp":"2021-04-17T16:48:53.000001Z"}}]}}').encode()))
     listing = listings('KRAKEN')
     known, names = kraken.instruments(listing[0]), sorted({json.loads(text)[-1] for _, text in recorded})
-    return Work('KRAKEN', {name: kraken.find_instrument(known, name) for name in names},
+    return Work('KRAKEN', {name: known[kraken.symbol_of(name)] for name in names},
                 {name: kraken.symbol_of(name).replace('/', '-') for name in names}, [], lines * times, levels * times, listing,
                 theirs=[text.decode() for _, text in recorded] * times)
 

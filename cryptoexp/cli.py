@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIVE_VENUES', 'UNITS', 'EXAMPLES', 'RECORD_EXAMPLES', 'seconds', 'speed', 'build_parser', 'configuration',
            'is_offline', 'source_of', 'describe', 'shown_progress', 'panel', 'anew', 'again', 'announced', 'add_record',
-           'record', 'recorded', 'trade', 'main']
+           'addresses', 'record', 'recorded', 'trade', 'main']
 
 # %% ../nbs/20_cli.ipynb #c03
 import argparse
@@ -46,6 +46,7 @@ EXAMPLES = '''examples:
   cryptoexp trade                                        half a day of the embedded (synthetic) BTC/USDT market
   cryptoexp trade --preset zero-fee-tier --duration 30m  the same market for a maker without fees
   cryptoexp trade --source btcusdt_20240808.gz btcusdt_20240809.gz   a recording, or several that join
+  cryptoexp trade --source recordings/binance/BTCUSDT    all the days that `cryptoexp record` has kept of a market
   cryptoexp trade --source btcusdt_20240808.gz --streams diff-only   the same without its best quotes: slower, other fills
   cryptoexp trade --source binance --duration 10m        the live market, on paper (needs a network, no key)
   cryptoexp trade --source kraken --pair BTC/USD         another venue
@@ -68,7 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     add = trade.add_argument
     add('--source', nargs='+', default=['embedded'], metavar='SOURCE',
-        help=f"embedded (synthetic, default); a live venue: {', '.join(LIVE_VENUES)}; or recordings to replay")
+        help=f"embedded (synthetic, default); a live venue: {', '.join(LIVE_VENUES)}; recordings to replay, or the folder of a "
+             'recorded market')
     add('--streams', choices=('fused', 'diff-only'),
         help='what makes the book of a recording: fused (best quotes drive the best prices between depth diffs) or diff-only '
              '(depth diffs alone); default: fused where the recording holds both, a saved tape as it was saved')
@@ -210,7 +212,7 @@ RECORD_EXAMPLES = '''examples:
   cryptoexp record --source binance --symbol BTCUSDT ETHUSDT            until Ctrl-C, into recordings/binance/…
   cryptoexp record --source kraken --symbol BTC/USD --duration 1h --out /data
   cryptoexp tape info recordings/binance/BTCUSDT/2026-11-28-001.parquet  what came of it
-  cryptoexp trade --source recordings/binance/BTCUSDT/2026-11-28-001.parquet   trade it on paper
+  cryptoexp trade --source recordings/binance/BTCUSDT                    trade it on paper, all of its days
 '''
 
 def add_record(commands: Any) -> None:
@@ -228,9 +230,22 @@ def add_record(commands: Any) -> None:
     add('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
     parser.set_defaults(run=record)
 
+def addresses(venue: str, words: Sequence[str]) -> dict[str, str]:
+    "NAME=ADDRESS → by name; ConfigError for a name that is none of the venue's, or what is no address: nobody else is to be asked instead"
+    from cryptoexp.config import ConfigError, Problem, address_problem, nearest
+    urls, names, problems = dict[str, str](), (f'{venue}_rest', f'{venue}_websocket'), list[Problem]()
+    for word in words:
+        name, equals, address = word.partition('=')
+        if not equals: problems.append(Problem('--url', f'{word!r} has no address: write NAME=ADDRESS, such as {names[0]}=http://127.0.0.1:8080'))
+        elif name not in names: problems.append(Problem('--url', f'{venue} has no address {name!r}; {nearest(name, names)}'))
+        elif problem := address_problem(name, address): problems.append(Problem('--url', problem))
+        urls[name] = address
+    if problems: raise ConfigError(problems)
+    return urls
+
 def record(arguments: argparse.Namespace) -> int:
     "Record as asked; answers the exit status"
-    urls = dict(item.partition('=')[::2] for item in arguments.urls)
+    urls = addresses(arguments.source, arguments.urls)
     print(f'recording {", ".join(arguments.symbol)} of {arguments.source} into {arguments.out}; Ctrl-C ends it', file=sys.stderr,
           flush=True)
     recorders = asyncio.run(recorded(arguments, urls))

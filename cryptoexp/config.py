@@ -111,6 +111,8 @@ RULES: Mapping[str, Rule] = MappingProxyType({
                                whole=True, optional=True),
     'max_orders_per_day': Rule('orders', 'sent within a day (UTC), as venues count them; None: no limit', least=1, most=1e9,
                                whole=True, optional=True),
+    'price_band': Rule('fraction of mid', 'how far from mid an order may be priced: between mid / (1 + it) and mid × (1 + it)',
+                       least=0.0001, most=1, advice='Above 1, which is half of mid to twice of it, no order is ever let pass'),
     'flatten_band': Rule('fraction of mid', 'how far from mid a flattening order may reach', above=0, most=0.5, advice=FRACTION),
     'entry_latency_ms': Rule('ms', 'from our decision to the venue', least=0, most=60_000),
     'response_latency_ms': Rule('ms', 'from the venue back to us', least=0, most=60_000),
@@ -231,6 +233,7 @@ class MarketMakingConfig:
     max_loss: float = 0.1                  # fraction of the starting equity; at it quoting halts
     flatten_on_halt: bool = False          # at a halt, sell or buy back by a banded immediate-or-cancel order
     flatten_band: float = 0.005            # fraction of mid such an order may reach
+    price_band: float = 1.0                # fraction of mid beyond which an order is refused, see RULES; 1: half of mid to twice of it
     max_order_notional: float | None = None  # quote currency; an order of a larger value is refused
     max_orders_per_10s: int | None = None  # orders that may be sent, as venues count them: by windows of the clock
     max_orders_per_day: int | None = None  # from midnight to midnight, UTC

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OFFLINE', 'VENUES', 'Source', 'LOOK_INTERVAL', 'LOOK_AT_SWITCH', 'SWITCH', 'LONGEST_WAIT', 'HOUR_NS', 'ask_binance',
            'ask_coinbase', 'ask_sources', 'is_file', 'open_feed', 'base_latency_ns', 'MarketMaker', 'fetch',
-           'quote_rows', 'seen', 'place', 'look_once', 'tell', 'act', 'heed_switch', 'take_turn', 'within',
-           'run_session', 'rows_of', 'way_there_and_back', 'named', 'begin', 'settle', 'resumed', 'rebuilt', 'go_on',
-           'replayed', 'stopped_by_signals', 'status_of', 'MarketMakingConfig', 'MarketData']
+           'quote_rows', 'seen', 'whole_steps', 'place', 'look_once', 'tell', 'act', 'heed_switch', 'take_turn',
+           'within', 'run_session', 'rows_of', 'way_there_and_back', 'named', 'begin', 'settle', 'resumed', 'rebuilt',
+           'go_on', 'replayed', 'stopped_by_signals', 'status_of', 'MarketMakingConfig', 'MarketData']
 
 # %% ../nbs/10_market_making.ipynb #c03
 import asyncio
@@ -16,25 +16,26 @@ import functools
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from loguru import logger
 
-from .config import MarketData, MarketMakingConfig
+from .config import MarketData, MarketMakingConfig, nearest
 from .durable import new_run_folder
 from .market import binance, coinbase, tape
 from .market.events import BEST_QUOTE, BUY, CLOCK, CONTROL, KILL, LAST, RESUME, SELL, STALE, START, TRADE, Events, from_rows
 from .market.feed import EventFeed, Feed, embedded_feed
-from .market.instrument import MONEY_SCALE, Instrument, order_problems
+from .market.instrument import MONEY_SCALE, Instrument, Number, decimal, find_instrument, order_problems
 from .market.layouts import open_tape
 from .market.live import VENUES as LIVE, LiveFeed
 from .net import NetError, Session
 from .trading.backtest import Result, Run, largest_latency_ns, source_name
 from .trading.journal import SEAL_ROWS, History, Plan, SessionJournal, read_history, rebuild, replay, seal
-from .trading.limits import mid_worth_e8
-from .trading.matching import STATUS, Engine, compile_engine, enter_order, quotable_lots
+from .trading.limits import UNFIT, mid_worth_e8
+from .trading.matching import STATUS, Engine, compile_engine, enter_order, quotable_lots, refuse_order
 from .trading.sweep import fingerprint
 from .trading.quoting import Quoter, model_of
 
@@ -50,7 +51,7 @@ async def ask_binance(
     "Binance's answer: market data, amounts at the best bid and ask (base currency), and the instrument"
     base_url, symbol = urls.get('binance_rest', binance.REST_URL).rstrip('/'), binance.symbol_of(pair)
     if known is None:
-        known = binance.find_instrument(binance.instruments(await session.get_json(base_url + binance.exchange_info_path(symbol))), pair)
+        known = find_instrument(binance.instruments(await session.get_json(base_url + binance.exchange_info_path(symbol))), symbol)
     quote = await session.get_json(base_url + binance.ticker_path(symbol))
     return binance.ticker(quote), float(quote['bidQty']), float(quote['askQty']), known
 
@@ -60,7 +61,8 @@ async def ask_coinbase(
     "Coinbase's answer, as `ask_binance`; amounts are 0 where the venue tells none"
     base_url = urls.get('coinbase_rest', coinbase.REST_URL).rstrip('/')
     if known is None:
-        known = coinbase.find_instrument(coinbase.instruments(await session.get_json(base_url + coinbase.products_path())), pair)
+        products = coinbase.instruments(await session.get_json(base_url + coinbase.products_path()))
+        known = find_instrument(products, coinbase.product_of(pair))
     quote = await session.get_json(base_url + coinbase.ticker_path(coinbase.product_of(pair)))
     return coinbase.ticker(quote), 0.0, 0.0, known
 
@@ -153,6 +155,8 @@ class MarketMaker:
         self._history: History | None = None
         self.folder: Path | None = None
         model_of(config)   # an unknown model or parameter is an error now, not at the first row
+        if unknown := [name for name in config.venue_urls if name.rsplit('_', 1)[0] not in LIVE]:   # the real one would be asked instead
+            raise ValueError(f'venue_urls: {unknown[0]!r} is of no venue; {nearest(unknown[0].rsplit("_", 1)[0], list(LIVE))}')
 
     async def fetch_market_data(self) -> MarketData: return await fetch(self)
     def calculate_order_size(self) -> float: return float(self.engine.instrument.amount(quotable_lots(self.engine))) if self.engine else 0.0
@@ -205,6 +209,11 @@ def seen(maker: MarketMaker) -> MarketData:
         float('nan'))
 
 # %% ../nbs/10_market_making.ipynb #c16
+def whole_steps(value: Number, step: Decimal) -> int:
+    "How many steps fit into a number that need not lie on the grid, within 2**62; 0 for what is no finite number"
+    try: return max(-1 << 62, min(1 << 62, int(decimal(value) / step)))
+    except ValueError: return 0
+
 def place(maker: MarketMaker, order_type: str, price: float, amount: float) -> dict[str, Any]:
     "Enter a limit order into the paper book at its present moment; ValueError for a wrong side, RuntimeError before there is a market"
     if order_type not in ('buy', 'sell'): raise ValueError(f"order_type must be 'buy' or 'sell', not {order_type!r}")
@@ -212,11 +221,10 @@ def place(maker: MarketMaker, order_type: str, price: float, amount: float) -> d
         raise RuntimeError('there is no market yet: await fetch_market_data(), or run a session, before placing an order')
     engine, desk = maker.engine, maker.engine.desk
     problems, side, order = order_problems(engine.instrument, price, amount), 1 if order_type == 'buy' else -1, dict[str, int]()
-    if problems: refused = '; '.join(problems)
-    else:
-        tick, lots = engine.instrument.ticks(price), engine.instrument.lots(amount)
-        if maker._journal is not None and maker._run is not None: maker._journal.order(maker._run, side, tick, lots)
-        order, refused = enter_order(engine, side, tick, lots)
+    tick, lots = whole_steps(price, engine.instrument.tick_size), whole_steps(amount, engine.instrument.lot_size)
+    if maker._journal is not None and maker._run is not None: maker._journal.order(maker._run, side, tick, lots, bool(problems))
+    if problems: refused = f"{refuse_order(engine, side, tick, lots, UNFIT)}: {'; '.join(problems)}"
+    else: order, refused = enter_order(engine, side, tick, lots)
     if refused: logger.warning('{} {} at {} was refused: {}', order_type, amount, price, refused)
     filled = 0 if refused else order['lots'] - order['remaining']
     status = 'rejected' if refused else 'partially filled' if filled and order['remaining'] else STATUS[order['status']]

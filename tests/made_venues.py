@@ -1,5 +1,6 @@
-"""MADE UP markets in the formats of the venues, for tests: a plain-dictionary book a symbol, told as Coinbase Advanced Trade, Kraken v2,
-OKX or Bybit v5 would tell it, with snapshots on subscription, sequence numbers and checksums; and a server on this machine that speaks so.
+"""MADE UP markets in the formats of the venues, for tests: a plain-dictionary book a symbol, told as Binance USD-M, Coinbase (Advanced
+Trade and Exchange), Kraken v2, OKX or Bybit v5 would tell it, with snapshots on subscription or over REST, sequence numbers and
+checksums; and a server on this machine that speaks so. (Binance spot has a server of its own, replay_server.py.)
 
     market = MadeMarket('kraken', ['BTC/USD', 'ETH/USD'], seed=7)
     talk = market.connect()                    # one connection
@@ -20,8 +21,8 @@ from typing import Any
 from aiohttp import WSCloseCode, web
 
 HOST, START_MS = '127.0.0.1', 1_700_000_000_000
-PAIRS = {'coinbase': ['BTC-USD', 'ETH-USD'], 'kraken': ['BTC/USD', 'ETH/USD'], 'okx': ['BTC-USDT', 'ETH-USDT'],
-         'bybit': ['BTCUSDT', 'ETHUSDT']}
+PAIRS = {'binance_usdm': ['BTCUSDT', 'ETHUSDT'], 'coinbase': ['BTC-USD', 'ETH-USD'], 'coinbase_exchange': ['BTC-USD', 'ETH-USD'],
+         'kraken': ['BTC/USD', 'ETH/USD'], 'okx': ['BTC-USDT', 'ETH-USDT'], 'bybit': ['BTCUSDT', 'ETHUSDT']}
 
 
 @dataclass
@@ -30,6 +31,7 @@ class MadeBook:
     bids: dict[int, int] = field(default_factory=lambda: {10_000 - k: 5_000 + k for k in range(30)})
     asks: dict[int, int] = field(default_factory=lambda: {10_001 + k: 5_000 + k for k in range(30)})
     number: int = 100   # of the last update
+    before: int = 100   # of the one before it
     trades: int = 500   # number of the last trade
 
     def side(self, bids: bool) -> dict[int, int]: return self.bids if bids else self.asks
@@ -62,7 +64,9 @@ class MadeMarket:
         self.venue, self.symbols, self.draw, self.now_ms = venue, symbols or PAIRS[venue], random.Random(seed), START_MS
         self.books = {symbol: MadeBook() for symbol in self.symbols}
         self.connections: list[Talk] = []
-        self.silent: set[str] = set()   # symbols whose book updates are not sent, though the market goes on
+        self.silent: set[str] = set()   # symbols whose book updates are not sent, though the market goes on; until they are asked for anew
+        self.asleep: set[str] = set()   # symbols on whose market nothing happens
+        self.earlier: dict[str, bytes] = {}   # whole books as REST told them before
 
     def connect(self) -> Talk:
         self.connections.append(Talk(self))
@@ -71,14 +75,14 @@ class MadeMarket:
     def advance(self) -> list[tuple[str, list[tuple[bool, int, int]], tuple[int, int, bool] | None]]:
         "The market goes on: (symbol, changes of its book, a trade: tick, lots, whether the taker bought)"
         self.now_ms += self.draw.randint(5, 60)
-        symbol = self.draw.choice(self.symbols)
+        symbol = self.draw.choice([one for one in self.symbols if one not in self.asleep])
         book, trade = self.books[symbol], None
         if self.draw.random() < 0.2:
             bought = self.draw.random() < 0.5
             book.trades += 1
             trade = (min(book.asks) if bought else max(book.bids), self.draw.randint(1, 900), bought)
         changes = book.change(self.draw)
-        if changes: book.number += 1
+        if changes: book.before, book.number = book.number, book.number + (self.draw.randint(1, 4) if self.venue == 'binance_usdm' else 1)
         return [(symbol, changes, trade)]
 
 
@@ -86,6 +90,21 @@ class Talk:
     "One connection to a made-up venue"
     def __init__(self, market: MadeMarket):
         self.market, self.books, self.trades, self.sequence = market, set[str](), set[str](), -1
+        self.quotes = set[str]()   # symbols of which best quotes are told
+        self.dumb = False          # nothing is said any more
+
+    def open(self, path: str) -> None:
+        "The path of the connection, in which Binance is told what to send"
+        if self.market.venue == 'binance_usdm': self.subscribe(path.partition('streams=')[2].split('/'), True)
+
+    def subscribe(self, streams: list[str], on: bool) -> None:
+        "Binance's streams: btcusdt@depth@100ms"
+        for stream in streams:
+            name, _, kind = stream.partition('@')
+            told = {'depth@100ms': self.books, 'trade': self.trades, 'bookTicker': self.quotes}[kind]
+            if on: told.add(name.upper())
+            else: told.discard(name.upper())
+            if on and kind == 'depth@100ms': self.market.silent.discard(name.upper())
 
     # ---- what the client says
 
@@ -93,6 +112,9 @@ class Talk:
         asked = json.loads(text) if text != b'ping' else {}
         kind = asked.get('type') or asked.get('method') or asked.get('op') or 'ping'
         if kind == 'ping': return [b'pong'] if self.market.venue == 'okx' else [self.dump(dict(op='pong', method='pong', success=True))]
+        if self.market.venue == 'binance_usdm':
+            self.subscribe(asked['params'], kind == 'SUBSCRIBE')
+            return [self.dump(dict(result=None, id=asked['id']))]
         symbols, is_book, is_trade = self.asked_for(asked)
         if kind == 'unsubscribe':
             if is_book: self.books -= set(symbols)
@@ -101,11 +123,15 @@ class Talk:
         if is_trade: self.trades |= set(symbols)
         if is_book:
             self.books |= set(symbols)
+            self.market.silent -= set(symbols)
             replies += [self.picture(symbol) for symbol in symbols]
+            if is_trade and self.market.venue == 'coinbase_exchange':
+                replies += [self.traded(symbol, min(self.market.books[symbol].asks), 1, True, 'last_match') for symbol in symbols]
         return replies
 
     def asked_for(self, asked: dict[str, Any]) -> tuple[list[str], bool, bool]:
         venue = self.market.venue
+        if venue == 'coinbase_exchange': return asked['product_ids'], 'level2_batch' in asked['channels'], 'matches' in asked['channels']
         if venue == 'coinbase': return asked['product_ids'], asked['channel'] == 'level2', asked['channel'] == 'market_trades'
         if venue == 'kraken': return asked['params']['symbol'], asked['params']['channel'] == 'book', asked['params']['channel'] == 'trade'
         if venue == 'okx':
@@ -118,6 +144,7 @@ class Talk:
 
     def acknowledged(self, asked: dict[str, Any]) -> bytes:
         venue = self.market.venue
+        if venue == 'coinbase_exchange': return self.dump(dict(type='subscriptions', channels=[dict(name='level2_batch', product_ids=[])]))
         if venue == 'coinbase': return self.framed('subscriptions', [dict(subscriptions={})])
         if venue == 'kraken':
             result = asked['params'] | {'symbol': asked['params']['symbol'][0]}
@@ -134,10 +161,25 @@ class Talk:
         return frames
 
     def tell(self, symbol: str, changes: list[tuple[bool, int, int]], trade: tuple[int, int, bool] | None) -> list[tuple[str, bytes]]:
-        frames = []
+        frames = list[tuple[str, bytes]]()
+        if self.dumb: return frames
         if trade and symbol in self.trades: frames.append((symbol, self.traded(symbol, *trade)))
         if changes and symbol in self.books and symbol not in self.market.silent: frames.append((symbol, self.update(symbol, changes)))
+        if changes and symbol in self.quotes: frames.append((symbol, self.best_quote(symbol)))
+        if self.market.venue == 'coinbase_exchange' and symbol in self.books and self.market.now_ms % 5 == 0:
+            frames.append((symbol, self.heartbeat(symbol)))
         return frames
+
+    def best_quote(self, symbol: str) -> bytes:
+        book, now = self.market.books[symbol], self.market.now_ms
+        bid, ask = max(book.bids), min(book.asks)
+        return self.dump(dict(stream=f'{symbol.lower()}@bookTicker', data=dict(
+            e='bookTicker', u=book.number, E=now, T=now, s=symbol, b=price(bid), B=amount(book.bids[bid]), a=price(ask),
+            A=amount(book.asks[ask]))))
+
+    def heartbeat(self, symbol: str) -> bytes:
+        last = self.market.books[symbol].trades
+        return self.dump(dict(type='heartbeat', sequence=1, last_trade_id=last, product_id=symbol, time=self.iso()))
 
     def iso(self) -> str: return datetime.fromtimestamp(self.market.now_ms/1000, UTC).strftime('%Y-%m-%dT%H:%M:%S.%f') + 'Z'
     def dump(self, message: Any) -> bytes: return json.dumps(message, separators=(',', ':')).encode()
@@ -147,7 +189,13 @@ class Talk:
         return self.dump(dict(channel=channel, client_id='', timestamp=self.iso(), sequence_num=self.sequence, events=events))
 
     def picture(self, symbol: str) -> bytes:
+        "A whole book; of Binance as REST tells it"
         book = self.market.books[symbol]
+        if self.market.venue == 'binance_usdm':
+            levels = {name: [[price(tick), amount(lots)] for tick, lots in book.sorted(name == 'bids')] for name in ('bids', 'asks')}
+            whole = self.dump(dict(lastUpdateId=book.number, E=self.market.now_ms, T=self.market.now_ms, **levels))
+            self.market.earlier.setdefault(symbol, whole)
+            return whole
         return self.told(symbol, [(bids, tick, lots) for bids in (True, False) for tick, lots in book.sorted(bids)], True)
 
     def update(self, symbol: str, changes: list[tuple[bool, int, int]]) -> bytes:
@@ -166,6 +214,14 @@ class Talk:
             return (f'{{"channel":"book","type":"{"snapshot" if whole else "update"}","data":[{{"symbol":"{symbol}","bids":[{text(True)}],'
                     f'"asks":[{text(False)}],"checksum":{kraken_sum(book)},"timestamp":"{self.iso()}"}}]}}').encode()
         pairs = {bids: [[price(tick), amount(lots)] for tick, lots in side(bids)] for bids in (True, False)}
+        if venue == 'binance_usdm':
+            return self.dump(dict(stream=f'{symbol.lower()}@depth@100ms', data=dict(
+                e='depthUpdate', E=now, T=now, s=symbol, U=book.before + 1, u=book.number, pu=book.before, b=pairs[True], a=pairs[False])))
+        if venue == 'coinbase_exchange' and whole:
+            return self.dump(dict(type='snapshot', product_id=symbol, bids=pairs[True], asks=pairs[False]))
+        if venue == 'coinbase_exchange':
+            changes = [['buy' if bids else 'sell', *one] for bids in (True, False) for one in pairs[bids]]
+            return self.dump(dict(type='l2update', product_id=symbol, changes=changes, time=self.iso()))
         if venue == 'okx':
             data = dict(asks=[[*one, '0', '1'] for one in pairs[False]], bids=[[*one, '0', '1'] for one in pairs[True]], ts=str(now),
                         checksum=okx_sum(book), prevSeqId=-1 if whole else book.number - 1, seqId=book.number)
@@ -173,8 +229,14 @@ class Talk:
         return self.dump(dict(topic=f'orderbook.200.{symbol}', type='snapshot' if whole else 'delta', ts=now,
                               data=dict(s=symbol, b=pairs[True], a=pairs[False], u=book.number, seq=book.number), cts=now))
 
-    def traded(self, symbol: str, tick: int, lots: int, bought: bool) -> bytes:
+    def traded(self, symbol: str, tick: int, lots: int, bought: bool, kind: str = 'match') -> bytes:
         venue, number, now = self.market.venue, self.market.books[symbol].trades, self.market.now_ms
+        if venue == 'binance_usdm':
+            return self.dump(dict(stream=f'{symbol.lower()}@trade', data=dict(
+                e='trade', E=now, T=now, s=symbol, t=number, p=price(tick), q=amount(lots), X='MARKET', m=not bought)))
+        if venue == 'coinbase_exchange':
+            return self.dump(dict(type=kind, trade_id=number, maker_order_id='', taker_order_id='', side='sell' if bought else 'buy',
+                                  size=amount(lots), price=price(tick), product_id=symbol, sequence=1, time=self.iso()))
         if venue == 'coinbase':
             return self.framed('market_trades', [dict(type='update', trades=[dict(
                 trade_id=str(number), product_id=symbol, price=price(tick), size=amount(lots), side='SELL' if bought else 'BUY',
@@ -211,7 +273,12 @@ def okx_sum(book: MadeBook) -> int:
 def listing(venue: str, symbols: list[str] | None = None) -> Any:
     "The venue's answer about its instruments"
     symbols = symbols or PAIRS[venue]
-    if venue == 'coinbase':
+    if venue == 'binance_usdm':
+        return dict(symbols=[dict(symbol=one, contractType='PERPETUAL', baseAsset=one[:3], quoteAsset=one[3:], pricePrecision=2, filters=[
+            dict(filterType='PRICE_FILTER', minPrice='0.01', maxPrice='9000', tickSize='0.01'),
+            dict(filterType='LOT_SIZE', minQty='0.0001', maxQty='9000', stepSize='0.0001'),
+            dict(filterType='MIN_NOTIONAL', notional='5')]) for one in symbols])
+    if venue.startswith('coinbase'):
         return [dict(id=one, base_currency=one[:3], quote_currency=one[4:], quote_increment='0.01', base_increment='0.0001',
                      min_market_funds='1') for one in symbols]
     if venue == 'kraken':
@@ -227,10 +294,14 @@ def listing(venue: str, symbols: list[str] | None = None) -> Any:
 
 
 class MadeServer:
-    "`async with MadeServer('kraken') as server`: rest_url and websocket_url speak like the venue; `pace` frames a second of wall time"
-    def __init__(self, venue: str, pace: float = 400.0, seed: int = 7, symbols: list[str] | None = None):
+    """`async with MadeServer('kraken') as server`: rest_url and websocket_url speak like the venue; `pace` frames a second of wall time;
+    `refusals` are statuses that answer the next questions over REST, `closed` is one that answers whoever wants a websocket"""
+    def __init__(self, venue: str, pace: float = 400.0, seed: int = 7, symbols: list[str] | None = None, refusals: list[int] | None = None,
+                 closed: int | None = None, retry_after: str = ''):
         self.market, self.pace, self.sockets = MadeMarket(venue, symbols, seed), pace, dict[web.WebSocketResponse, Talk]()
-        self.opened = 0
+        self.opened, self.refusals, self.closed, self.retry_after = 0, list(refusals or []), closed, retry_after
+        self.asked = list[str]()   # paths of the questions over REST
+        self.heard = list[bytes]()   # what came over websockets
 
     async def __aenter__(self) -> MadeServer:
         application = web.Application()
@@ -250,18 +321,29 @@ class MadeServer:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get('Upgrade', '').lower() != 'websocket':
+            self.asked.append(request.path_qs)
+            if self.refusals:
+                headers = {'Retry-After': self.retry_after} if self.retry_after else {}
+                return web.json_response(dict(message='refused by the made-up venue'), status=self.refusals.pop(0), headers=headers)
             whole = listing(self.market.venue, self.market.symbols)
-            if self.market.venue == 'coinbase' and (name := request.path.rsplit('/', 1)[1]) != 'products':
+            if request.path.lower().endswith('/time'): return web.json_response(dict(serverTime=self.market.now_ms))
+            if request.path.endswith('/depth'):
+                return web.Response(body=Talk(self.market).picture(request.query['symbol']), content_type='application/json')
+            if self.market.venue.startswith('coinbase') and (name := request.path.rsplit('/', 1)[1]) != 'products':
                 found = [one for one in whole if one['id'] == name]
                 return web.json_response(found[0]) if found else web.json_response(dict(message='NotFound'), status=404)
             return web.json_response(whole)
+        if self.closed: return web.json_response(dict(message='refused by the made-up venue'), status=self.closed)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         self.opened += 1
         talk = self.sockets[socket] = self.market.connect()
+        talk.open('/stream?streams=' + request.query.get('streams', ''))
         try:
             async for message in socket:
+                self.heard.append(message.data.encode())
                 for text in talk.receive(message.data.encode()): await socket.send_str(text.decode())
+        except ConnectionError: pass   # whoever asked is gone
         finally: self.sockets.pop(socket, None)
         return socket
 

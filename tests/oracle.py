@@ -137,7 +137,9 @@ class Oracle:
         self.sent = self.arrivals = self.cancels = self.late_cancels = 0
         self.flow = dict(bought_lots=0, sold_lots=0, filled_buy_lots=0, filled_sell_lots=0)
         self.refused = {'no coins': 0, 'no funds or no room': 0, 'below the smallest order': 0, 'too many orders': 0,
-            'price out of range': 0, 'unknown time in force': 0, 'above the largest order': 0, 'order rate': 0}
+            'price out of range': 0, 'unknown time in force': 0, 'above the largest order': 0, 'order rate': 0, 'the book is stale': 0,
+            'the session is halted': 0, 'the session has ended': 0, 'not as the venue asks': 0}
+        self.refusals: list[list[Any]] = []   # first and last time, side, tick, lots, reason, purpose, how many
         self.sent_in: dict[tuple[str, int], int] = {}   # orders by window: ten seconds, or a day
         self.fills: list[tuple[Any, ...]] = []
         self.finished: list[Order] = []
@@ -352,28 +354,39 @@ class Oracle:
             funded = low
         return max(0, min(self.cap_lots() - self.known_position - working, funded))
 
-    def allowed(self, side: int, tick: int, lots: int) -> int:
-        low, high = self.local_touch
-        if low is not None and high is not None and not (low + high) / 4 <= tick <= low + high:   # half of the mid, and twice of it
-            self.refused['price out of range'] += 1
-            return 0
-        passed = self.most_order(min(lots, self.room(side, tick)))
-        if passed > 0 and self.large_enough(tick, passed): return self.within_counts(tick, passed)
-        short = 'no funds or no room' if side > 0 else 'no coins'
-        self.refused[short if passed < lots else 'below the smallest order'] += 1
+    def refuse(self, side: int, tick: int, lots: int, reason: str, purpose: str) -> int:
+        "Count it, and note it: quotes refused for one reason on one side are one row a minute, unless one by hand came between"
+        self.refused[reason] += 1
+        same = next((row for row in reversed(self.refusals) if (row[2], row[5]) == (side, reason)), None)
+        if same and same[6] == purpose == 'quote' and same[0] // (60 * 10**9) == self.now // (60 * 10**9):
+            same[1], same[7] = self.now, same[7] + 1
+        else: self.refusals.append([self.now, self.now, side, tick, lots, reason, purpose, 1])
         return 0
 
-    def within_counts(self, tick: int, lots: int) -> int:
+    def allowed(self, side: int, tick: int, lots: int, purpose: str = 'quote') -> int:
+        low, high = self.local_touch
+        if low is not None and high is not None:
+            middle, wide = Fraction(low + high, 2), 1 + Fraction(str(self.config.price_band))
+            if not middle / wide <= tick <= middle * wide: return self.refuse(side, tick, lots, 'price out of range', purpose)
+        passed = self.most_order(min(lots, self.room(side, tick)))
+        if passed > 0 and self.large_enough(tick, passed): return self.within_counts(side, tick, lots, passed, purpose)
+        short = 'no funds or no room' if side > 0 else 'no coins'
+        return self.refuse(side, tick, lots, short if passed < lots else 'below the smallest order', purpose)
+
+    def refusal_rows(self) -> list[tuple[Any, ...]]:
+        "By time, then sells before buys, then by reason"
+        names = list(self.refused)
+        return sorted((tuple(row) for row in self.refusals), key=lambda row: (row[0], row[2], names.index(row[5])))
+
+    def within_counts(self, side: int, tick: int, wished: int, lots: int, purpose: str) -> int:
         "Neither too large nor one too many"
         most = self.config.max_order_notional
         if most is not None and self.notional(tick, lots) > round(Fraction(str(most)) * E8):
-            self.refused['above the largest order'] += 1
-            return 0
+            return self.refuse(side, tick, wished, 'above the largest order', purpose)
         windows = [(('ten seconds', self.now // 10**10), self.config.max_orders_per_10s),
                    (('day', self.now // (86_400 * 10**9)), self.config.max_orders_per_day)]
         if any(limit is not None and self.sent_in.get(window, 0) >= limit for window, limit in windows):
-            self.refused['order rate'] += 1
-            return 0
+            return self.refuse(side, tick, wished, 'order rate', purpose)
         for window, _ in windows: self.sent_in[window] = self.sent_in.get(window, 0) + 1
         return lots
 
@@ -408,7 +421,10 @@ class Oracle:
         above_cap = self.known_position >= self.cap_lots()
         slack = int(self.config.refresh_tolerance * 0.5 * (bid + ask))
         for side, wanted in ((1, wishes[0, 0, :, :2].tolist()), (-1, wishes[0, 1, :, :2].tolist())):
-            open_wishes = [(tick, lots) for tick, lots in wanted if lots > 0 and not (side > 0 and above_cap)]
+            open_wishes = [(tick, lots) for tick, lots in wanted if lots > 0]
+            if side > 0 and above_cap:
+                for tick, lots in open_wishes: self.refuse(side, tick, lots, 'no funds or no room', 'quote')
+                open_wishes = []
             quotes = [order for order in self.desk if order.side == side and order.purpose == 'quote' and not order.cancel_sent]
             for distance in range(slack + 1):  # an unchanged quote first, then the nearest outside of its wish
                 for order in list(quotes):
@@ -430,11 +446,13 @@ class Oracle:
 
     def enter(self, side: int, tick: int, lots: int) -> str:
         "An order by hand, at once, at the present moment; answers why it was refused, or ''"
-        if self.stopped or self.halted: return 'the session is halted'
-        if not self.fresh(): return 'the book is stale'
+        guard = ('the session has ended' if self.stopped else 'the session is halted' if self.halted else
+                 'the book is stale' if not self.fresh() else '')
         before = dict(self.refused)
-        if self.allowed(side, tick, lots) < lots:
-            return next((name for name in before if self.refused[name] > before[name]), 'no funds or no room' if side > 0 else 'no coins')
+        if guard: self.refuse(side, tick, lots, guard, 'manual')
+        elif self.allowed(side, tick, lots, 'manual') < lots and before == self.refused:   # for a part there would have been room
+            self.refuse(side, tick, lots, 'no funds or no room' if side > 0 else 'no coins', 'manual')
+        if before != self.refused: return next(name for name in before if self.refused[name] > before[name])
         self.on_arrival(self.new_order(side, tick, lots, 'manual', False, False))
         if self.fresh(): self.check_stops()   # whoever trades by hand knows at once, and so do the limits
         return ''
@@ -623,7 +641,8 @@ def scenario(seed: int, steps: int = 300) -> Scenario:
     rare = np.random.default_rng(seed + 1_000_003)   # draws of its own: the other draws stay what they were
     limits: dict[str, Any] = dict(max_order_notional=([None] * 11 + [hundred * 2.5])[rare.integers(12)],
                                   max_orders_per_10s=([None] * 11 + [25])[rare.integers(12)],
-                                  max_orders_per_day=([None] * 11 + [60])[rare.integers(12)])
+                                  max_orders_per_day=([None] * 11 + [60])[rare.integers(12)],
+                                  price_band=([1.0] * 5 + [0.02, 0.05, 0.1])[rare.integers(8)])
     config = MarketMakingConfig(
         **limits, trading_pair='TOY/USD', total_capital=hundred * pick(7, 30, 100, 1000), order_size_percentage=pick(.01, .05, .3),
         max_inventory_exposure=cap, inventory_target=pick(None, 0., cap), maker_fee=pick(0., .001, -.0005, .00075), taker_fee=pick(.001,
@@ -673,7 +692,8 @@ def play_oracle(case: Scenario, quoter: Callable[..., int] = wild, as_built: fro
 def differences(case: Scenario, engine: Any, oracle: Oracle) -> list[str]:
     "Where the two disagree, the earliest row of each table first; empty: nowhere"
     found = []
-    tables = dict(fills=(engine.fills, oracle.fills), orders=(engine.orders, oracle.orders()), samples=(engine.samples, oracle.samples))
+    tables = dict(fills=(engine.fills, oracle.fills), orders=(engine.orders, oracle.orders()), samples=(engine.samples, oracle.samples),
+                  refused=(engine.refused, oracle.refusal_rows()))
     for name, (table, expected) in tables.items():
         mine = list(table.itertuples(index=False, name=None))
         for at, (one, other) in enumerate(zip(mine, expected)):

@@ -45,7 +45,7 @@ from cryptoexp.trading.matching import Engine, enter_order
 from cryptoexp.trading.quoting import LEANING, constant_spread, model_of
 from cryptoexp.trading.venue import Latency
 
-TABLES = ('fills', 'orders', 'samples')
+TABLES = ('fills', 'orders', 'samples', 'refused')
 TOY = Instrument('nowhere', 'TOY', 'TOY', 'USD', '1', '1')
 Quoter = Callable[..., int]
 
@@ -123,7 +123,7 @@ def test_the_random_markets_reach_every_rule() -> None:
         seen['halted'] += result.halted
     wanted = ['fill: queue', 'fill: through', 'fill: cross', 'fill: take', 'quote filled', 'quote cancelled', 'quote expired', 'manual filled',
               'flatten filled', 'reduce filled', 'no coins', 'no funds or no room', 'below the smallest order', 'above the largest order', 'order rate',
-              'late cancels', 'halted']
+              'price out of range', 'the book is stale', 'the session is halted', 'late cancels', 'halted']
     assert not [name for name in wanted if not seen[name]], dict(seen)
 
 
@@ -586,10 +586,13 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
     ('working bids reserve no cash', 'matching', 'if side > 0 and rules[0].margin == 0:', 'if False:'),
     ('the reserve forgets the fee', 'limits', '    fee = fee_e8(notional, rate)\n    return', '    fee = 0\n    return'),
     ('coins are sold twice', 'limits', 'max(0, position_lots - working_ask_lots)', 'max(0, position_lots)'),
+    ('no price band', 'matching', 'elif not in_band(', 'elif False and not in_band('),
+    ('the band is as wide below as above', 'limits', '2 * tick * wide >= twice * MONEY_SCALE', '2 * tick * MONEY_SCALE >= twice * (2 * MONEY_SCALE - wide)'),
+    ('a refusal is not written down', 'matching', '    row.count += 1', '    row.count = 1'),
     ('no smallest notional', 'limits', ' and abs(worth_e8(tick, lots, rule)) >= rule.min_notional_e8', ''),
     ('no largest order', 'matching', 'passed = min(lots, room, rules[0].max_lots)', 'passed = min(lots, room)'),
     ('fees are cut off', 'limits', '(notional % MONEY_SCALE) * size + MONEY_SCALE // 2)', '(notional % MONEY_SCALE) * size)'),
-    ('bids go on above the cap', 'matching', 'if position >= most: desk.wishes[asset, BID, :, LOTS] = 0', 'pass'),
+    ('bids go on above the cap', 'matching', 'if position >= most: _withdraw(desk, config, asset, BID)', 'pass'),
     ('a quote inside its wish is kept', 'matching', ' or outside < 0 or outside > slack', ' or abs(outside) > slack'),
     ('no tolerance', 'matching', ' or outside < 0 or outside > slack', ' or outside != 0'),
     ('every quote is replaced', 'matching', 'desk.orders[best_slot].kept, desk.matched[best_level] = 1, 1', 'return'),

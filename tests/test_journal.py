@@ -20,11 +20,11 @@ from cryptoexp.config import load_config
 from cryptoexp.durable import DamagedJournal, Journal, StorageError, parse_journal
 from cryptoexp.market.events import CONTROL, KILL, STALE
 from cryptoexp.market.tape import load_tape
-from cryptoexp.market_making import MarketMaker, replayed, resumed
+from cryptoexp.market_making import MarketMaker, replayed, resumed, status_of
 from cryptoexp.trading.journal import NAME, ROWS, read_history, rebuild, replay, standing
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ('trades.csv', 'orders.csv', 'summary.json')
+FILES = ('trades.csv', 'orders.csv', 'refusals.csv', 'summary.json')
 ROUNDS, SHORT = 25, ('--source', 'embedded', '--preset', 'zero-fee-tier', '--duration', '8m', '--journal', '--speed', '120', '--json')
 
 
@@ -164,11 +164,18 @@ def live(server: ReplayServer, out: Path, duration: float) -> MarketMaker:
     return MarketMaker(config, source='binance', preset='zero-fee-tier', duration=duration, speed=server.speed, out=out)
 
 
+def until(fills: int) -> Callable[[MarketMaker], None]:
+    def look(maker: MarketMaker) -> None:
+        if maker.engine is not None and maker.engine.fill_count > fills: maker.stop()
+    return look
+
+
 def test_a_live_session_replays_to_the_byte(tmp_path: Path) -> None:
     "Recorded with its control rows; replayed in another process, in other batches; and from its sealed tape"
     async def session() -> MarketMaker:
         async with ReplayServer(made_lines(120), speed=10) as server:
-            maker = live(server, tmp_path, 60)
+            maker = live(server, tmp_path, 110)
+            maker._on_turn = until(25)   # a busy machine has fewer fills in a minute
             await asyncio.wait_for(maker.run(), 120)
             return maker
     maker = asyncio.run(session())
@@ -185,10 +192,6 @@ def test_a_live_session_replays_to_the_byte(tmp_path: Path) -> None:
 
 def test_stopped_live_and_gone_on(tmp_path: Path) -> None:
     "Between the two nobody looked: the book is stale, what rested is cancelled, position and cash are what they were"
-    def until(fills: int) -> Callable[[MarketMaker], None]:
-        def look(maker: MarketMaker) -> None:
-            if maker.engine is not None and maker.engine.fill_count > fills: maker.stop()
-        return look
     async def both() -> tuple[MarketMaker, MarketMaker]:
         async with ReplayServer(made_lines(400), speed=8) as server:
             first = live(server, tmp_path, 390)
@@ -235,6 +238,36 @@ def test_the_kill_switch_of_a_live_session(tmp_path: Path) -> None:
     assert (maker.result.orders.placed_ns <= killed).all() and set(maker.result.orders.status) <= {'filled', 'cancelled', 'expired'}
     with pytest.raises(RuntimeError, match='halted'): asyncio.run(resumed(maker.folder).run())
     assert replay(maker.folder).orders.to_csv() == maker.result.orders.to_csv()
+
+
+def test_what_was_refused_by_hand_is_replayed(tmp_path: Path) -> None:
+    "Off the grid, no number at all, far from the market, without coins, in a halted session: each a row, in the replay too"
+    said: list[str] = []
+    def look(maker: MarketMaker) -> None:
+        if maker.engine is None or maker.engine.desk is None or (now := status_of(maker))['mid'] is None: return
+        mid = now['mid']
+        tries = [('buy', mid + 0.0015, 0.01), ('sell', float('nan'), 0.01), ('buy', 1e300, 1e-300), ('buy', round(mid*5, 2), 0.01),
+                 ('sell', round(mid, 2), 90.0), ('buy', round(mid, 2), 90.0)]
+        if len(said) < len(tries): said.append(maker.simulate_order(*tries[len(said)])['reason'])
+        elif not now['halted']: maker.kill('a test')
+        elif len(said) == len(tries): said.append(maker.simulate_order('buy', round(mid, 2), 0.01)['reason'])
+    maker = MarketMaker(load_config(preset='zero-fee-tier'), source='embedded', duration=600, out=tmp_path, journal=True, on_turn=look)
+    maker.speed = 60
+    killed = maker.market_making_strategy
+    async def on_and_on() -> bool:   # the session ends when nothing is alive after a kill: one more order, before it does
+        more = await killed()
+        if maker._killed and len(said) == 6 and status_of(maker)['halted']: look(maker)
+        return more
+    maker.market_making_strategy = on_and_on   # type: ignore[method-assign]
+    asyncio.run(maker.run())
+    assert [text.split(':')[0] for text in said] == ['not as the venue asks']*3 + ['price out of range', 'no coins', 'no funds or no room',
+                                                                                  'the session is halted']
+    assert maker.result is not None and maker.folder is not None
+    by_hand = maker.result.session.refused[maker.result.session.refused.purpose == 'manual']
+    assert by_hand['count'].tolist() == [1]*7 and by_hand.reason.tolist() == [text.split(':')[0] for text in said]
+    again, _ = replayed(maker.folder, tmp_path/'again', batch_rows=50)
+    assert again.folder is not None
+    same_files(maker.folder, again.folder)
 
 
 def test_two_writers(tmp_path: Path) -> None:

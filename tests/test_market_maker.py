@@ -58,7 +58,7 @@ async def traded(server: ReplayServer, speed: float, duration: float, out: Path 
 def test_a_session_over_the_wire(tmp_path: Path) -> None:
     "run() against a server that speaks Binance's protocol (a made-up market), through the feed that talks to the venue"
     async def session() -> MarketMaker:
-        async with ReplayServer(made_lines(60), speed=20) as server: return await traded(server, 20, 40, tmp_path)
+        async with ReplayServer(made_lines(60), speed=8) as server: return await traded(server, 8, 40, tmp_path)
     maker = asyncio.run(session())
     assert maker.result is not None and maker.feed is None
     assert maker.result.session.source.startswith('binance') and len(maker.result.samples) > 100
@@ -160,7 +160,7 @@ def test_the_same_session_in_two_processes_writes_the_same_bytes(tmp_path: Path)
         done = shell(*words, '--out', str(tmp_path / name))
         assert done.returncode == 0, done.stderr
         folders.append(next((tmp_path / name).iterdir()))
-    for name in ('trades.csv', 'orders.csv', 'summary.json', 'report.html'):
+    for name in ('trades.csv', 'orders.csv', 'refusals.csv', 'summary.json', 'report.html'):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
     assert adds_up(folders[0] / 'trades.csv') > 10
     page = (folders[0] / 'report.html').read_text()
@@ -179,7 +179,8 @@ def test_a_recording_through_the_command_line(data_folder: Path, tmp_path: Path)
     assert adds_up(folder / 'trades.csv') == json.loads(done.stdout)['fills'] > 100
     (tmp_path / 'again').mkdir()
     paths = backtest(load(files), preset='zero-fee-tier').write(tmp_path / 'again')
-    for name in ('trades.csv', 'orders.csv', 'summary.json'): assert paths[name].read_bytes() == (folder / name).read_bytes(), name
+    for name in ('trades.csv', 'orders.csv', 'refusals.csv', 'summary.json'):
+        assert paths[name].read_bytes() == (folder / name).read_bytes(), name
     slow = shell('trade', '--source', *map(str, files), '--streams', 'diff-only', '--preset', 'zero-fee-tier', '--json',
                  '--out', str(tmp_path / 'slow'))
     told, alone = json.loads(done.stdout), json.loads(slow.stdout)
@@ -205,7 +206,7 @@ def test_a_signal_ends_the_session_in_order(tmp_path: Path, number: signal.Signa
     out, err = running.communicate(timeout=60)
     assert running.returncode == 0, err
     folder = next(tmp_path.iterdir())
-    assert {path.name for path in folder.iterdir()} == {'trades.csv', 'orders.csv', 'summary.json', 'report.html'}
+    assert {path.name for path in folder.iterdir()} == {'trades.csv', 'orders.csv', 'refusals.csv', 'summary.json', 'report.html'}
     with open(folder / 'orders.csv', newline='') as file:
         assert {row['status'] for row in csv.DictReader(file)} <= {'filled', 'cancelled', 'expired'}
     assert 'SYNTHETIC' in out and str(folder) in out
@@ -240,6 +241,7 @@ def test_mistakes_are_one_message_with_status_two(tmp_path: Path) -> None:
         ('--streams', 'fused'): 'it is for recordings',
         ('--source', 'nowhere.gz'): 'nowhere.gz', ('--out', str(blocked / 'runs')): 'cannot write', ('--set', 'maker_fee'): 'FIELD=VALUE',
         ('--set', 'max_drawdown=7', '--set', 'total_capital=nan'): '2 problems',
+        ('--source', 'kraken', '--set', 'venue_urls={"krakn_rest": "http://127.0.0.1:9"}'): 'kraken',
         ('--source', 'binance', '--set',
             'venue_urls={"binance_rest": "http://127.0.0.1:9", "binance_websocket": "ws://127.0.0.1:9"}'): 'embedded'}
     for words, expected in cases.items():

@@ -56,7 +56,7 @@ def test_the_short_way_leads_to_the_same_place(block: int, pictures: bool) -> No
     for seed in range(block * 12, block * 12 + 12):
         engine, runs, prepared = played(seed, pictures, QueueModel('power', 2.) if seed % 4 == 3 else None, far=seed % 3 == 1)
         shortened += short_of(prepared, False) is not None
-        for table in ('fills', 'orders', 'samples'):
+        for table in ('fills', 'orders', 'samples', 'refused'):
             assert_frame_equal(getattr(engine, table), getattr(runs, table).drop(columns=['config', 'asset']), obj=f'seed {seed}, {table}')
         mine, theirs = engine.desk.state[0], runs.desk.state[0]
         for name in ('cash_e8', 'known_cash_e8', 'orders_sent', 'cancels_sent', 'late_cancels', 'halted', 'peak_e8', 'max_drawdown',
@@ -98,5 +98,5 @@ def test_the_lots_at_the_touch_are_those_of_the_book() -> None:
         runs = run_configurations(prepared, rules, np.zeros((1, 1)), by_lots, 1, round(decimal(case.config.total_capital) * MONEY_SCALE),
                                   case.instrument.lots(case.config.initial_base), venue.latency.table)
         assert len(runs.orders) > 10
-        for table in ('fills', 'orders', 'samples'):
+        for table in ('fills', 'orders', 'samples', 'refused'):
             assert_frame_equal(getattr(engine, table), getattr(runs, table).drop(columns=['config', 'asset']), obj=table)

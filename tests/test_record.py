@@ -3,22 +3,28 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from made_venues import PAIRS, MadeServer
 
-from cryptoexp.cli import LIVE_VENUES
+from cryptoexp.cli import LIVE_VENUES, build_parser
+from cryptoexp.cli import record as command_line
+from cryptoexp.config import ConfigError
 from cryptoexp.durable import Journal, StorageError
 from cryptoexp.market.book import OrderBook
-from cryptoexp.market.events import CONTROL, RESUME, STALE
+from cryptoexp.market.events import CONTROL, RESUME, STALE, Events, concat
+from cryptoexp.market.layouts import open_tape
 from cryptoexp.market.live import VENUES
-from cryptoexp.market.record import record
-from cryptoexp.market.tape import load_tape
+from cryptoexp.market.record import CLOCK, DAY_NS, MarketRecorder, record
+from cryptoexp.market.synthetic import SyntheticMarket
+from cryptoexp.market.tape import Tape, load_tape
 
 
 def program(*words: str) -> list[str]:
@@ -33,7 +39,7 @@ def addresses(server: MadeServer) -> dict[str, str]:
 def test_the_command_line_knows_the_venues() -> None: assert tuple(VENUES) == LIVE_VENUES
 
 
-@pytest.mark.parametrize('venue', ['coinbase', 'kraken'])
+@pytest.mark.parametrize('venue', PAIRS)
 def test_a_recording_holds_the_market(venue: str, tmp_path: Path) -> None:
     "Two markets, two tapes, both uncrossed and whole at the end"
     async def session() -> None:
@@ -59,6 +65,50 @@ async def with_program(server: MadeServer, words: list[str], rounds: int, second
         await process.wait()
 
 
+def around_midnight(folder: Path) -> tuple[list[Events], MarketRecorder]:
+    "MADE UP: nine minutes around a midnight, of which nothing is missing, kept as three tapes"
+    market, midnight = SyntheticMarket(7), 20_000*DAY_NS
+    batches = list(market.batches(540_000_000_000))
+    shift = midnight - int(batches[0].local_ns[0]) - 250_000_000_000
+    moved = [Events(one.flags, one.exchange_ns + shift, one.local_ns + shift, *one.columns[3:]) for one in batches]
+    recorder = MarketRecorder(folder, market.instrument, 'made up', True)
+    for number, batch in enumerate(moved):
+        recorder.add(batch)
+        if number == 3*len(moved)//4: recorder.seal()   # as it does after so many rows
+    recorder.close()
+    assert len(recorder.tapes) == 3 and len({path.name[:10] for path in recorder.tapes}) == 2
+    return moved, recorder
+
+
+def test_days_that_are_joined_are_the_recording(tmp_path: Path) -> None:
+    "A tape a day; opened by their folder they are the rows that were recorded, and a session on them is a session on those"
+    batches, recorder = around_midnight(tmp_path/'rec')
+    joined, whole, instrument = open_tape(recorder.folder), concat(batches), recorder.instrument
+    assert joined.events.equals(whole) and joined.notes['tapes'] == len(recorder.tapes) and not joined.problems
+    assert open_tape(list(reversed(recorder.tapes))).events.equals(whole)
+    words = ['trade', '--preset', 'zero-fee-tier', '--json', '--out', str(tmp_path/'runs'), '--source']
+    done = subprocess.run(program(*words, str(recorder.folder)), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    Tape(whole, instrument, CLOCK, ('made up',), True).save(tmp_path/'one.parquet')
+    alone = subprocess.run(program(*words, str(tmp_path/'one.parquet')), capture_output=True, text=True, timeout=300, check=False)
+    assert alone.stdout == done.stdout and json.loads(done.stdout)['fills'] > 20
+    wrong = subprocess.run(program(*words, str(tmp_path/'rec')), capture_output=True, text=True, timeout=60, check=False)
+    assert wrong.returncode == 2 and str(recorder.folder) in wrong.stderr and 'Traceback' not in wrong.stderr
+
+
+def test_days_with_a_hole_are_joined_with_a_hole(tmp_path: Path) -> None:
+    "The tape in the middle is missing: the book is stale from the one to the other"
+    _, recorder = around_midnight(tmp_path)
+    first, _, last = recorder.tapes
+    joined = open_tape([last, first])
+    codes = joined.events.tick[joined.events.kind == CONTROL].tolist()
+    assert codes.count(STALE) == 1 and RESUME in codes[codes.index(STALE):] and '1 of 2 tapes' in joined.problems[0]
+    assert OrderBook(recorder.instrument).apply(joined.events).crossed == 0
+    with pytest.raises(ValueError, match='two recordings of one time'): open_tape([first, last, first])
+    other = replace(load_tape(last), instrument=replace(recorder.instrument, symbol='ETHUSDT'))
+    with pytest.raises(ValueError, match='not the same market'): open_tape([first, other.save(tmp_path/'other.parquet')])
+
+
 def test_killed_and_started_again(tmp_path: Path) -> None:
     "kill −9 of `cryptoexp record`: what was on the disk is sealed by the next one, with the hole marked"
     async def session() -> int:
@@ -77,6 +127,16 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
         assert int(tape.events.tick[tape.events.kind == CONTROL].tolist().count(RESUME)) >= 1
 
 
+def test_mistakes_ask_nobody(tmp_path: Path) -> None:
+    "A misspelt address would leave the venue's own in its place: it is refused before anybody is asked"
+    words = ['record', '--source', 'kraken', '--symbol', 'BTC/USD', '--out', str(tmp_path), '--duration', '1s']
+    wrong = {'krakn_rest=http://127.0.0.1:9': 'kraken_rest', 'kraken_rest': 'NAME=ADDRESS', 'kraken_rest=127.0.0.1:9': 'https://',
+             'kraken_websocket=ws://example.org': 'not encrypted', 'coinbase_rest=http://127.0.0.1:9': 'kraken has no address'}
+    for word, expected in wrong.items():
+        with pytest.raises(ConfigError, match=expected): command_line(build_parser().parse_args([*words, '--url', word]))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "The recording ends with the reason; what was written is there for the next start"
     appended, real = [0], Journal.append
@@ -93,13 +153,14 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(len(load_tape(path)) for path in tmp_path.rglob('*.parquet')) > 0
 
 
-@pytest.mark.parametrize('venue', ['coinbase', 'kraken'])
+PAPER = {'coinbase': 'BTC/USD', 'kraken': 'BTC/USD', 'coinbase_exchange': 'BTC/USD', 'binance_usdm': 'BTC/USDT'}
+
+@pytest.mark.parametrize('venue', PAPER)
 def test_paper_trading_of_a_venue(venue: str, tmp_path: Path) -> None:
     "`cryptoexp trade --source VENUE` against a server that speaks its protocol, and the replay of its journal"
     async def session() -> None:
         async with MadeServer(venue) as server:
-            pair = PAIRS[venue][0].replace('-', '/')
-            words = ['trade', '--source', venue, '--pair', pair, '--preset', 'zero-fee-tier', '--duration', '20s', '--json']
+            words = ['trade', '--source', venue, '--pair', PAPER[venue], '--preset', 'zero-fee-tier', '--duration', '20s', '--json']
             words += ['--out', str(tmp_path)]
             urls = ', '.join(f'{name} = "{url}"' for name, url in addresses(server).items())
             (tmp_path/'here.toml').write_text(f'venue_urls = {{ {urls} }}\n')
@@ -112,4 +173,5 @@ def test_paper_trading_of_a_venue(venue: str, tmp_path: Path) -> None:
                           timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     again = next((tmp_path/'again').iterdir())
-    for name in ('trades.csv', 'orders.csv', 'summary.json'): assert (run/name).read_bytes() == (again/name).read_bytes(), name
+    for name in ('trades.csv', 'orders.csv', 'refusals.csv', 'summary.json'):
+        assert (run/name).read_bytes() == (again/name).read_bytes(), name

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cryptoexp.market import binance, tape
 from cryptoexp.market.book import OrderBook
 from cryptoexp.market.events import BEST_QUOTE, BUY, CONTROL, DEPTH, LAST, RESUME, SNAPSHOT, STALE, TRADE, Events, concat
-from cryptoexp.market.instrument import Instrument
+from cryptoexp.market.instrument import Instrument, find_instrument
 
 TOY = Instrument('binance', 'BTCUSDT', 'BTC', 'USDT', '0.01', '0.001', inferred=True)
 START_MS = 1_723_161_255_000
@@ -391,7 +391,7 @@ def test_listing(data_folder):
     with gzip.open(data_folder/'exchanges/BINANCE.0.gz', 'rt') as lines:
         known = binance.instruments(json.loads(next(line for line in lines if line.startswith('http')).split(': ', 1)[1]))
     assert len(known) == 1_695 and all(one.min_lots >= 1 and one.max_lots > 0 for one in known.values())
-    with pytest.raises(LookupError, match='BTCUSDT'): binance.find_instrument(known, 'BTC/USDTT')
+    with pytest.raises(LookupError, match='BTCUSDT'): find_instrument(known, binance.symbol_of('BTC/USDTT'))
 
 
 def test_recording_with_its_listing(data_folder):

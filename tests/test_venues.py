@@ -23,7 +23,7 @@ import zstandard
 from cryptoexp.config import data_folder
 from cryptoexp.market import binance, bybit, coinbase, kraken, okx, wire
 from cryptoexp.market.events import BUY, CLEAR, CONTROL, DEPTH, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, concat
-from cryptoexp.market.instrument import Instrument
+from cryptoexp.market.instrument import Instrument, find_instrument
 
 Level = tuple[str, str]                       # price and quantity, as sent
 Sides = tuple[dict[Decimal, Level], dict[Decimal, Level]]
@@ -137,7 +137,7 @@ def kraken_case() -> Case:
                  for side in ('bids', 'asks'))) for item in message['data']]  # type: ignore[misc]
     def picture(symbol: str, book: Sides, before: bytes) -> bytes:
         return kraken_text('snapshot', symbol, best(book[0], True, 1000), best(book[1], False, 1000), kraken_sum(book))
-    return Case('kraken', {name: kraken.find_instrument(known, name) for name in names}, texts,
+    return Case('kraken', {name: known[kraken.symbol_of(name)] for name in names}, texts,
                 lambda instruments: kraken.KrakenStream(instruments, depth=1000), says, picture, cut=1000, seen=10)
 
 
@@ -535,5 +535,5 @@ def test_find_says_what_was_probably_meant() -> None:
     for module, parts in ((coinbase, listing('COINBASE')[0]), (kraken, listing('KRAKEN')[0]), (okx, listing('OKX')[0])):
         known = module.instruments(parts)  # type: ignore[attr-defined]
         name = next(iter(known))
-        assert module.find_instrument(known, known[name].pair) == known[name]  # type: ignore[attr-defined]
-        with pytest.raises(LookupError, match='did you mean'): module.find_instrument(known, known[name].pair + 'Q')  # type: ignore[attr-defined]
+        assert find_instrument(known, module.symbol_of(known[name].pair)) == known[name]  # type: ignore[attr-defined]
+        with pytest.raises(LookupError, match='did you mean'): find_instrument(known, module.symbol_of(known[name].pair + 'Q'))  # type: ignore[attr-defined]

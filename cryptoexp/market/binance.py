@@ -9,8 +9,8 @@ __all__ = ['DECIMALS', 'LARGEST', 'NOT_A_NUMBER', 'TOO_LARGE', 'TOO_FINE', 'FAUL
            'parse_decimals', 'Messages', 'Apart', 'levels_apart', 'Decoder', 'shared_step', 'split_symbol',
            'usual_step', 'infer_instrument', 'to_rows', 'on_grid', 'repeated', 'new_ones', 'follows', 'continuation',
            'SyncState', 'take_diff', 'go_stale', 'hold_back', 'snapshot_time', 'whole_again', 'take_snapshot',
-           'DepthSync', 'instruments', 'find_instrument', 'symbol_of', 'depth_path', 'ticker_path',
-           'exchange_info_path', 'ticker', 'BinanceStream', 'stream_names', 'snapshot_line']
+           'DepthSync', 'instruments', 'symbol_of', 'depth_path', 'ticker_path', 'exchange_info_path', 'ticker',
+           'BinanceStream', 'stream_names', 'example_lines', 'snapshot_line']
 
 # %% ../../nbs/market/03_binance.ipynb #c03
 import gc
@@ -30,8 +30,8 @@ from numba import njit
 from ..config import MarketData
 from .events import (BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, concat,
                                      from_rows)
-from .instrument import Instrument, common_step, decimal, nearest
-from .wire import Problems
+from .instrument import Instrument, common_step, decimal, read_listing
+from .wire import Problems, VenueStream
 
 # %% ../../nbs/market/03_binance.ipynb #c06
 DECIMALS = 8
@@ -95,7 +95,8 @@ class Messages:
 
     def __getitem__(self, which: 'slice | np.ndarray') -> 'Messages':
         "Some of the messages; the levels are shared"
-        return replace(self, **{one.name: getattr(self, one.name)[which] for one in fields(self)[:-2]})
+        return Messages(self.kind[which], self.local_ns[which], self.exchange_ns[which], self.first[which], self.id[which],
+                        self.previous[which], self.start[which], self.count[which], self.bids[which], self.price, self.amount)
 
     def compact(self) -> 'Messages':
         "The same messages with levels of their own, and no others"
@@ -699,6 +700,7 @@ class DepthSync(SyncState):
 
     def push(self, messages: Messages) -> Events:
         "The rows that these messages make, now that they are here"
+        if not len(messages): return from_rows([])
         messages, adjusted = on_grid(messages, *self._steps)
         keep, self._highest, seen = new_ones(messages, self._highest)
         for counts in (adjusted, seen): self.counts.update(counts)
@@ -740,22 +742,7 @@ def instruments(
     exchange_info: dict[str, Any],  # the answer of exchangeInfo, parsed
 ) -> dict[str, Instrument]:         # by symbol
     "Every instrument of the listing; ValueError that names the symbol and what is wrong with it"
-    result = {}
-    for number, listing in enumerate(exchange_info['symbols']):
-        try: result[listing['symbol']] = _one_instrument(listing)
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            name = listing.get('symbol', f'number {number}') if isinstance(listing, dict) else f'number {number}'
-            raise ValueError(f'exchangeInfo: symbol {name} has no usable filters: {type(error).__name__} {error}') from error
-    return result
-
-def find_instrument(
-    known: dict[str, Instrument],
-    pair: str,          # BTC/USDT, BTC-USDT or BTCUSDT
-) -> Instrument:
-    "The instrument of a pair; LookupError that offers what was probably meant"
-    symbol = pair.upper().replace('/', '').replace('-', '')
-    if symbol not in known: raise nearest(symbol, known)
-    return known[symbol]
+    return read_listing('Binance', exchange_info, ('symbols',), 'symbol', _one_instrument)
 
 # %% ../../nbs/market/03_binance.ipynb #c102
 REST_URL, WEBSOCKET_URL = 'https://api.binance.com', 'wss://stream.binance.com:9443'
@@ -783,11 +770,10 @@ def ticker(data: dict[str, Any]) -> MarketData:
     except (TypeError, ValueError) as error: raise ValueError(f'the answer of ticker/24hr is malformed: {error}') from error
 
 # %% ../../nbs/market/03_binance.ipynb #bs02
-class BinanceStream:
-    "Messages of one connection → rows by symbol; pure: no clock, no network"
+class BinanceStream(VenueStream):
+    "Depth, best quotes and trades of Binance, spot and USD-M; whole books come from REST, and pings from the venue"
     venue, rest_url, websocket_url = 'binance', REST_URL, WEBSOCKET_URL
-    keepalive: tuple[float, bytes] | None = None   # Binance sends pings itself
-    one_numbering = True                           # update ids go on from one connection to the next
+    one_numbering = True
 
     def __init__(self, instruments: Mapping[str, Instrument]):   # by symbol: BTCUSDT
         self.instruments, self.symbols, self.messages = dict(instruments), list(instruments), 0
@@ -800,11 +786,16 @@ class BinanceStream:
         self._requests, self._number = list[bytes](), 0
 
     def path(self) -> str: return '/stream?streams=' + '/'.join(stream for symbol in self.symbols for stream in stream_names(symbol))
-    def subscriptions(self) -> list[bytes]: return []   # the path says it all
     def whole(self, symbol: str) -> bool: return not self.syncs[symbol].needs_snapshot
     def behind(self, symbol: str) -> int: return self._ahead[symbol] if self.whole(symbol) else 0   # ns since the epoch, see above
     def snapshot_path(self, symbol: str) -> str: return depth_path(symbol, 5000, self.instruments[symbol].kind)
-    def requests(self) -> list[bytes]:   # what should be sent now
+    def snapshot_line(self, symbol: str, text: bytes) -> bytes: return snapshot_line(symbol, text)
+    def examples(self) -> list[bytes]: return example_lines(self.symbols[0])
+    @property
+    def counts(self) -> dict[str, Counter[str]]: return {symbol: sync.counts for symbol, sync in self.syncs.items()}
+    def gaps(self, symbol: str) -> int: return self.syncs[symbol].counts['gaps'] - self.interruptions[symbol]
+    def unusable(self) -> Counter[str]: return sum((one.problems.counts for one in self.decoders.values()), Counter(self.problems.counts))
+    def requests(self) -> list[bytes]:
         wanted, self._requests = self._requests, []
         return wanted
 
@@ -856,9 +847,16 @@ def _apart(stream: BinanceStream, lines: Sequence[tuple[int, bytes]]) -> dict[st
         if symbol in apart: apart[symbol].append(line)
         elif b'"result"' not in line[1][:60]:
             stream.problems.add(stream.messages - len(lines) + number + 1, 'names no stream of ours', line[1])
-    return apart
+    return {symbol: part for symbol, part in apart.items() if part}
 
 def stream_names(symbol: str) -> list[str]: return [f'{symbol.lower()}@{name}' for name in ('depth@100ms', 'bookTicker', 'trade')]
+
+def example_lines(symbol: str) -> list[bytes]:
+    "MADE UP: a snapshot, and a diff with so many levels that they are read apart"
+    levels = [['1.00', '1.00']] * (LONG // 15 + 1)
+    diff = dict(e='depthUpdate', E=1, s=symbol, U=2, u=2, pu=1, b=levels, a=levels)
+    return [snapshot_line(symbol, orjson.dumps(dict(lastUpdateId=1, bids=levels, asks=[]))),
+            orjson.dumps(dict(stream=stream_names(symbol)[0], data=diff))]
 
 def snapshot_line(symbol: str, text: bytes) -> bytes:
     "An answer of the depth endpoint as a message of the connection, so that it can be sorted by symbol"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REST_URL', 'symbol_of', 'product_of', 'ticker_path', 'products_path', 'listing_path', 'ticker', 'instruments',
-           'find_instrument', 'read_advanced', 'subscription', 'AdvancedTradeStream', 'read_exchange', 'ExchangeStream']
+           'read_advanced', 'subscription', 'AdvancedTradeStream', 'read_exchange', 'ExchangeStream']
 
 # %% ../../nbs/market/04_coinbase.ipynb #c03
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from numba import njit
 
 from ..config import MarketData
 from .events import BUY, DEPTH, SELL, SNAPSHOT, TRADE
-from .instrument import Instrument, decimal, nearest, split_pair
+from .instrument import Instrument, decimal, read_listing, split_pair
 from .wire import (BEAT, COUNT, END, FRAME, ID, KIND, NOTHING, OLD_TRADE, PREVIOUS, START, SYMBOL, TIME, UNTOLD, UNUSUAL,
                                    BookStream, Scan, add_head, add_level, find_symbol, next_item, next_key, read_decimal, read_pairs,
                                    read_time, read_whole, read_word, skip_space, skip_value, take_back, word)
@@ -51,31 +51,19 @@ def ticker(
     return MarketData(timestamp=seconds, best_bid=bid, best_ask=ask, last_price=last, volume=volume)
 
 # %% ../../nbs/market/04_coinbase.ipynb #c13
+def _one_instrument(product: dict[str, Any]) -> Instrument:
+    lot = decimal(product['base_increment'])
+    return Instrument('coinbase', product['id'], product['base_currency'], product['quote_currency'],
+                      decimal(product['quote_increment']), lot,
+                      min_lots=max(1, -int(-decimal(product.get('base_min_size') or lot) // lot)),
+                      max_lots=int(decimal(product.get('base_max_size') or 0) // lot),
+                      min_notional=decimal(product.get('min_market_funds') or 0))
+
 def instruments(
     products: list[dict[str, Any]] | dict[str, Any],  # the answer of /products, or of one of them, parsed
 ) -> dict[str, Instrument]:                           # by product id: BTC-USD
     "Every instrument of the listing; ValueError that names the product and what is wrong with it"
-    result = {}
-    for number, product in enumerate(products if isinstance(products, list) else [products]):
-        try:
-            lot = decimal(product['base_increment'])
-            result[product['id']] = Instrument(
-                'coinbase', product['id'], product['base_currency'], product['quote_currency'], decimal(product['quote_increment']), lot,
-                min_lots=max(1, -int(-decimal(product.get('base_min_size') or lot) // lot)),
-                max_lots=int(decimal(product.get('base_max_size') or 0) // lot), min_notional=decimal(product.get('min_market_funds') or 0))
-        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            name = product.get('id', f'number {number}') if isinstance(product, dict) else f'number {number}'
-            raise ValueError(f'Coinbase: product {name} has no usable increments: {type(error).__name__} {error}') from error
-    return result
-
-def find_instrument(
-    known: dict[str, Instrument],
-    pair: str,                     # BTC/USD or BTC-USD
-) -> Instrument:
-    "The instrument of a pair; LookupError that offers what was probably meant"
-    product = product_of(pair)
-    if product not in known: raise nearest(product, known, 'product')
-    return known[product]
+    return read_listing('Coinbase', [products] if isinstance(products, dict) else products, (), 'id', _one_instrument)
 
 # %% ../../nbs/market/04_coinbase.ipynb #d02
 (_CHANNEL, _TIMESTAMP, _SEQUENCE, _EVENTS, _TYPE, _PRODUCT, _UPDATES, _TRADES, _SIDE, _EVENT_TIME, _LEVEL, _QUANTITY, _TRADE_ID, _PRICE,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEPTH', 'TRADE', 'CLEAR', 'SNAPSHOT', 'BEST_QUOTE', 'CONTROL', 'SIGNAL', 'KIND_MASK', 'EXCHANGE_ONLY', 'BUY', 'SELL',
            'LOCAL_ONLY', 'LAST', 'KIND_NAMES', 'CLOCK', 'START', 'STOP', 'STALE', 'RESUME', 'KILL', 'CONTROL_NAMES',
-           'Events', 'from_rows', 'concat', 'pack_rows', 'unpack_rows', 'Digest']
+           'NO_ROWS', 'Events', 'from_rows', 'concat', 'pack_rows', 'unpack_rows', 'Digest']
 
 # %% ../../nbs/market/00_events.ipynb #c03
 import hashlib
@@ -43,10 +43,11 @@ class Events:
     id: np.ndarray           # int64, shape (n,): update or trade id
 
     def __post_init__(self) -> None:
+        count, (flags, *rest) = self.flags.shape, self.columns
+        if len(count) == 1 and flags.dtype == np.uint8 and all(one.dtype == np.int64 and one.shape == count for one in rest): return
         wrong = [f'{field.name} is {column.dtype}{list(column.shape)}' for field, column in zip(fields(self), self.columns)
                  if column.dtype != (np.uint8 if field.name == 'flags' else np.int64) or column.shape != (self.flags.size,)]
-        if wrong:
-            raise ValueError(f'columns must be flat and of length {self.flags.size}, flags uint8 and the rest int64: {"; ".join(wrong)}')
+        raise ValueError(f'columns must be flat and of length {self.flags.size}, flags uint8 and the rest int64: {"; ".join(wrong)}')
 
     def __len__(self) -> int: return len(self.flags)
 
@@ -55,7 +56,7 @@ class Events:
         return Events(*(column[which] for column in self.columns))
 
     @property
-    def columns(self) -> list[np.ndarray]: return [getattr(self, field.name) for field in fields(self)]
+    def columns(self) -> list[np.ndarray]: return [self.flags, self.exchange_ns, self.local_ns, self.tick, self.lots, self.id]
 
     @property
     def kind(self) -> np.ndarray: return self.flags & KIND_MASK
@@ -99,8 +100,10 @@ def from_rows(
 def concat(batches: Iterable[Events]) -> Events:
     "Join batches in the order given; none at all gives the empty batch"
     parts = [batch for batch in batches if len(batch)]
-    if len(parts) < 2: return parts[0] if parts else from_rows([])
+    if len(parts) < 2: return parts[0] if parts else NO_ROWS
     return Events(*(np.concatenate(columns) for columns in zip(*(part.columns for part in parts))))
+
+NO_ROWS = from_rows([])
 
 # %% ../../nbs/market/00_events.ipynb #b02
 def pack_rows(events: Events) -> bytes:

@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from .events import CLOCK, CONTROL, DEPTH, LAST, TRADE, Events, concat, from_rows
+from .events import CLOCK, CONTROL, DEPTH, LAST, NO_ROWS, TRADE, Events, concat, from_rows
 from .instrument import Instrument
 from .synthetic import SyntheticMarket, SyntheticParameters
 
@@ -174,13 +174,13 @@ class LiveClock:
 
     def push(self, events: Events, now_ns: int) -> Events:
         "The rows that are settled now, `now_ns` being raw local time; in a quiet time a tick"
-        self._waiting.append(events)
+        if len(events): self._waiting.append(events)
         if self.offset_ns is None:
-            if not self._first_ns or now_ns < self._first_ns + self.warm_up_ns: return from_rows([])
+            if not self._first_ns or now_ns < self._first_ns + self.warm_up_ns: return NO_ROWS
             self.offset_ns = self.base_latency_ns - self._least
+        if not self._waiting and now_ns + self.offset_ns < self.latest_ns + self.quiet_ns: return NO_ROWS
         events, self._waiting = concat(self._waiting), []
         if not len(events):
-            if now_ns + self.offset_ns < self.latest_ns + self.quiet_ns: return events
             events = from_rows([(CONTROL | LAST, now_ns, now_ns, CLOCK, 0, 0)])
         raw = np.maximum.accumulate(np.maximum(events.local_ns, self._raw_ns))
         self._raw_ns = int(raw[-1])

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Number', 'MONEY_SCALE', 'decimal', 'Instrument', 'on_grid', 'order_problems', 'common_step', 'split_pair', 'nearest',
-           'to_dict', 'from_dict']
+           'read_listing', 'find_instrument', 'to_dict', 'from_dict']
 
 # %% ../../nbs/market/01_instrument.ipynb #c03
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal, InvalidOperation, localcontext
 from math import gcd
@@ -66,6 +66,7 @@ class Instrument:
 def on_grid(value: Number, step: Decimal, what: str, symbol: str) -> int:
     "How many steps make up `value`; ValueError with both neighbours where it lies between two"
     number = decimal(value)
+    if abs(number) >= step.scaleb(30): raise ValueError(f'{symbol}: {what} {value} is beyond all measure')
     with localcontext() as context:
         context.prec = 60
         steps, rest = divmod(number, step)
@@ -121,6 +122,38 @@ def split_pair(pair: str) -> tuple[str, str]:
 def nearest(name: str, known: Iterable[str], what: str = 'symbol') -> LookupError:
     "The error to raise for an unknown name: it offers up to three that look like it"
     return LookupError(f'unknown {what} {name!r}; {nearest_names(name.upper(), sorted(known))}')
+
+# %% ../../nbs/market/01_instrument.ipynb #l02
+def read_listing(
+    venue: str,                                # for messages
+    answer: Any,                               # the venue's answer, parsed
+    path: tuple[str, ...],                     # the keys under which it holds the entries: a list of them, or a mapping by name
+    name: str,                                 # the key of an entry under which its name stands, for messages
+    read: Callable[[Any], Instrument | None],  # one entry; None: it is not for us
+) -> dict[str, Instrument]:                    # by symbol
+    "The instruments of a listing; ValueError that names the entry that is malformed and what is wrong with it"
+    entries, result = answer, dict[str, Instrument]()
+    for key in path:
+        if not isinstance(entries, Mapping) or key not in entries:
+            raise ValueError(f'{venue}: this is no listing, it has no {".".join(path)}: {str(answer)[:80]}')
+        entries = entries[key]
+    if not isinstance(entries, Mapping | list): raise ValueError(f'{venue}: this is no listing: {str(answer)[:80]}')
+    named = entries.items() if isinstance(entries, Mapping) else ((None, entry) for entry in entries)
+    for number, (known, entry) in enumerate(named):
+        try: found = read(entry)
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            told = known or (entry.get(name) if isinstance(entry, Mapping) else None) or f'number {number}'
+            raise ValueError(f'{venue}: {told} has no usable grid: {type(error).__name__} {error}') from error
+        if found is not None: result[found.symbol] = found
+    return result
+
+def find_instrument(
+    known: Mapping[str, Instrument],
+    symbol: str,                      # as the venue spells it
+) -> Instrument:
+    "One of a listing; LookupError that offers what was probably meant"
+    if symbol not in known: raise nearest(symbol, known)
+    return known[symbol]
 
 # %% ../../nbs/market/01_instrument.ipynb #c25
 def to_dict(instrument: Instrument) -> dict[str, Any]:

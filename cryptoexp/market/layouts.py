@@ -7,7 +7,8 @@ __all__ = ['PIECE', 'NUMBER', 'OPTIONAL', 'WHOLE', 'WORD', 'NAME', 'SAME', 'ANY'
            'MOST_DECIMALS', 'KNOWN', 'text_chunks', 'published_sum', 'sha256_of', 'check_sum', 'Layout', 'layout_of',
            'Table', 'word', 'read_table', 'nanoseconds', 'at_common_decimals', 'Part', 'trades_of', 'quotes_of',
            'levels_of', 'pictures_of', 'bybit_book', 'pair_of', 'market_of', 'grid_of', 'make_tape', 'recognise',
-           'read_part', 'open_tape', 'read_klines', 'cryptofeed_lines', 'cryptofeed_connections', 'stream_tape']
+           'read_part', 'join_tapes', 'files_of', 'open_tape', 'read_klines', 'cryptofeed_lines',
+           'cryptofeed_connections', 'stream_tape']
 
 # %% ../../nbs/market/13_layouts.ipynb #c03
 import hashlib
@@ -28,6 +29,7 @@ import pyarrow as pa
 from numba import njit
 
 from . import binance, tape
+from .book import OrderBook
 from cryptoexp.market.events import (
     BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, concat, from_rows,
 )
@@ -690,6 +692,65 @@ _READERS: dict[str, Callable[[Table, tuple[str, str, str], Problems], Part]] = {
     'trades': trades_of, 'aggTrades': trades_of, 'quotes': quotes_of, 'bookTicker': quotes_of, 'incremental': levels_of,
     'book': pictures_of}
 
+# %% ../../nbs/market/13_layouts.ipynb #j02
+def _all_levels(book: OrderBook) -> list[Any]: return book.levels(1 << 40)[['side', 'tick', 'lots']].values.tolist()
+
+def _unlike(first: tape.Tape, second: tape.Tape) -> str:
+    "Why two tapes are no parts of one; '': they may be"
+    if first.instrument != second.instrument: return f'{first.instrument} and {second.instrument} are not the same market on the same grid'
+    for name in ('fused', 'by_order', 'synthetic'):
+        if getattr(first, name) != getattr(second, name): return f'one is {name.replace("_", " ")} and the other is not'
+    return ''
+
+def _what_follows(book: OrderBook, rows: Events, end_ns: int, end_exchange_ns: int) -> tuple[Events, bool]:
+    "(the rows of the next tape as they follow a book, whether nothing is missing in between); the book is kept by its first picture"
+    resumes = np.flatnonzero((rows.kind == CONTROL) & (rows.tick == RESUME))
+    head = rows[:int(resumes[0]) + 1] if resumes.size else rows[:0]
+    is_picture = len(head) > 1 and bool(np.isin(head.kind[:-1], (CLEAR, SNAPSHOT)).all())
+    stale, before = book.stale, _all_levels(book)
+    if is_picture and not stale and _all_levels(book.apply(head)) == before: return rows[len(head):], True
+    hole = from_rows([(CONTROL | LAST, end_exchange_ns, end_ns, STALE, 0, 0)] * (not stale))
+    return concat([hole, rows]), False
+
+# %% ../../nbs/market/13_layouts.ipynb #j03
+def join_tapes(
+    parts: Sequence[tape.Tape],   # of one market, in any order
+) -> tape.Tape:                   # with corrected times
+    "Tapes that follow each other as one; ValueError where they are of different markets, or overlap in time"
+    if len(parts) == 1: return parts[0]
+    timelines = sorted(((one.timeline(), one) for one in parts if len(one)), key=lambda pair: int(pair[0].local_ns[0]))
+    if not timelines: raise ValueError('tapes without a row can not be joined')
+    joined, (_, first), holes = [timelines[0][0]], timelines[0], 0
+    book = OrderBook(first.instrument, use_best_quotes=first.fused).apply(joined[0])
+    for rows, one in timelines[1:]:
+        end_ns, end_exchange_ns = int(joined[-1].local_ns[-1]), max(int(part.exchange_ns[-1]) for part in joined)
+        if why := _unlike(first, one): raise ValueError(f'{", ".join(first.source)} and {", ".join(one.source)} can\'t be joined: {why}')
+        if int(rows.local_ns[0]) < end_ns:
+            early = (end_ns - int(rows.local_ns[0])) / 1e9
+            raise ValueError(f'{", ".join(one.source)} begins {early:,.3f} s before the tape before it ends: '
+                             'two recordings of one time can\'t be joined')
+        rest, follows = _what_follows(book, rows, end_ns, end_exchange_ns)
+        holes += not follows
+        if len(rest):
+            book.apply(rest)
+            joined.append(rest)
+    names = tuple(dict.fromkeys(name for _, one in timelines for name in one.source))
+    problems = [text for _, one in timelines for text in one.problems]
+    told = [f'{holes} of {len(timelines)} tapes do not go on where the one before it ends: the book is stale in between'] * (holes > 0)
+    clock = tape.Clock(remark='times were corrected before tapes were joined')
+    return tape.Tape(concat(joined), first.instrument, clock, names, first.synthetic, [*problems, *told],
+                     {**first.notes, 'tapes': len(timelines)})
+
+# %% ../../nbs/market/13_layouts.ipynb #j05
+def files_of(path: Path) -> list[Path]:
+    "A file by itself; a folder: the tapes in it; FileNotFoundError that says where there are some"
+    if not path.is_dir(): return [path]
+    if found := sorted(path.glob('*.parquet')): return found
+    below = sorted({one.parent for one in path.rglob('*.parquet')})
+    unsealed = ' A recorder is writing there, or was killed: start it once more, and it seals what it has.' * (path/'now.journal').exists()
+    raise FileNotFoundError(f'there is no tape (.parquet) in {path}.{unsealed}' + (
+        f' Name the folder of one market: {", ".join(map(str, below[:5]))}' if below else ''))
+
 # %% ../../nbs/market/13_layouts.ipynb #c54
 def _binance_market(path: Path, found: Layout, symbol: str | None) -> tuple[str, str, str]:
     "(venue, symbol, kind) of a file of the archive, whose name begins with the symbol"
@@ -701,7 +762,7 @@ def _binance_market(path: Path, found: Layout, symbol: str | None) -> tuple[str,
     return 'binance', symbol, 'inverse' if symbol.split('_')[0].endswith('USD') else 'usdm'
 
 def open_tape(
-    paths: str | Path | Sequence[str | Path],  # one file, or several of one market: their rows are merged
+    paths: str | Path | Sequence[str | Path],  # a file, several of one market (rows are merged, tapes joined), or a folder of tapes
     instrument: Instrument | None = None,      # None: its grid is read off the data; a saved tape brings its own
     symbol: str | None = None,                 # where a file doesn't tell, or holds several
     streams: tape.Streams | None = None,       # of raw recordings and tapes, as in `load`
@@ -709,9 +770,9 @@ def open_tape(
     base_latency_ns: int = 1_000_000,          # what the fastest message took, declared
 ) -> tape.Tape:
     "Open whatever it is; what can't be used is listed on the tape, ValueError for a file that is nothing known"
-    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    if not files: raise ValueError('no file to read')
     if streams not in (None, 'fused', 'diff-only'): raise ValueError(f'streams is {streams!r}; it is one of fused, diff-only')
+    files = [file for path in ([paths] if isinstance(paths, str | Path) else paths) for file in files_of(Path(path))]
+    if not files: raise ValueError('no file to read')
     found = [recognise(path) for path in files]
     alone = [one for one in found if one in ('tape', 'hftbacktest', 'recording')]
     if alone and len({*map(str, found)}) > 1: raise ValueError(f'a {alone[0]} can\'t be merged with other files: read each on its own')
@@ -721,6 +782,7 @@ def open_tape(
     if found[0] == 'hftbacktest' and len(files) == 1: return tape.open_hftbacktest(files[0], instrument, symbol)
     if found[0] in ('tape', 'recording') and (found[0] == 'recording' or len(files) == 1):
         return tape.load(files, instrument, progress, base_latency_ns, streams)
+    if found[0] == 'tape': return join_tapes([tape.load(path, instrument, None, base_latency_ns, streams) for path in files])
     if alone: raise ValueError(f'{len(files)} files of the kind {alone[0]} can\'t be joined: read each on its own')
     problems, parts = list[str](), []
     for number, (path, one) in enumerate(zip(files, found), 1):

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['Line', 'NEXT_CONNECTION', 'DROPPED', 'VENUES', 'OFFLINE', 'STALLED', 'DOUBTED', 'QUIET', 'PULSE', 'DIFF_ONLY',
-           'Stream', 'raw_rows', 'settled_rows', 'Wire', 'drop', 'lose', 'trouble', 'send', 'Road', 'open_road',
-           'close_road', 'nap', 'read', 'keep_alive', 'listen', 'stay', 'follow', 'take_over', 'until_first', 'Access',
-           'FeedError', 'feed_error', 'ask_instruments', 'Link', 'doubt_silence', 'Snapshots', 'feel_pulse',
-           'next_lines', 'look_after', 'unusable_messages', 'gaps_of', 'opened_link', 'LiveFeed', 'BinanceFeed',
-           'Batch', 'Markets', 'feed']
+           'raw_rows', 'settled_rows', 'Wire', 'drop', 'lose', 'trouble', 'send', 'Road', 'open_road', 'close_road',
+           'nap', 'read', 'keep_alive', 'listen', 'stay', 'follow', 'take_over', 'until_first', 'Access', 'FeedError',
+           'feed_error', 'ask_instruments', 'Link', 'doubt_silence', 'Snapshots', 'feel_pulse', 'next_lines',
+           'look_after', 'note_rows', 'opened_link', 'LiveFeed', 'BinanceFeed', 'Batch', 'Markets', 'feed']
 
 # %% ../../nbs/market/14_live.ipynb #c04
 import asyncio
@@ -20,14 +19,15 @@ from dataclasses import dataclass
 from decimal import Decimal
 from statistics import median
 from types import ModuleType, TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 from loguru import logger
 
 from . import binance, bybit, coinbase, kraken, okx
-from .events import CONTROL, DEPTH, RESUME, SNAPSHOT, TRADE, Events, concat, from_rows
+from .events import CONTROL, DEPTH, RESUME, SNAPSHOT, STALE, TRADE, Events, concat, from_rows
 from .feed import Feed, Health, LiveClock, RawClock
-from .instrument import Instrument
+from .instrument import Instrument, find_instrument
+from .wire import VenueStream
 from ..net import NetError, RateLimit, Session, Socket, backoff, shown_url
 
 # %% ../../nbs/market/14_live.ipynb #c07
@@ -35,21 +35,7 @@ Line = tuple[int, bytes | None]   # raw local receive time in ns, and the messag
 NEXT_CONNECTION = b''             # a message of no bytes: what follows came over the next connection
 DROPPED = b'\0'                   # messages of a connection that goes on were thrown away here
 
-class Stream(Protocol):
-    "What the room of a venue offers for one connection; pure"
-    venue: str
-    symbols: list[str]
-    keepalive: tuple[float, bytes] | None
-    one_numbering: bool   # update ids go on from one connection to the next
-    def path(self) -> str: ...
-    def subscriptions(self) -> list[bytes]: ...
-    def push(self, lines: Sequence[tuple[int, bytes]]) -> dict[str, Events]: ...
-    def interrupt(self, local_ns: int) -> dict[str, Events]: ...
-    def doubt(self, symbol: str, local_ns: int) -> Events: ...
-    def requests(self) -> list[bytes]: ...
-    def whole(self, symbol: str) -> bool: ...
-
-def raw_rows(stream: Stream, lines: Sequence[Line]) -> dict[str, list[Events]]:
+def raw_rows(stream: VenueStream, lines: Sequence[Line]) -> dict[str, list[Events]]:
     "Rows by symbol with raw times; where messages were lost, or a new connection leaves a book unsaid, the book goes stale"
     parts: dict[str, list[Events]] = {symbol: [] for symbol in stream.symbols}
     def take(found: Mapping[str, Events]) -> None:
@@ -70,8 +56,8 @@ def settled_rows(clocks: Mapping[str, LiveClock], parts: Mapping[str, Sequence[E
     result = dict[str, Events]()
     for symbol, clock in clocks.items():
         rows = concat(parts[symbol])
-        told = rows[((rows.kind == DEPTH) | (rows.kind == TRADE)) & (rows.exchange_ns > 0)]
-        for one in clocks.values(): one.see(told.local_ns, told.exchange_ns)
+        if len(rows) and len(told := rows[((rows.kind == DEPTH) | (rows.kind == TRADE)) & (rows.exchange_ns > 0)]):
+            for one in clocks.values(): one.see(told.local_ns, told.exchange_ns)
         if len(rows := clock.push(rows, now_ns)): result[symbol] = rows
     return result
 
@@ -271,8 +257,8 @@ async def until_first(waiting: Coroutine[Any, Any, None], *reading: asyncio.Task
 @dataclass(frozen=True)
 class Access:
     "How to reach a venue"
-    room: ModuleType                     # with instruments, find_instrument, symbol_of
-    stream: Callable[[dict[str, Instrument]], Any]
+    room: ModuleType                     # with instruments, symbol_of
+    stream: Callable[[dict[str, Instrument]], VenueStream]
     rest_url: str
     websocket_url: str
     listing: Callable[[str | None], str]   # the path of the listing of one pair, or of all
@@ -281,8 +267,11 @@ class Access:
 
     def instruments(self, answer: Any) -> dict[str, Instrument]:
         "What a listing, or the entry of one pair, holds; ValueError where it is malformed"
-        if self.room is coinbase and isinstance(answer, dict): answer = [answer]
         return dict(self.room.instruments(answer))
+
+    def find(self, answer: Any, pair: str) -> Instrument:
+        "The entry of a pair; LookupError with the nearest names where there is none"
+        return find_instrument(self.instruments(answer), self.room.symbol_of(pair))
 
 _ELSEWHERE = (f'Binance does not serve every country. Its public market data may be open to you, in venue_urls: '
               f'binance_rest = "{binance.PUBLIC_REST_URL}", binance_websocket = "{binance.PUBLIC_WEBSOCKET_URL}". Or name another venue.')
@@ -320,13 +309,12 @@ def feed_error(venue: str, failures: Sequence[NetError]) -> FeedError:
 async def ask_instruments(session: Session, venue: str, pairs: Sequence[str], rest_url: str) -> dict[str, Instrument]:
     "The listings of some pairs, by symbol; LookupError with the nearest names where there is none"
     access, found = VENUES[venue], dict[str, Instrument]()
-    async def listing(pair: str | None) -> dict[str, Instrument]:
-        return access.instruments(await session.get_json(rest_url + access.listing(pair), deadline=8.0))
+    async def listing(pair: str | None) -> Any: return await session.get_json(rest_url + access.listing(pair), deadline=8.0)
     for pair in pairs:
-        try: one = access.room.find_instrument(await listing(pair), pair)
+        try: one = access.find(await listing(pair), pair)
         except (NetError, ValueError, LookupError) as error:
             if isinstance(error, NetError) and error.status not in (400, 404): raise
-            one = access.room.find_instrument(await listing(None), pair)
+            one = access.find(await listing(None), pair)
         found[one.symbol] = one
     return found
 
@@ -344,20 +332,22 @@ class Link:
         **wiring: Any,                          # of the Wire
     ):
         self.venue, self.instruments, self.session, self.rest_url, self.speed = venue, instruments, session, rest_url, speed
-        self.stream: Any = VENUES[venue].stream(instruments)
+        self.stream = VENUES[venue].stream(instruments)
         self.clocks = {symbol: LiveClock(hold_ns, base_latency_ns, warm_up_ns) for symbol in instruments}
         self.healths = {symbol: Health() for symbol in instruments}
         self.clock, self.tasks = clock or RawClock(speed), list[asyncio.Task[None]]()
         self.wire = Wire(session, websocket_url + self.stream.path(), self.clock, greeting=self.stream.subscriptions(),
                          keepalive=self.stream.keepalive, **wiring)
-        self.snapshots = {symbol: Snapshots(self, symbol) for symbol in instruments} if hasattr(self.stream, 'snapshot_path') else {}
+        self.snapshots = {symbol: Snapshots(self, symbol) for symbol in instruments if self.stream.snapshot_path(symbol)}
         self.turns, self.round_trips_ms = RateLimit(0.2 * speed, 4, self.wire.sleep), list[float]()   # turns: of snapshots
         self.moved, self.traded, self.resumed = (dict.fromkeys(instruments, 0) for _ in range(3))   # ns: last news, first trade since
+        self.broken = dict.fromkeys(instruments, False)   # whether a book was whole and is no more
+        self.unusable = set[str]()                        # reasons that were logged already
 
     async def open(self) -> NetError | None:
         "Connect; answers why not"
-        picture = binance.snapshot_line(self.stream.symbols[0], b'{"lastUpdateId":1,"bids":[["1","1"]],"asks":[]}')
-        VENUES[self.venue].stream(self.instruments).push([(1, picture)])   # what is compiled is compiled now, not while messages wait
+        blank = VENUES[self.venue].stream(self.instruments)   # what is compiled is compiled now, not while messages wait
+        await asyncio.to_thread(blank.push, [(stamp, text) for stamp, text in enumerate(blank.examples(), 1)])
         self.tasks.append(listening := asyncio.create_task(listen(self.wire)))
         either: list[asyncio.Future[Any]] = [listening, self.wire.opened]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -390,15 +380,15 @@ def doubt_silence(link: Link, parts: dict[str, list[Events]], now_ns: int, livin
             trades = part.local_ns[part.kind == TRADE]
             if trades.size and not link.traded[symbol]: link.traded[symbol] = int(trades[0])
         if not (living and stream.whole(symbol)): continue
-        behind = stream.behind(symbol) if hasattr(stream, 'behind') else 0
+        behind = stream.behind(symbol)
         waited = [(now_ns - since) / 1e9 for since in (behind, link.traded[symbol]) if since]
         if (behind and waited[0] > STALLED) or (waited and waited[-1] > DOUBTED and (now_ns - link.moved[symbol]) / 1e9 > DOUBTED):
             trouble(wire.problems, f'the book of {symbol} fell silent while its market went on', shown_url(wire.url))
             rows.append(stream.doubt(symbol, now_ns))
             link.traded[symbol] = 0
-        elif (now_ns - link.moved[symbol]) / 1e9 > QUIET and link.moved[symbol] and hasattr(stream, 'resubscribe'):
+        elif (now_ns - link.moved[symbol]) / 1e9 > QUIET and link.moved[symbol] and (asked := stream.resubscribe([symbol])):
             link.moved[symbol] = now_ns
-            link.tasks.append(asyncio.create_task(send(wire, *stream.resubscribe([symbol]))))
+            link.tasks.append(asyncio.create_task(send(wire, *asked)))
 
 # %% ../../nbs/market/14_live.ipynb #c21a
 class Snapshots:
@@ -409,15 +399,15 @@ class Snapshots:
         self.losses, self.tries, self.wait = 0, 0, 0.0
         self.fatal: NetError | None = None  # refused for good, before there ever was a book
 
-    def look_after(self) -> None:
+    def look_after(self, wanted: bool) -> None:
         "Start or stop fetching, as the stream wants"
-        wire, stream = self.link.wire, self.link.stream
-        if stream.whole(self.symbol): self.tries, self.wait = 0, 0.0
+        wire = self.link.wire
+        if self.link.stream.whole(self.symbol): self.tries, self.wait = 0, 0.0
         if self.task is not None and not self.task.done():
             if self.losses == wire.losses: return
             self.task.cancel()
         self.task = None
-        if self.symbol in stream.wanted():
+        if wanted:
             self.task, self.losses = asyncio.create_task(self.fetch()), wire.losses
             self.link.tasks.append(self.task)
 
@@ -431,10 +421,10 @@ class Snapshots:
         except NetError as error:
             self.wait = error.retry_after or 0.0
             trouble(wire.problems, f'no snapshot: {error.reason}', error.address)
-            if not error.transient and not self.link.stream.syncs[self.symbol].counts['snapshots']: self.fatal = error
+            if not error.transient and not self.link.stream.counts[self.symbol]['snapshots']: self.fatal = error
         else:
             alone = text if len(self.link.instruments) == 1 else None   # as recordings have it
-            if self.losses == wire.losses: wire.take(binance.snapshot_line(self.symbol, text), as_told=alone)
+            if self.losses == wire.losses: wire.take(self.link.stream.snapshot_line(self.symbol, text), as_told=alone)
         wire.arrived.set()
 
 # %% ../../nbs/market/14_live.ipynb #pulse
@@ -474,36 +464,34 @@ async def next_lines(link: Link) -> list[Line]:
 
 def look_after(link: Link, rows: Mapping[str, Events]) -> None:
     "Fetch and send what is needed, and note how each book fares"
-    for one in link.snapshots.values(): one.look_after()
-    if wanted := link.stream.requests(): link.tasks.append(asyncio.create_task(send(link.wire, *wanted)))
-    wire, unusable = link.wire, unusable_messages(link.stream)
-    problems = wire.problems + unusable
+    wire, stream, wanted = link.wire, link.stream, link.stream.wanted() if link.snapshots else []
+    for symbol, one in link.snapshots.items(): one.look_after(symbol in wanted)
+    if asked := stream.requests(): link.tasks.append(asyncio.create_task(send(wire, *asked)))
+    unusable = stream.unusable()
+    for reason in unusable.keys() - link.unusable:
+        logger.warning('{}: a message that can not be used, {} (further ones are counted, not logged)', link.venue, reason)
+        link.unusable.add(reason)
+    shared = dict(messages=wire.messages, dropped=wire.dropped, reconnects=wire.reconnects, handovers=wire.handovers,
+                  problems=wire.problems + unusable, **({'round_trip_ms': median(link.round_trips_ms)} if link.round_trips_ms else {}))
     for symbol, health in link.healths.items():
-        clock, mine = link.clocks[symbol], rows.get(symbol, from_rows([]))
-        for reason in unusable.keys() - health.problems.keys():
-            logger.warning('{}: a message that can not be used, {} (further ones are counted, not logged)', link.venue, reason)
-        resumed = int(((mine.kind == CONTROL) & (mine.tick == RESUME)).sum())
-        if resumed and health.state == 'stale': logger.info('{} {}: the book is whole again', link.venue, symbol)
-        link.resumed[symbol] += resumed
-        health.resyncs = max(0, link.resumed[symbol] - 1)
-        health.state = 'warming up' if clock.offset_ns is None else 'live' if link.stream.whole(symbol) else (
+        if symbol in rows: note_rows(link, symbol, rows[symbol])
+        clock = link.clocks[symbol]
+        health.state = 'warming up' if clock.offset_ns is None else 'live' if stream.whole(symbol) else (
             'stale' if link.resumed[symbol] else 'syncing')
-        health.messages, health.dropped, health.reconnects = wire.messages, wire.dropped, wire.reconnects
-        health.rows, health.clamped_rows, health.lag_ms, health.problems = (
-            health.rows + len(mine), clock.clamped_rows, clock.lag_ms, problems)
-        health.gaps, health.handovers = gaps_of(link.stream, symbol), wire.handovers
-        if link.round_trips_ms: health.round_trip_ms = median(link.round_trips_ms)
+        health.clamped_rows, health.lag_ms, health.gaps = clock.clamped_rows, clock.lag_ms, stream.gaps(symbol)
+        vars(health).update(shared)
 
-def unusable_messages(stream: Any) -> Counter[str]:
-    "What could not be used, by reason"
-    parts = [stream.problems, *(one.problems for one in stream.decoders.values())] if hasattr(stream, 'decoders') else [stream.problems]
-    return sum((part.counts for part in parts), Counter[str]())
-
-# %% ../../nbs/market/14_live.ipynb #c23a
-def gaps_of(stream: Any, symbol: str) -> int:
-    "Holes in the venue's numbering"
-    if hasattr(stream, 'syncs'): return int(stream.syncs[symbol].counts['gaps'] - stream.interruptions[symbol])
-    return int(stream.counts[symbol]['gaps'])
+def note_rows(link: Link, symbol: str, rows: Events) -> None:
+    "Count rows that are handed out, and how often they make a book whole again"
+    health = link.healths[symbol]
+    health.rows += len(rows)
+    for code in rows.tick[rows.kind == CONTROL].tolist():
+        if code == STALE: link.broken[symbol] = True
+        if code != RESUME: continue
+        link.resumed[symbol] += 1   # also of a whole book that comes although nothing was wrong
+        if link.broken[symbol]:
+            health.resyncs, link.broken[symbol] = health.resyncs + 1, False
+            logger.info('{} {}: the book is whole again', link.venue, symbol)
 
 # %% ../../nbs/market/14_live.ipynb #c25
 DIFF_ONLY = ('diff-only: the live book follows the depth diffs, ten a second, and not the best quotes in between; a replay of what was '

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'ROWS', 'SEAL_ROWS', 'DAY_NS', 'CLOCK', 'picture', 'day_of', 'MarketRecorder', 'seal_rows',
-           'seal_left_behind', 'record', 'next_batch']
+           'seal_left_behind', 'record', 'warm_up', 'next_batch']
 
 # %% ../../nbs/market/15_record.ipynb #c04
 import asyncio
@@ -49,8 +49,9 @@ def day_of(time_ns: int) -> str: return str(np.datetime64(time_ns, 'ns').astype(
 # %% ../../nbs/market/15_record.ipynb #c10a
 class MarketRecorder:
     "Rows of one market → a tape a day; `add` answers when they are on the disk"
-    def __init__(self, folder: str | Path, instrument: Instrument, source: str, synthetic: bool = False):
-        self.folder = Path(folder)/instrument.venue/instrument.symbol.replace('/', '-')
+    def __init__(self, folder: str | Path, instrument: Instrument, source: str, synthetic: bool = False,
+                 venue: str | None = None):   # by which name of market.live.VENUES; None: that of the instrument
+        self.folder = Path(folder)/(venue or instrument.venue)/instrument.symbol.replace('/', '-')
         self.instrument, self.source, self.synthetic, self.rows, self.tapes = instrument, source, synthetic, 0, list[Path]()
         with explained(self.folder): self.folder.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.folder/'now.journal')
@@ -129,6 +130,7 @@ async def record(
 ) -> dict[tuple[str, str], MarketRecorder]:  # by venue and symbol, closed
     "Record live markets; FeedError where a venue can't be reached, StorageError where the disk is full"
     recorders, stop, end = dict[tuple[str, str], MarketRecorder](), stop or asyncio.Event(), None
+    await asyncio.to_thread(warm_up)
     async with feed(wanted, urls, **options) as markets:
         try:
             batches, end = aiter(markets), None if duration is None else time.monotonic() + duration
@@ -137,12 +139,18 @@ async def record(
                 if batch is None: break
                 name = batch.venue, batch.instrument.symbol
                 if name not in recorders:
-                    recorders[name] = await asyncio.to_thread(MarketRecorder, folder, batch.instrument, f'{name[0]} {name[1]}, live')
+                    source = f'{name[0]} {name[1]}, live'
+                    recorders[name] = await asyncio.to_thread(MarketRecorder, folder, batch.instrument, source, False, name[0])
                 await asyncio.to_thread(recorders[name].add, batch.events)
                 if on_turn: on_turn(markets, recorders)
         finally:
             for recorder in recorders.values(): recorder.close()
     return recorders
+
+def warm_up() -> None:
+    "Compile what keeps a book, before there are messages that would have to wait for it"
+    toy = Instrument('nowhere', 'TOY', 'TOY', 'USD', 1, 1)  # type: ignore[arg-type]
+    OrderBook(toy, 1024).apply(from_rows([(CLEAR | BUY | SELL | LAST, 1, 1, 0, 0, 0)]))
 
 async def next_batch(batches: Any, stop: asyncio.Event, seconds: float | None) -> Any:   # live.Batch; None: the end has come
     "The next batch, unless the end comes first"

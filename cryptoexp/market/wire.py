@@ -14,9 +14,10 @@ __all__ = ['Line', 'END', 'LINE', 'KIND', 'SYMBOL', 'TIME', 'ID', 'PREVIOUS', 'C
            'skip_space', 'skip_value', 'next_key', 'next_item', 'read_decimal', 'read_whole', 'read_milliseconds',
            'read_time', 'Scan', 'empty_scan', 'add_head', 'add_level', 'find_symbol', 'take_back', 'read_pairs',
            'step_of', 'to_steps', 'Books', 'empty_books', 'grown', 'crc32', 'empty_rows', 'settle', 'new_machine',
-           'split_rows', 'Dialect', 'BookStream']
+           'split_rows', 'VenueStream', 'Dialect', 'BookStream']
 
 # %% ../../nbs/market/12_wire.ipynb #c03
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -754,25 +755,53 @@ def new_machine(
 def split_rows(rows: np.ndarray, symbols: Sequence[str]) -> dict[str, Events]:
     "Rows apart by symbol"
     used, result = rows[1:rows[0, 0]], dict[str, Events]()
-    for number in np.unique(used[:, OWNER]).tolist():
-        mine = used if len(symbols) == 1 else used[used[:, OWNER] == number]
+    owners = sorted(set(used[:, OWNER].tolist()))
+    for number in owners:
+        mine = used if len(owners) == 1 else used[used[:, OWNER] == number]
         exchange, local, tick, lots, ids = mine[:, EXCHANGE:].T.copy()
         result[symbols[number]] = Events(mine[:, FLAGS].astype(np.uint8), exchange, local, tick, lots, ids)
     return result
 
 # %% ../../nbs/market/12_wire.ipynb #c55
-class Dialect:
-    "What a venue's room fills in"
+class VenueStream(ABC):
+    "Messages of one connection to a venue → rows by symbol; pure: no clock, no network"
     venue, rest_url, websocket_url = '', '', ''
-    keepalive: tuple[float, bytes] | None = None  # every so many seconds this text is to be sent
-    pong, one_numbering = b'pong', False  # an answer to it that is not JSON; whether update ids go on over connections
-    rule: tuple[int, int, int, int] = (FREE, NO_SUM, 0, 0)
+    keepalive: tuple[float, bytes] | None = None   # every so many seconds this text is to be sent
+    one_numbering = False   # whether update ids go on from one connection to the next
     symbols: list[str]
+    problems: Problems      # of lines that could not be used
+
+    @abstractmethod
+    def push(self, lines: Sequence[Line]) -> dict[str, Events]: "Rows by symbol, in order of arrival; symbols without a row are left out"
+    @abstractmethod
+    def interrupt(self, local_ns: int) -> dict[str, Events]: "The connection was lost: each book that was whole is stale, with a row"
+    @abstractmethod
+    def doubt(self, symbol: str, local_ns: int) -> Events: "This book is stale, and to be asked for anew"
+    @abstractmethod
+    def whole(self, symbol: str) -> bool: "Whether a book is as the venue's, as far as anybody can know"
+    @property
+    @abstractmethod
+    def counts(self) -> Mapping[str, Counter[str]]: "Of each symbol: snapshots, diffs, trades, gaps, …"
+
+    def path(self) -> str: return ''   # of the websocket, behind its address
+    def subscriptions(self) -> list[bytes]: return []  # what to send right after the connection opens
+    def resubscribe(self, symbols: list[str]) -> list[bytes]: return []  # what brings whole books of these anew; nothing: nothing does
+    def requests(self) -> list[bytes]: return []  # what should be sent now, given out once
+    def snapshot_path(self, symbol: str) -> str: return ''  # where REST gives whole books; '': they come over the connection
+    def snapshot_line(self, symbol: str, text: bytes) -> bytes: return text  # its answer as a message of the connection
+    def examples(self) -> list[bytes]: return [b'{}']  # messages that call for all that is compiled, to have it ready when real ones come
+    def wanted(self) -> list[str]: return []  # symbols for which a whole book of REST would help now
+    def behind(self, symbol: str) -> int: return 0  # ns: since when something has been ahead of a book that is whole; 0: nothing is
+    def gaps(self, symbol: str) -> int: return self.counts[symbol]['gaps']  # holes in the venue's numbering
+    def unusable(self) -> Counter[str]: return Counter(self.problems.counts)  # lines, by reason
+
+# %% ../../nbs/market/12_wire.ipynb #v02
+class Dialect(VenueStream):
+    "What the room of a venue fills in whose books are kept by the machine"
+    pong = b'pong'  # an answer to a keepalive that is not JSON
+    rule: tuple[int, int, int, int] = (FREE, NO_SUM, 0, 0)
     words: np.ndarray  # of the symbols
 
-    def path(self) -> str: return ''
-    def subscriptions(self) -> list[bytes]: return []  # what to send right after the connection opens
-    def resubscribe(self, symbols: list[str]) -> list[bytes]: return []  # what brings new snapshots of these
     def read(self, text: np.ndarray, starts: np.ndarray, scan: Scan) -> None: raise NotImplementedError
 
     def explain(self, message: dict[str, Any]) -> tuple[str, str | None]:
@@ -785,6 +814,7 @@ class BookStream(Dialect):
     def __init__(self, instruments: Mapping[str, Instrument]):  # by symbol as the venue spells it
         self.instruments, self.symbols, self.problems, self.messages = dict(instruments), list(instruments), Problems(), 0
         self.words = np.array([word(symbol) for symbol in self.symbols], np.int64)
+        self.places = {symbol: place for place, symbol in enumerate(self.symbols)}
         self.machine = new_machine(self.instruments, self.rule)
         self.books = empty_books(len(self.symbols), 2048, self.rule[1] != NO_SUM)
         self.scan, self.rows = empty_scan(0, 0), empty_rows(0)  # tables used again for each batch
@@ -800,20 +830,21 @@ class BookStream(Dialect):
         "The connection was lost: every book that was whole is stale, and nothing is asked for until there is a new connection"
         return _interrupt(self, local_ns)
 
-    def doubt(self, symbol: str, local_ns: int) -> Events: return _doubt(self, symbol, local_ns)   # its book is stale, and asked for anew
-    def requests(self) -> list[bytes]:   # what should be sent now, given out once a break
+    def doubt(self, symbol: str, local_ns: int) -> Events: return _doubt(self, symbol, local_ns)
+    def requests(self) -> list[bytes]:
         wanted = np.flatnonzero(self.machine[:-1, WANTS])
         self.machine[wanted, WANTS] = self.machine[wanted, ASKED] = 0
         return self.resubscribe([self.symbols[number] for number in wanted.tolist()]) if wanted.size else []
 
     def book(self, symbol: str) -> tuple[np.ndarray, np.ndarray]:
         "Ticks and lots of the bids and of the asks, each int64 of shape (n, 2), the best first; of a stale book what is left of it"
-        return _sides(self.books, self.symbols.index(symbol))
+        return _sides(self.books, self.places[symbol])
 
-    def whole(self, symbol: str) -> bool: return bool(self.machine[self.symbols.index(symbol), WHOLE])
+    def whole(self, symbol: str) -> bool: return bool(self.machine[self.places[symbol], WHOLE])
+    def gaps(self, symbol: str) -> int: return int(self.machine[self.places[symbol], GAPS])
 
     @property
-    def counts(self) -> dict[str, Counter[str]]:  # of each symbol
+    def counts(self) -> dict[str, Counter[str]]:
         return {symbol: Counter({name: value for name, value in zip(COUNTS, line) if value})
                 for symbol, line in zip(self.symbols, self.machine[:-1, SNAPSHOTS:].tolist())}
 
@@ -867,7 +898,7 @@ def _look_at(stream: BookStream, scan: Scan, texts: Sequence[bytes]) -> None:
 
 def _doubt(stream: BookStream, symbol: str, local_ns: int) -> Events:
     rows = empty_rows(1)
-    _go_stale(stream.machine, rows, stream.symbols.index(symbol), 0, local_ns)
+    _go_stale(stream.machine, rows, stream.places[symbol], 0, local_ns)
     return split_rows(rows, stream.symbols).get(symbol, concat([]))
 
 def _interrupt(stream: BookStream, local_ns: int) -> dict[str, Events]:

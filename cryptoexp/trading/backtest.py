@@ -30,7 +30,7 @@ from .ledger import Session, count_minutes, session_of, summary, trade_log, writ
 from .limits import mid_worth_e8
 from cryptoexp.trading.matching import (
     NEVER, NO_TOUCH, ROW, SAMPLE, Course, Engine, Output, Rows, apply_level, blank_arrays, Joined, check_rows, fill_table, first_price,
-    new_desk, one_setting, order_table, plain_table,
+    new_desk, one_setting, order_table, plain_table, refused_table,
     rows_of, run_desk, Desk,
 )
 from .quoting import Quoter, compile_quoter
@@ -56,7 +56,7 @@ class Result:
     def __repr__(self) -> str: return f'Result({one_line(self.session)})'
 
     def write(self, folder: str | Path) -> dict[str, Path]:
-        "Write trades.csv, orders.csv, summary.json, report.html, and funding.csv where it was paid, into a folder; or StorageError"
+        "Write trades.csv, orders.csv, refusals.csv, summary.json, report.html (and funding.csv) into a folder; or StorageError"
         return write_run(folder, self.session, self.performance(), report_page(self.session))
 
     def _repr_html_(self) -> str: return show(self.session)
@@ -369,6 +369,8 @@ class Runs(Output):
     def orders(self) -> pd.DataFrame: return order_table(self._parts['finished'])
     @property
     def samples(self) -> pd.DataFrame: return plain_table(self._parts['samples'], SAMPLE)
+    @property
+    def refused(self) -> pd.DataFrame: return refused_table(self._parts['refused'], self.desk)
 
     def totals(self) -> pd.DataFrame:
         "One row a configuration: what it earned, exactly (1e-8 of the currency of the account), and how"

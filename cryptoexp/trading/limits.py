@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_LIMIT', 'RULES', 'TEN_SECONDS_NS', 'DAY_NS', 'REFUSALS', 'NO_COINS', 'NO_ROOM', 'TOO_SMALL', 'TOO_MANY',
-           'OUT_OF_RANGE', 'NO_SUCH_FORCE', 'TOO_LARGE', 'TOO_FAST', 'make_rules', 'fee_e8', 'worth_e8', 'mid_worth_e8',
-           'equity_e8', 'lot_worth', 'standard_lots', 'enough', 'most_lots', 'room_to_buy', 'room_to_sell',
-           'reserve_e8', 'too_risky', 'may_send']
+           'OUT_OF_RANGE', 'NO_SUCH_FORCE', 'TOO_LARGE', 'TOO_FAST', 'STALE_BOOK', 'IS_HALTED', 'HAS_ENDED', 'UNFIT',
+           'make_rules', 'fee_e8', 'worth_e8', 'mid_worth_e8', 'equity_e8', 'lot_worth', 'standard_lots', 'enough',
+           'most_lots', 'room_to_buy', 'room_to_sell', 'reserve_e8', 'too_risky', 'may_send', 'in_band']
 
 # %% ../../nbs/trading/00_limits.ipynb #c03
 from typing import Any
@@ -30,7 +30,8 @@ RULES = np.dtype([   # what a decision reads comes first
     ('min_lots', 'i8'), ('min_notional_e8', 'i8'), ('latency_first', 'i8'),
     ('order_size', 'f8'), ('max_exposure', 'f8'), ('target_share', 'f8'), ('rebalance_threshold', 'f8'),  # shares of equity
     ('max_drawdown', 'f8'), ('max_loss', 'f8'), ('flatten_on_halt', 'i8'), ('flatten_band', 'f8'),
-    ('most_notional_e8', 'i8'), ('most_10s', 'i8'), ('most_day', 'i8')])   # of an order; orders in a window
+    ('most_notional_e8', 'i8'), ('most_10s', 'i8'), ('most_day', 'i8'),   # of an order; orders in a window
+    ('price_band_e8', 'i8')])   # fraction of mid, in 1e-8
 
 def make_rules(
     config: MarketMakingConfig, instrument: Instrument,
@@ -61,6 +62,7 @@ def make_rules(
             replace=replace, await_confirmation=whole, queue=venue.queue.code, exponent=venue.queue.power,
             most_notional_e8=NO_LIMIT if config.max_order_notional is None else round(decimal(config.max_order_notional) * MONEY_SCALE),
             most_10s=config.max_orders_per_10s or NO_LIMIT, most_day=config.max_orders_per_day or NO_LIMIT,
+            price_band_e8=round(decimal(config.price_band) * MONEY_SCALE),
             lot_up=up if whole else 1, lot_down=down if whole else 1, lot_size=float(instrument.lot_size)).items(): rules[0][name] = value
     return rules
 
@@ -164,7 +166,16 @@ def may_send(time_ns: int, windows: np.ndarray, rules: np.ndarray) -> bool:
     windows[3] += 1
     return True
 
+# %% ../../nbs/trading/00_limits.ipynb #w102
+@njit(cache=True)
+def in_band(tick: int, bid_tick: int, ask_tick: int, rules: np.ndarray) -> bool:
+    "Whether a price lies between mid / (1 + price_band) and mid × (1 + price_band)"
+    twice, wide = bid_tick + ask_tick, MONEY_SCALE + rules[0].price_band_e8
+    return 2 * tick * wide >= twice * MONEY_SCALE and 2 * tick * MONEY_SCALE <= twice * wide
+
 # %% ../../nbs/trading/00_limits.ipynb #c27
 REFUSALS = ('no coins', 'no funds or no room', 'below the smallest order', 'too many orders', 'price out of range', 'unknown time in force',
-            'above the largest order', 'order rate')
-NO_COINS, NO_ROOM, TOO_SMALL, TOO_MANY, OUT_OF_RANGE, NO_SUCH_FORCE, TOO_LARGE, TOO_FAST = range(len(REFUSALS))
+            'above the largest order', 'order rate', 'the book is stale', 'the session is halted', 'the session has ended',
+            'not as the venue asks')
+(NO_COINS, NO_ROOM, TOO_SMALL, TOO_MANY, OUT_OF_RANGE, NO_SUCH_FORCE, TOO_LARGE, TOO_FAST, STALE_BOOK, IS_HALTED, HAS_ENDED,
+ UNFIT) = range(len(REFUSALS))

@@ -6,13 +6,13 @@
 __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE', 'REDUCE', 'FLATTEN', 'MANUAL', 'PURPOSE',
            'BY_QUEUE', 'BY_THROUGH', 'BY_CROSS', 'BY_TAKING', 'FILL_REASON', 'BY_ITSELF', 'WOULD_TAKE', 'UNFILLED',
            'REJECTED', 'ENDED_BY', 'NEW', 'CANCEL', 'REPLACE', 'ORDER', 'ORDER_FIELDS', 'REQUEST', 'NEWS', 'FILL',
-           'SAMPLE', 'TAKEN', 'CLOCK', 'SIDE', 'ACCOUNT', 'STATE', 'ROW', 'BID_NOW', 'ASK_NOW', 'BID_TOLD', 'ASK_TOLD',
-           'PRINTS', 'NEVER', 'MOST_OUTPUT', 'SPARE', 'HEARD_MOST', 'NO_TOUCH', 'BEST', 'WORST', 'AT_EXCHANGE',
-           'AT_HOME', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Layout', 'NO_COURSE', 'OVERRUNS',
-           'Course', 'Desk', 'Rows', 'transition', 'compile_engine', 'rows_of', 'blank_arrays', 'new_desk',
-           'apply_level', 'run_desk', 'Joined', 'Intake', 'check_rows', 'plain_table', 'fill_table', 'order_table',
-           'first_price', 'Output', 'one_setting', 'Engine', 'open_desk', 'sum_up', 'enter_order', 'quotable',
-           'quotable_lots']
+           'SAMPLE', 'TAKEN', 'REFUSED', 'CLOCK', 'SIDE', 'ACCOUNT', 'STATE', 'ROW', 'BID_NOW', 'ASK_NOW', 'BID_TOLD',
+           'ASK_TOLD', 'PRINTS', 'NEVER', 'MOST_OUTPUT', 'SPARE', 'HEARD_MOST', 'MINUTE_NS', 'NO_TOUCH', 'BEST',
+           'WORST', 'AT_EXCHANGE', 'AT_HOME', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Layout',
+           'NO_COURSE', 'OVERRUNS', 'Course', 'Desk', 'Rows', 'transition', 'compile_engine', 'rows_of', 'blank_arrays',
+           'new_desk', 'apply_level', 'run_desk', 'Joined', 'Intake', 'check_rows', 'plain_table', 'fill_table',
+           'order_table', 'refused_table', 'first_price', 'Output', 'one_setting', 'Engine', 'open_desk', 'sum_up',
+           'refuse_order', 'enter_order', 'quotable', 'quotable_lots']
 
 # %% ../../nbs/trading/03_matching.ipynb #c03
 import functools
@@ -38,8 +38,8 @@ from cryptoexp.market.events import (
 )
 from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from cryptoexp.trading.limits import (
-    NO_COINS, NO_ROOM, NO_SUCH_FORCE, OUT_OF_RANGE, REFUSALS, RULES, TOO_FAST, TOO_LARGE, TOO_MANY,
-    TOO_SMALL, enough, fee_e8, make_rules, may_send, mid_worth_e8, most_lots, reserve_e8,
+    HAS_ENDED, IS_HALTED, NO_COINS, NO_ROOM, NO_SUCH_FORCE, OUT_OF_RANGE, REFUSALS, RULES, STALE_BOOK, TOO_FAST, TOO_LARGE, TOO_MANY,
+    TOO_SMALL, enough, fee_e8, in_band, make_rules, may_send, mid_worth_e8, most_lots, reserve_e8,
     room_to_buy, room_to_sell, standard_lots, too_risky, worth_e8,
 )
 from cryptoexp.trading.quoting import (
@@ -74,6 +74,8 @@ FILL = np.dtype([(name, 'i8') for name in (
 SAMPLE = np.dtype([(name, 'i8') for name in (
     'time_ns', 'config', 'asset', 'bid_tick', 'ask_tick', 'quote_bid_tick', 'quote_ask_tick', 'position_lots', 'cash_e8')])
 TAKEN = np.dtype([(name, 'i8') for name in ('side', 'tick', 'lots')])
+REFUSED = np.dtype([(name, 'i8') for name in (   # equal refusals of a minute: price and amount of the first, and how many they are
+    'first_ns', 'last_ns', 'config', 'asset', 'side', 'tick', 'lots', 'reason', 'purpose', 'count')])
 
 # %% ../../nbs/trading/03_matching.ipynb #c25
 CLOCK = np.dtype([(name, 'i8') for name in (
@@ -81,7 +83,8 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'whole',
     'cautious', 'marking', 'recording', 'parity_end', 'depth', 'own_orders', 'next_request_ns', 'next_news_ns', 'next_decision_ns',
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'overrun', 'band_low', 'band_high',
-    'funding_at', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded', 'best_at')])
+    'funding_at', 'refused_count',
+    'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded', 'best_at')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
@@ -130,6 +133,8 @@ class Desk(NamedTuple):
     fills: Any      # FILL, output
     finished: Any   # ORDER, output
     samples: Any    # SAMPLE, output
+    refused: Any    # REFUSED, output
+    refusing: Any   # REFUSED, shape (configs, assets * 2 * reasons): those of this minute; count 0: none
     seen: View             # what the model is shown
     own: Any        # OWN, working memory
     heard: Any      # HEARD, shape (configs, HEARD_MOST): fills since the model was last asked
@@ -158,7 +163,7 @@ class Rows(NamedTuple):
     since_ns: np.ndarray   # int64: when the order that changed a level had joined its queue; empty: the feed doesn't name orders
 
 # %% ../../nbs/trading/03_matching.ipynb #c29
-NEVER, MOST_OUTPUT, SPARE, HEARD_MOST = 1 << 62, 1 << 16, 1 << 13, 64
+NEVER, MOST_OUTPUT, SPARE, HEARD_MOST, MINUTE_NS = 1 << 62, 1 << 16, 1 << 13, 64, 60_000_000_000
 NO_TOUCH = (1 << 31) - 1   # NO_ASK in 32 bits
 BEST, WORST = 0, 1
 AT_EXCHANGE, AT_HOME = 0, 1
@@ -1067,31 +1072,44 @@ def _most(desk: Desk, config: int, asset: int) -> int:
     return most_lots(_equity(desk, config), side.local_bid - side.shift, side.local_ask - side.shift, desk.rules[at:at + 1])
 
 # %% ../../nbs/trading/03_matching.ipynb #c100
+@rare
+def _refuse(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, reason: int, purpose: int) -> None:
+    "Count a refused order and note it; equal ones within a minute of the clock are one row, those by hand each have their own"
+    clock, place = desk.clock[0], (2 * asset + (1 if side < 0 else 0)) * desk.refusals.shape[1] + reason
+    desk.refusals[config, reason] += 1
+    if clock.recording == 0: return
+    row = desk.refusing[config, place]
+    if row.count > 0 and (purpose == MANUAL or row.purpose == MANUAL or row.first_ns // MINUTE_NS != clock.time_ns // MINUTE_NS):
+        if clock.refused_count >= MOST_OUTPUT:
+            clock.overrun = 6
+            return
+        desk.refused[clock.refused_count] = row
+        clock.refused_count += 1
+        row.count = 0
+    if row.count == 0:
+        row.first_ns, row.config, row.asset, row.side, row.tick, row.lots = clock.time_ns, config, asset, side, tick, lots
+        row.reason, row.purpose = reason, purpose
+    row.last_ns = clock.time_ns
+    row.count += 1
+
 @inner
-def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, force: int) -> int:
-    "How many of the wished lots the limits let pass; 0 with the reason counted"
+def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, force: int, purpose: int) -> int:
+    "How many of the wished lots the limits let pass; 0 with the refusal noted"
     state, at = desk.state[config], config * desk.clock[0].assets + asset
-    rules = desk.rules[at:at + 1]
-    if force < POST_ONLY or force > MARKET_ORDER:
-        desk.refusals[config, NO_SUCH_FORCE] += 1
-        return 0
-    if state.order_count >= desk.alive.shape[1]:
-        desk.refusals[config, TOO_MANY] += 1
-        return 0
-    side_of = desk.sides[asset]
-    if tick < rules[0].min_tick or tick > rules[0].max_tick or not side_of.bottom <= tick + side_of.shift < side_of.top:
-        desk.refusals[config, OUT_OF_RANGE] += 1
-        return 0
-    if rules[0].unlimited != 0: return min(lots, rules[0].max_lots)
-    twice = side_of.local_bid + side_of.local_ask - 2 * side_of.shift   # of our mid
-    if 4 * tick < twice or tick > twice:
-        desk.refusals[config, OUT_OF_RANGE] += 1
-        return 0
-    return _within_limits(desk, config, asset, side, tick, lots)
+    rules, market = desk.rules[at:at + 1], desk.sides[asset]
+    if force < POST_ONLY or force > MARKET_ORDER: reason = NO_SUCH_FORCE
+    elif state.order_count >= desk.alive.shape[1]: reason = TOO_MANY
+    elif tick < rules[0].min_tick or tick > rules[0].max_tick: reason = OUT_OF_RANGE
+    elif not market.bottom <= tick + market.shift < market.top: reason = OUT_OF_RANGE
+    elif rules[0].unlimited != 0: return min(lots, rules[0].max_lots)
+    elif not in_band(tick, market.local_bid - market.shift, market.local_ask - market.shift, rules): reason = OUT_OF_RANGE
+    else: return _within_limits(desk, config, asset, side, tick, lots, purpose)
+    _refuse(desk, config, asset, side, tick, lots, reason, purpose)
+    return 0
 
 # %% ../../nbs/trading/03_matching.ipynb #c101
 @rare
-def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int) -> int:
+def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, purpose: int) -> int:
     "The same for an order that the limits are to be asked about"
     state, at = desk.state[config], config * desk.clock[0].assets + asset
     rules, account = desk.rules[at:at + 1], desk.accounts[at]
@@ -1106,7 +1124,7 @@ def _within_limits(desk: Desk, config: int, asset: int, side: int, tick: int, lo
     elif abs(worth_e8(tick, passed, rules[0])) > rules[0].most_notional_e8: reason = TOO_LARGE
     elif not may_send(desk.clock[0].time_ns, desk.windows[config], rules): reason = TOO_FAST
     else: return passed
-    desk.refusals[config, reason] += 1
+    _refuse(desk, config, asset, side, tick, lots, reason, purpose)
     return 0
 
 # %% ../../nbs/trading/03_matching.ipynb #c107
@@ -1115,6 +1133,14 @@ def _send(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, 
     slot = _new_order(desk, config, asset, side, tick, lots, purpose, force, time_ns)
     _request(desk, config, slot, NEW, tick, lots, time_ns)
 
+@rare
+def _withdraw(desk: Desk, config: int, asset: int, index: int) -> None:
+    "Refuse the wishes of a side whose cap is reached: what rests of them goes, too"
+    for level in range(desk.matched.size):
+        wish = desk.wishes[asset, index, level]
+        if wish[LOTS] > 0: _refuse(desk, config, asset, 1 if index == BID else -1, wish[TICK], wish[LOTS], NO_ROOM, QUOTE)
+        wish[LOTS] = 0
+
 @inner
 def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     "From wishes to the fewest actions, in one market"
@@ -1122,8 +1148,8 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     rule, base, position = desk.rules[at], desk.sides[asset].shift, desk.accounts[at].known_position_lots
     if rule.unlimited == 0:
         most = _most(desk, config, asset)
-        if position >= most: desk.wishes[asset, BID, :, LOTS] = 0
-        if rule.margin and -position >= most: desk.wishes[asset, ASK, :, LOTS] = 0
+        if position >= most: _withdraw(desk, config, asset, BID)
+        if rule.margin and -position >= most: _withdraw(desk, config, asset, ASK)
     if desk.matched.size == 1 and rule.tolerance == 0.0 and rule.replace == 0:
         _apply_single_wishes(desk, config, asset, time_ns)
         return
@@ -1140,9 +1166,9 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
         for level in range(desk.matched.size):
             wish = desk.wishes[asset, index, level]
             tick, lots, force = wish[TICK], wish[LOTS], wish[FORCE]
-            if lots < 0: desk.refusals[config, TOO_SMALL] += 1
+            if lots < 0: _refuse(desk, config, asset, side, tick, lots, TOO_SMALL, QUOTE)
             if desk.matched[level] or lots <= 0: continue
-            passed = _allowed(desk, config, asset, side, tick, lots, force)
+            passed = _allowed(desk, config, asset, side, tick, lots, force, QUOTE)
             if passed > 0: _send(desk, config, asset, side, tick + base, passed, QUOTE, force, time_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #c108
@@ -1165,9 +1191,9 @@ def _apply_single_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> N
     for index in range(2):
         side, tick, lots, kept = (1, bid, bid_lots, kept_bid) if index == BID else (-1, ask, ask_lots, kept_ask)
         if others > 0: _drop_others(desk, config, asset, side, kept, time_ns)
-        if lots < 0: desk.refusals[config, TOO_SMALL] += 1
+        if lots < 0: _refuse(desk, config, asset, side, tick - base, lots, TOO_SMALL, QUOTE)
         if lots > 0 and kept < 0:
-            passed = _allowed(desk, config, asset, side, tick - base, lots, wishes[index, 0, FORCE])
+            passed = _allowed(desk, config, asset, side, tick - base, lots, wishes[index, 0, FORCE], QUOTE)
             if passed > 0: _send(desk, config, asset, side, tick, passed, QUOTE, wishes[index, 0, FORCE], time_ns)
 
 @inner
@@ -1225,7 +1251,8 @@ def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: in
             desk.matched[level] = 1
             tick, held = desk.wishes[asset, index, level, TICK], order.known_remaining
             order.known_remaining = 0
-            lots = _allowed(desk, config, asset, side, tick, desk.wishes[asset, index, level, LOTS], order.force)
+            wished = desk.wishes[asset, index, level, LOTS]
+            lots = _allowed(desk, config, asset, side, tick, wished, order.force, QUOTE)
             order.known_remaining = held
             if lots <= 0: _cancel(desk, config, oldest, time_ns)
             else:
@@ -1711,7 +1738,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
     clock = desk.clock[0]
     while True:
         if not clock.deciding:
-            if max(clock.fill_count, clock.finished_count, clock.sample_count) > MOST_OUTPUT - SPARE: return FULL
+            if max(clock.fill_count, clock.finished_count, clock.sample_count, clock.refused_count) > MOST_OUTPUT - SPARE: return FULL
             horizon = _horizon(desk, exchange_rows, local_rows, until_ns)
             if not _exchange_run(desk, exchange_rows, horizon): return OVERRUN if clock.overrun else FULL
             if clock.next_request_ns <= horizon: _serve_requests(desk, exchange_rows, horizon)
@@ -1811,7 +1838,8 @@ def _layout(configs: int, assets: int, ticks: int, levels: int, slots: int, ring
         ('cursor', 'i8', (configs, 2)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)),
         ('orders', ORDER, (configs * slots,)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs, ring)),
         ('taken', TAKEN, (configs, taken)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
-        ('samples', SAMPLE, (MOST_OUTPUT,)), ('exchange', 'i8', (2, 1 if there else ticks)),
+        ('samples', SAMPLE, (MOST_OUTPUT,)), ('refused', REFUSED, (MOST_OUTPUT,)),
+        ('refusing', REFUSED, (configs, assets * 2 * len(REFUSALS))), ('exchange', 'i8', (2, 1 if there else ticks)),
         ('local', 'i8', (2, 1 if here else ticks)), ('place', 'i4', (2, 2, ticks if there or here else 1)),
         ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks)))
 
@@ -1886,7 +1914,8 @@ def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
     _collect(desk, parts)
     if outcome == OVERRUN: raise RuntimeError(OVERRUNS[int(clock.overrun)])
 
-OVERRUNS = {5: 'more samples at one decision than the output has room for: run fewer configurations at once, or with record=False',
+OVERRUNS = {6: 'more orders are refused at one decision than there is room for: run fewer configurations at once, or with record=False',
+    5: 'more samples at one decision than the output has room for: run fewer configurations at once, or with record=False',
     1: 'more news of orders is on its way to us than there is room for: shorten response_latency_ms, or give a larger ring',
             2: 'orders took from more levels than there is room for: take less deep',
             4: 'more fills in one step than the output has room for',
@@ -1903,7 +1932,8 @@ def _ask(desk: Desk, python: Quoter) -> None:
 
 # %% ../../nbs/trading/03_matching.ipynb #c153
 def _collect(desk: Desk, parts: dict[str, list[np.ndarray]]) -> None:
-    for name, count in (('fills', 'fill_count'), ('finished', 'finished_count'), ('samples', 'sample_count')):
+    for name, count in (('fills', 'fill_count'), ('finished', 'finished_count'), ('samples', 'sample_count'),
+                        ('refused', 'refused_count')):
         size = int(desk.clock[0][count])
         if size: parts[name].append(np.array(getattr(desk, name)[:size]))
         desk.clock[0][count] = 0
@@ -2018,6 +2048,12 @@ def order_table(parts: list[np.ndarray]) -> pd.DataFrame:
         ['config', 'asset', 'order_id', 'side', 'tick', 'lots', 'filled_lots', 'status', 'purpose', 'reason', 'placed_ns', 'arrived_ns',
             'ended_ns', 'queue_ahead_lots']]
 
+def refused_table(parts: list[np.ndarray], desk: Desk | None) -> pd.DataFrame:
+    "Refused orders by time, equal ones of a minute as one row: first_ns, last_ns, config, asset, side, tick, lots, reason, purpose, count"
+    under_way = [] if desk is None else [np.asarray(desk.refusing[desk.refusing['count'] > 0])]
+    table = plain_table([*parts, *under_way], REFUSED).sort_values(['first_ns', 'config', 'asset', 'side', 'reason'], ignore_index=True)
+    return table.assign(reason=np.array(REFUSALS)[table.reason.to_numpy()], purpose=np.array(PURPOSE)[table.purpose.to_numpy()])
+
 def first_price(events: Events) -> int | None:
     "Median price, in ticks, of the first complete message that names one; None while there is none"
     priced = np.isin(events.kind, (DEPTH, SNAPSHOT, TRADE, BEST_QUOTE)) & (events.lots > 0)
@@ -2029,7 +2065,7 @@ def first_price(events: Events) -> int | None:
 # %% ../../nbs/trading/03_matching.ipynb #c164
 class Output:
     "What an engine has written so far, as tables"
-    def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[])
+    def __init__(self) -> None: self._parts = dict[str, list[np.ndarray]](fills=[], finished=[], samples=[], refused=[])
 
     @property
     def fill_count(self) -> int: return sum(map(len, self._parts['fills']))
@@ -2073,6 +2109,9 @@ class Engine(Output):
         self._rules = make_rules(self.config, instrument, self.venue)
         self.desk: Desk | None = None
         self._heard = 0   # rows that have reached us
+
+    @property
+    def refused(self) -> pd.DataFrame: return refused_table(self._parts['refused'], self.desk).drop(columns=['config', 'asset'])
 
     def feed(self, events: Events) -> None:
         "Take in rows in the order of their corrected local time and go as far as they settle matters"
@@ -2124,7 +2163,20 @@ def _enter(desk: Desk, rows: Rows, side: int, tick: int, lots: int) -> int:
 
 @_enter_wrapper
 def _may_enter(desk: Desk, side: int, tick: int, lots: int) -> int:
-    return _allowed(desk, 0, 0, side, tick, lots, GOOD_TILL_CANCELLED)
+    return _allowed(desk, 0, 0, side, tick, lots, GOOD_TILL_CANCELLED, MANUAL)
+
+@_enter_wrapper
+def _note(desk: Desk, side: int, tick: int, lots: int, reason: int) -> None: _refuse(desk, 0, 0, side, tick, lots, reason, MANUAL)
+
+def refuse_order(
+    engine: Engine,
+    side: int, tick: int, lots: int,
+    reason: int,   # one of limits.REFUSALS
+) -> str:          # that reason in words
+    "Note that an order by hand is refused; RuntimeError where there is no market yet"
+    if engine.desk is None: raise RuntimeError('there is no market yet, in which an order could be refused')
+    _note(engine.desk, side, tick, lots, reason)
+    return REFUSALS[reason]
 
 def enter_order(
     engine: Engine,
@@ -2137,13 +2189,12 @@ def enter_order(
     if engine.desk is None: return nothing, 'there is no market yet'
     if side not in (1, -1) or lots <= 0 or tick <= 0: return nothing, 'an order needs a side, a price and an amount'
     desk, state, rule = engine.desk, engine.desk.state[0], engine.desk.rules[0]
-    if state.stopped: return nothing, 'the session has ended'
-    if state.halted: return nothing, 'the session is halted'
-    if not quotable(engine): return nothing, 'the book is stale'
+    guard = HAS_ENDED if state.stopped else IS_HALTED if state.halted else STALE_BOOK if not quotable(engine) else -1
+    if guard >= 0: return nothing, refuse_order(engine, side, tick, lots, guard)
     before = desk.refusals[0].copy()
     if _may_enter(desk, side, tick, lots) < lots:
         why = [name for name, more in zip(REFUSALS, desk.refusals[0] - before) if more]
-        return nothing, why[0] if why else REFUSALS[NO_ROOM if side > 0 else NO_COINS]
+        return nothing, why[0] if why else refuse_order(engine, side, tick, lots, NO_ROOM if side > 0 else NO_COINS)
     started = int(desk.clock[0].fill_count)
     slot = _enter(desk, rows_of(np.zeros(0, np.int64), from_rows([])), side, tick, lots)
     sum_up(desk)

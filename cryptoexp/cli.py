@@ -287,8 +287,11 @@ def trade(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     "The program: 0 when all went well, 2 with a message when it did not"
+    from cryptoexp import ask
     parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command == 'ask': rest = ask.question_in(arguments, rest)   # argparse loses one that stands behind an option
+    if rest: parser.error(f'unrecognized arguments: {" ".join(rest)} (see cryptoexp {arguments.command or ""} --help)')
     if arguments.command is None:
         parser.print_help()
         return 0

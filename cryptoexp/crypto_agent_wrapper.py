@@ -95,25 +95,26 @@ class CryptoAgentWrapper:
         also: Sequence[str] = ('tickers', 'derivatives'),   # what else CoinGecko is asked for, a name in coins.PARTS each
         look_ups: int = 0,                         # how often a model may ask for another coin before it writes
     ):
-        if settings and (isinstance(model, str) or base_url): raise ValueError('the model is named beside settings too; say it once')
         name = model if isinstance(model, str) else None
+        if settings and (name or base_url): raise ValueError('the model is named beside settings too; say it once')
         self.settings = settings or settings_from_environment(os.environ, model=name, base_url=base_url)
         self.system_prompt, self.access, self.cache, self.offline, self.also = system_prompt, access, cache, offline, tuple(also)
         self.synthetic, self.seed, self.tape, self.look_ups = synthetic, seed, tape, look_ups
         self._model = None if isinstance(model, str) else model
         self.report: Answer | None = None          # the rich result behind the last string
         self.reports: dict[str, Answer] = {}       # of the last run_many, by the coin as it was asked for
+        self.failures: dict[str, CoinError] = {}   # of it: the coins there is no answer about
     @property
     def has_model(self) -> bool: return not self.offline and (self._model is not None or self.settings.why_not() is None)
-
     def run(self, coin_id: str, analysis_prompt: str) -> str:
         "The answer as text; raises `UnknownCoin`, or `CoinError` where nothing is known. `report` holds the rest"
         self.report = blocking(self.ask(coin_id, analysis_prompt))
         return str(self.report)
 
     def run_many(self, coin_ids: Iterable[str], analysis_prompt: str) -> dict[str, str]:
-        "The same for several coins at once, by the name they were asked for; `reports` holds the rest"
-        self.reports = blocking(ask_many(self, list(dict.fromkeys(coin_ids)), analysis_prompt))
+        "The same for several coins at once, by the name they were asked for; `reports` and `failures` hold the rest"
+        coins = [coin_ids] if isinstance(coin_ids, str) else list(dict.fromkeys(coin_ids))
+        self.reports = blocking(ask_many(self, coins, analysis_prompt))
         return {coin: str(one) for coin, one in self.reports.items()}
 
     def facts(self, coin_id: str, language: str = 'en') -> pd.DataFrame:
@@ -151,7 +152,8 @@ async def gathered(wrapper: CryptoAgentWrapper, coin_id: str, client: CoinGecko 
         if known is None: raise UnknownCoin(f'there is a synthetic example of {", ".join(KNOWN_BY_ID)}, not of {coin_id!r}')
         return example(wrapper, known, ('it was asked for', '按要求使用合成数据'))
     if client is None:
-        async with CoinGecko(wrapper.access, wrapper.cache, wrapper.offline) as client: return await gathered(wrapper, coin_id, client)
+        async with CoinGecko(wrapper.access, wrapper.cache, wrapper.offline, 90.0) as client:
+            return await gathered(wrapper, coin_id, client)
     book = [] if wrapper.tape is None else await asyncio.to_thread(facts_of_tape, wrapper.tape)
     try:
         choice = await resolve(client, coin_id)
@@ -199,7 +201,8 @@ async def asking(wrapper: CryptoAgentWrapper) -> AsyncIterator[LanguageModel | N
         async with Model(wrapper.settings) as model: yield model
 
 async def ask_many(wrapper: CryptoAgentWrapper, coins: Sequence[str], prompt: str) -> dict[str, Answer]:
-    "An answer a coin, in the order asked for; raises what the first coin that fails raises"
+    "An answer a coin, in the order asked for; a coin that fails is in `failures`, and raised where no other is answered"
+    if not isinstance(prompt, str): raise TypeError(f'the question must be text, not {type(prompt).__name__}')
     async def one(coin: str) -> Answer:
         known = await gathered(wrapper, coin, client)
         facts = known.facts
@@ -208,12 +211,13 @@ async def ask_many(wrapper: CryptoAgentWrapper, coins: Sequence[str], prompt: st
             except (ModelError, ValueError) as error: logger.warning('{} was not compared with others: {}', coin, error)
         said = await answer(facts, prompt, COIN_NARRATION, model, wrapper.system_prompt)
         return replace(said, notes=known.told(said.language))
-    async with asking(wrapper) as model, CoinGecko(wrapper.access, wrapper.cache, wrapper.offline) as client:
-        tasks = [asyncio.ensure_future(one(coin)) for coin in coins]
-        try: return dict(zip(coins, await asyncio.gather(*tasks)))
-        finally:
-            for task in tasks: task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    patience = 60.0 * (1 + len(coins))   # s: the more coins, the longer the queue
+    async with asking(wrapper) as model, CoinGecko(wrapper.access, wrapper.cache, wrapper.offline, patience) as client:
+        done = dict(zip(coins, await asyncio.gather(*(one(coin) for coin in coins), return_exceptions=True)))
+    wrapper.failures = {coin: result for coin, result in done.items() if isinstance(result, CoinError)}
+    for result in done.values():
+        if isinstance(result, BaseException) and (not isinstance(result, CoinError) or len(wrapper.failures) == len(done)): raise result
+    return {coin: result for coin, result in done.items() if isinstance(result, Answer)}
 
 async def streamed(wrapper: CryptoAgentWrapper, coin: str, prompt: str) -> AsyncIterator[str]:
     "The pieces of an answer as they are written, checked on the way; afterwards `report` is there"

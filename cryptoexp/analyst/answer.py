@@ -11,7 +11,7 @@ __all__ = ['RULES', 'QUESTION', 'LONGEST_PROMPT', 'SCENARIOS', 'WATCH', 'NOTICE'
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from loguru import logger
@@ -119,6 +119,7 @@ class Answer:
     seconds: float = 0.0           # from the question to the answer
     how: str = ''                  # which dialect of the endpoint, whether repaired or from the cache
     error: str = ''                # why the model did not answer, one sentence; empty: it did, or none was asked
+    asked: bool = True             # False: the question itself was at fault, see error
     draft: str = ''                # what the model wrote first, with the values put in and nothing struck
     notes: tuple[str, ...] = ()    # what else a reader must know first: which coin was understood, why the data are not real
     struck: tuple[str, ...] = ()   # the figures that were taken out of the text shown, as they stood
@@ -135,7 +136,8 @@ class Answer:
         newest = shown(max((fact.as_of for fact in known), default=0), 'time')
         words = dict(subject=self.facts.subject, known=len(known), absent=len(self.facts.absent), time=newest, sources=sources,
                      model=self.model, k=self.grounded[0], n=self.grounded[1], shown=self.shown, error=self.error)
-        told = [line.format(**words) for line in (lines[0], lines[1] if self.model else lines[2], *([lines[3]] if self.error else []))]
+        failed = [lines[3] if self.asked else '{error}'] if self.error else []
+        told = [line.format(**words) for line in (lines[0], lines[1] if self.model else lines[2], *failed)]
         return [(SYNTHETIC[self.language] if self.synthetic else '') + line for line in (*self.notes, *told)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,7 +202,7 @@ async def answer(
     begin, language = time.perf_counter(), language_of(prompt)
     def passed() -> float: return time.perf_counter() - begin
     try: messages = messages_for(facts, prompt, system_prompt, language)
-    except ValueError as error: return narrated(facts, narration, language, str(error), passed())
+    except ValueError as error: return replace(narrated(facts, narration, language, str(error), passed()), asked=False)
     if model is None: return narrated(facts, narration, language, seconds=passed())
     try: first, last, replies = await asked(model, messages, facts, language)
     except ModelError as error: return narrated(facts, narration, language, str(error), passed())
@@ -227,7 +229,7 @@ def finished(
     return Answer(
         text.text, language, (first.k, first.n), text.n, facts, replies[-1].model,
         sum(reply.tokens_in + reply.tokens_out for reply in replies), None if None in costs else sum(cost or 0.0 for cost in costs),
-        seconds, '; '.join(reply.how for reply in replies), '', first.text, struck=tuple(one.claim.quote for one in last.findings))
+        seconds, '; '.join(reply.how for reply in replies), '', draft=first.text, struck=tuple(one.claim.quote for one in last.findings))
 
 # %% ../../nbs/analyst/07_answer.ipynb #answ27
 ENDS = re.compile(r'\n+|[。！？]|(?<!\d)[.!?](?=\s)|(?<=\d)[.!?](?=\s+[A-Z\n])')
@@ -284,7 +286,7 @@ class AnswerStream:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         begin, language = time.perf_counter(), language_of(self.prompt)
-        error, gate, reply = '', Gate(self.facts, language), None
+        error, asked, gate, reply = '', True, Gate(self.facts, language), None
         try:
             messages = messages_for(self.facts, self.prompt, self.system_prompt, language)
             messages[0]['content'] += PLAIN[language]
@@ -294,12 +296,14 @@ class AnswerStream:
                     async for piece in stream:
                         if ready := gate.push(piece): yield ready
                 reply = stream.reply
-        except (ModelError, ValueError) as failure: error = str(failure)
+        except (ModelError, ValueError) as failure: error, asked = str(failure), isinstance(failure, ModelError)
         if rest := gate.close(): yield rest
         seconds = time.perf_counter() - begin
-        if not ''.join(gate.told).strip():
-            self.answer = narrated(self.facts, self.narration, language, error, seconds)
-            yield self.answer.text
+        told = ''.join(gate.told).strip()
+        if error or not told:   # what was shown before it broke off stays, and the rules tell the facts
+            by_rules = narrated(self.facts, self.narration, language, error, seconds)
+            self.answer = replace(by_rules, text=f'{told} …\n\n{by_rules.text}' if told else by_rules.text, asked=asked)
+            yield f' …\n\n{by_rules.text}' if told else by_rules.text
         else: self.answer = self._account(gate, reply, error, seconds)
 
     def _account(self, gate: Gate, reply: Reply | None, error: str, seconds: float) -> Answer:
@@ -307,4 +311,4 @@ class AnswerStream:
         clean = strike(told.text, self.facts, gate.language)
         return Answer(clean.text.strip(), gate.language, (drafted.k, drafted.n), clean.n, self.facts, reply.model if reply else '?',
                       reply.tokens_in + reply.tokens_out if reply else 0, reply.cost if reply else None, seconds,
-                      reply.how if reply else '', error, drafted.text, struck=tuple(one.claim.quote for one in drafted.findings))
+                      reply.how if reply else '', error, draft=drafted.text, struck=tuple(one.claim.quote for one in drafted.findings))

@@ -656,7 +656,7 @@ class CoinGecko(AbstractAsyncContextManager['CoinGecko']):
         self.access = access_from(os.environ) if access is None else access
         self.cache = Cache(cache_folder(os.environ) if folder is None else Path(folder))
         self.offline, self.clock, self.asked = offline, clock, 0     # asked: questions that went out
-        burst = max(1, self.access.allowed // 3)
+        burst = max(1, self.access.allowed // 2)   # one coin's questions at once, and never more in a minute than are allowed
         rate = max(1, self.access.allowed - burst) / 60
         self.session = session or Session(deadline=deadline, attempt_limit=attempt_limit, rate=rate, burst=burst)
         self._turns: dict[str, asyncio.Lock] = {}
@@ -746,7 +746,7 @@ async def fetch_answers(
         answers[name] = NoAnswer(one.reason, one.detail) if isinstance(one, CoinError) else one
     if isinstance(done[0], CoinError) and all(isinstance(answers[name], NoAnswer) for name in own): raise done[0]
     for name, one in zip(names, done):
-        if isinstance(one, CoinError): logger.warning('{} of {}: {}', name, coin_id, one)
+        if isinstance(one, CoinError): logger.log('DEBUG' if client.offline else 'WARNING', '{} of {}: {}', name, coin_id, one)
     return Answers(**answers)
 
 async def fetch_facts(

@@ -243,6 +243,7 @@ def addresses(venue: str, words: Sequence[str]) -> dict[str, str]:
     if problems: raise ConfigError(problems)
     return urls
 
+# %% ../nbs/20_cli.ipynb #rc02a
 def record(arguments: argparse.Namespace) -> int:
     "Record as asked; answers the exit status"
     urls = addresses(arguments.source, arguments.urls)

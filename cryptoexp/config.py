@@ -246,7 +246,6 @@ class MarketMakingConfig:
     sources: tuple[str, ...] = ('binance', 'coinbase')                 # market data sources, in the order to ask them
     venue_urls: dict[str, str] = field(default_factory=dict)           # replaced addresses: binance_rest, binance_websocket, …
     seed: int = 7                          # of everything random
-
     def __post_init__(self) -> None:
         self.validate()
         for item in fields(self): setattr(self, item.name, as_declared(item.name, getattr(self, item.name)))

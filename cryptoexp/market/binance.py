@@ -802,16 +802,13 @@ class BinanceStream(VenueStream):
     def wanted(self) -> list[str]:
         "The symbols for which a snapshot would help now"
         return [symbol for symbol, sync in self.syncs.items() if sync.needs_snapshot and sync.counts['waited'] > self._waited[symbol]]
-
     def push(self, lines: Sequence[tuple[int, bytes]]) -> dict[str, Events]:
         "Rows by symbol, in order of arrival"
         self.messages += len(lines)
         return {symbol: rows for symbol, part in _apart(self, lines).items() if len(rows := _rows_of_one(self, symbol, part))}
-
     def interrupt(self, local_ns: int) -> dict[str, Events]:
         "The connection was lost: every book that was whole is stale, and needs a snapshot that the next connection's diffs continue"
         return {symbol: rows for symbol in self.symbols if len(rows := _interrupted(self, symbol, local_ns))}
-
     def doubt(self, symbol: str, local_ns: int) -> Events:
         "The diffs of one symbol have fallen silent: its book is stale, and its stream is asked for anew"
         for method in ('UNSUBSCRIBE', 'SUBSCRIBE'):

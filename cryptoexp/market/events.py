@@ -74,7 +74,6 @@ class Events:
     def equals(self, other: 'Events') -> bool:
         "Whether both hold the same rows in the same order"
         return len(self) == len(other) and all(np.array_equal(mine, theirs) for mine, theirs in zip(self.columns, other.columns))
-
     def to_frame(self) -> pd.DataFrame:
         "The rows as a table for people: kind, side and clock in words, times as timestamps"
         return _frame(self)

@@ -359,7 +359,6 @@ class Link:
         for task in self.tasks: task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for health in self.healths.values(): health.state = 'closed'
-
     async def turn(self) -> dict[str, Events]:
         "The rows that have come, by symbol, after some wait if there are none"
         lines, now_ns = await next_lines(self), self.clock()
@@ -481,6 +480,7 @@ def look_after(link: Link, rows: Mapping[str, Events]) -> None:
         health.clamped_rows, health.lag_ms, health.gaps = clock.clamped_rows, clock.lag_ms, stream.gaps(symbol)
         vars(health).update(shared)
 
+# %% ../../nbs/market/14_live.ipynb #c23a
 def note_rows(link: Link, symbol: str, rows: Events) -> None:
     "Count rows that are handed out, and how often they make a book whole again"
     health = link.healths[symbol]

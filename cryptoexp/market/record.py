@@ -84,7 +84,6 @@ class MarketRecorder:
         self.rows += len(events)
 
     def seal(self, next_ns: int | None = None) -> Path | None: return seal_rows(self, next_ns)   # rows so far become a tape
-
     def close(self) -> None:
         "Seal what waits"
         events = concat(self.waiting)

@@ -33,6 +33,7 @@ RULES = np.dtype([   # what a decision reads comes first
     ('most_notional_e8', 'i8'), ('most_10s', 'i8'), ('most_day', 'i8'),   # of an order; orders in a window
     ('price_band_e8', 'i8')])   # fraction of mid, in 1e-8
 
+# %% ../../nbs/trading/00_limits.ipynb #c06a
 def make_rules(
     config: MarketMakingConfig, instrument: Instrument,
     venue: Venue | None = None,   # None: fees and latencies of the configuration

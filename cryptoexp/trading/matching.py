@@ -2112,19 +2112,16 @@ class Engine(Output):
 
     @property
     def refused(self) -> pd.DataFrame: return refused_table(self._parts['refused'], self.desk).drop(columns=['config', 'asset'])
-
     def feed(self, events: Events) -> None:
         "Take in rows in the order of their corrected local time and go as far as they settle matters"
         self.intake.push(events)
         if self.desk is None and (price := first_price(self.intake.waiting)) is not None: self.desk = open_desk(self, price)
         self._run(self.intake.latest_ns - self.intake.hold_ns - 1)
-
     def finish(self) -> None:
         "End of the session: cancel what rests, hear of it, and settle all that has been received"
         self.feed(from_rows([(CONTROL | LAST, self.intake.latest_ns, self.intake.latest_ns, STOP, 0, 0)]))
         table = self.venue.latency.table
         self._run(self.intake.latest_ns + int((table[:, 2] - table[:, 0]).max()))
-
     def _run(self, until_ns: int) -> None:
         if self.desk is None: return
         happened, reached = self.intake.release(until_ns)
@@ -2178,6 +2175,7 @@ def refuse_order(
     _note(engine.desk, side, tick, lots, reason)
     return REFUSALS[reason]
 
+# %% ../../nbs/trading/03_matching.ipynb #c171a
 def enter_order(
     engine: Engine,
     side: int,   # +1 buys, -1 sells

@@ -307,7 +307,7 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('an emptied queue fills', 'matching', 'np.floor(-order.front / rule.lot_size + 0.5) > 0', 'np.floor(-order.front / rule.lot_size + 0.5) >= 0'),
     ('prints do not advance the queue', 'matching', 'order.front -= quantity', 'pass'),
     ('what was traded counts as cancelled too', 'matching', 'order.traded += quantity', 'pass'),
-    ('what was traded is never forgotten', 'matching', 'order.traded = 0.0\n        slot = order.next - 1', 'slot = order.next - 1'),
+    ('what was traded is never forgotten', 'matching', 'lots * size) / size)\n    order.traded = 0.0', 'lots * size) / size)'),
     ('a print fills no more than it is', 'matching',
      '_fill(desk, slot, time_ns, order.tick, order.remaining, True, BY_QUEUE)', '_fill(desk, slot, time_ns, order.tick, min(lots, order.remaining), True, BY_QUEUE)'),
     ('a print through fills at its own price', 'matching',

@@ -30,7 +30,7 @@ from .ledger import Session, count_minutes, session_of, summary, trade_log, writ
 from .limits import mid_worth_e8
 from cryptoexp.trading.matching import (
     NEVER, NO_TOUCH, ROW, SAMPLE, Course, Engine, Output, Rows, apply_level, blank_arrays, Joined, check_rows, fill_table, first_price,
-    new_desk, one_setting, order_table, plain_table, refused_table,
+    may_be_light, new_desk, one_setting, order_table, plain_table, refused_table,
     rows_of, run_desk, Desk,
 )
 from .quoting import Quoter, compile_quoter
@@ -427,6 +427,7 @@ def run_configurations(
     clock.use_best_quotes, clock.external_quoter, clock.marking = prepared.best_quotes, function is None, every_message and not whole
     stops = bool(((rules.max_drawdown < 1) | (rules.max_loss < 1)).any())
     clock.cautious = not whole and (prepared.controls or (every_message and stops))
+    clock.light = not record and not own_orders and may_be_light(desk)
     desk.sides.stale = np.array(prepared.resumes) & (not whole)
     begin = prepared.start_ns if whole else prepared.first_ns
     desk.state.next_decision_ns = begin + rules.interval_ns[::assets]

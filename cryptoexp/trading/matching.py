@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE', 'REDUCE', 'FLATTEN', 'MANUAL', 'PURPOSE',
            'BY_QUEUE', 'BY_THROUGH', 'BY_CROSS', 'BY_TAKING', 'FILL_REASON', 'BY_ITSELF', 'WOULD_TAKE', 'UNFILLED',
-           'REJECTED', 'ENDED_BY', 'NEW', 'CANCEL', 'REPLACE', 'ORDER', 'ORDER_FIELDS', 'REQUEST', 'NEWS', 'FILL',
-           'SAMPLE', 'TAKEN', 'REFUSED', 'CLOCK', 'SIDE', 'ACCOUNT', 'STATE', 'ROW', 'BID_NOW', 'ASK_NOW', 'BID_TOLD',
-           'ASK_TOLD', 'PRINTS', 'NEVER', 'MOST_OUTPUT', 'SPARE', 'HEARD_MOST', 'MINUTE_NS', 'NO_TOUCH', 'BEST',
-           'WORST', 'AT_EXCHANGE', 'AT_HOME', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Layout',
-           'NO_COURSE', 'OVERRUNS', 'Course', 'Desk', 'Rows', 'transition', 'compile_engine', 'rows_of', 'blank_arrays',
-           'new_desk', 'apply_level', 'run_desk', 'Joined', 'Intake', 'check_rows', 'plain_table', 'fill_table',
-           'order_table', 'refused_table', 'first_price', 'Output', 'one_setting', 'Engine', 'open_desk', 'sum_up',
-           'refuse_order', 'enter_order', 'quotable', 'quotable_lots']
+           'REJECTED', 'ENDED_BY', 'NEW', 'CANCEL', 'REPLACE', 'ORDER', 'ORDER_FIELDS', 'LIGHT', 'REQUEST', 'NEWS',
+           'FILL', 'SAMPLE', 'TAKEN', 'REFUSED', 'CLOCK', 'SIDE', 'ACCOUNT', 'STATE', 'ROW', 'BID_NOW', 'ASK_NOW',
+           'BID_TOLD', 'ASK_TOLD', 'PRINTS', 'NEVER', 'MOST_OUTPUT', 'SPARE', 'HEARD_MOST', 'MINUTE_NS', 'NO_TOUCH',
+           'BEST', 'WORST', 'AT_EXCHANGE', 'AT_HOME', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Layout',
+           'NO_COURSE', 'OVERRUNS', 'Course', 'Desk', 'Rows', 'may_be_light', 'transition', 'compile_engine', 'rows_of',
+           'blank_arrays', 'new_desk', 'apply_level', 'run_desk', 'Joined', 'Intake', 'check_rows', 'plain_table',
+           'fill_table', 'order_table', 'refused_table', 'first_price', 'Output', 'one_setting', 'Engine', 'open_desk',
+           'sum_up', 'refuse_order', 'enter_order', 'quotable', 'quotable_lots']
 
 # %% ../../nbs/trading/03_matching.ipynb #c03
 import functools
@@ -67,6 +67,9 @@ ORDER = np.dtype([   # two lines of the processor's cache, what a decision reads
     *((name, 'i8') for name in ('lots', 'placed_ns', 'arrived_ns', 'ended_ns', 'queue_ahead_lots', 'retry_ns')),
     ('front', 'f8'), ('traded', 'f8')])
 ORDER_FIELDS = tuple(name for name in ORDER.names or () if name not in ('front', 'traded'))
+LIGHT = np.dtype([*((name, 'i4') for name in ('known_tick', 'known_id', 'next_tick', 'moved', 'tick', 'order_id', 'drops', 'turn')),
+                  *((name, 'i8') for name in ('known_lots', 'due_ns', 'lots', 'row', 'told', 'gone_ns', 'arrived_ns', 'stop_ns',
+                                              'refused_ns'))])   # see light orders
 REQUEST = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'order_id', 'action', 'tick', 'lots')])
 NEWS = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'tick', 'lots', 'fee_e8', 'ends')])
 FILL = np.dtype([(name, 'i8') for name in (
@@ -83,13 +86,13 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'whole',
     'cautious', 'marking', 'recording', 'parity_end', 'depth', 'own_orders', 'next_request_ns', 'next_news_ns', 'next_decision_ns',
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'overrun', 'band_low', 'band_high',
-    'funding_at', 'refused_count',
-    'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded', 'best_at')])
+    'funding_at', 'refused_count', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded',
+    'best_at', 'light', 'light_due_ns')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
     'bought_lots', 'sold_lots', 'market_lots', 'own_bid', 'own_bid_low', 'own_ask', 'own_ask_high', 'own_count', 'taken_levels',
-    'touch_row', 'bid_lots', 'ask_lots')])
+    'touch_row', 'bid_lots', 'ask_lots', 'light_bid', 'light_ask')])
 ACCOUNT = np.dtype([(name, 'i8') for name in (   # one configuration in one market
     'position_lots', 'known_position_lots', 'seen_bought', 'seen_sold', 'filled_buy_lots', 'filled_sell_lots', 'own_lots', 'fills',
     'first_bid', 'first_ask', 'last_bid', 'last_ask')])
@@ -126,7 +129,9 @@ class Desk(NamedTuple):
     heads: np.ndarray      # int32, shape (2, ticks): first of our orders that rests at a tick, slot + 1; 0: none
     marks: np.ndarray      # int16, shape (2, ticks): in how many configurations something is taken from a level
     taken: Any      # TAKEN, shape (configs, levels): what we took from each level since it last changed
-    orders: Any     # ORDER, shape (configs * slots,)
+    orders: Any     # ORDER, shape (configs * (slots + 4),): the last four of each configuration are for its light orders
+    resting: np.ndarray    # int64, shape (2, configs): where a light order of a configuration rests; NO_BID, NO_ASK: nowhere
+    light: Any      # LIGHT, shape (2 * configs,): the light bid and the light ask of each configuration
     alive: np.ndarray      # int64, shape (configs, slots): the first order_count are slots of orders alive for us, the rest are free
     requests: Any   # REQUEST, shape (configs, ring)
     news: Any       # NEWS, shape (configs, ring)
@@ -506,22 +511,26 @@ def _queue_moves(desk: Desk, rows: Rows, row: int, index: int, tick: int, before
     "The total at a level where orders of ours rest changes"
     slot = desk.heads[index, tick] - 1
     while slot >= 0:
-        order = desk.orders[slot]
-        rule = desk.rules[order.config * desk.clock[0].assets + order.asset]
-        if desk.clock[0].whole != 0:
-            up, down = rule.lot_up, rule.lot_down
-            order.front = queue_after(rule.queue, rule.exponent, order.front, order.traded, before * up / down, lots * up / down)
-        elif rule.queue == QUEUE_BEHIND: order.front = min(order.front, float(lots))
-        elif rule.queue == QUEUE_L3:
-            _order_moves(desk, slot, rows.since_ns[row], before, lots)
-            slot = order.next - 1
-            continue
-        else:
-            size = rule.lot_size
-            order.front = max(0.0, queue_after(rule.queue, rule.exponent, order.front * size, order.traded * size, before * size,
-                lots * size) / size)
-        order.traded = 0.0
-        slot = order.next - 1
+        _one_moves(desk, rows, row, slot, before, lots)
+        slot = desk.orders[slot].next - 1
+
+@inner
+def _one_moves(desk: Desk, rows: Rows, row: int, slot: int, before: int, lots: int) -> None:
+    "The same for one of them"
+    order = desk.orders[slot]
+    rule = desk.rules[order.config * desk.clock[0].assets + order.asset]
+    if desk.clock[0].whole != 0:
+        up, down = rule.lot_up, rule.lot_down
+        order.front = queue_after(rule.queue, rule.exponent, order.front, order.traded, before * up / down, lots * up / down)
+    elif rule.queue == QUEUE_BEHIND: order.front = min(order.front, float(lots))
+    elif rule.queue == QUEUE_L3:
+        _order_moves(desk, slot, rows.since_ns[row], before, lots)
+        return
+    else:
+        size = rule.lot_size
+        order.front = max(0.0, queue_after(rule.queue, rule.exponent, order.front * size, order.traded * size, before * size,
+            lots * size) / size)
+    order.traded = 0.0
 
 # %% ../../nbs/trading/03_matching.ipynb #c55
 @rare
@@ -730,7 +739,8 @@ def _wide(tick: int) -> int: return NO_ASK if tick == NO_TOUCH else tick
 @inner
 def _quiet_turns(desk: Desk, rows: Rows, until: int) -> int:
     "Turns before row `until` that none of our orders meets; answers the first that one may"
-    turns, own_bid, own_ask, begun = desk.there.turns, desk.sides[0].own_bid, desk.sides[0].own_ask, desk.clock[0].turn_at
+    turns, side, begun = desk.there.turns, desk.sides[0], desk.clock[0].turn_at
+    own_bid, own_ask = max(side.own_bid, side.light_bid), min(side.own_ask, side.light_ask)
     at = begun
     while at < turns.shape[0] and turns[at, ROW] < until:
         row = turns[at, ROW]
@@ -773,8 +783,10 @@ def _short_row(desk: Desk, rows: Rows, row: int, turn: bool) -> None:
     flags, tick, lots, at = rows.flags[row], int(rows.tick[row]), rows.lots[row], clock.turn_at
     kind, bids, bid, ask = flags & KIND_MASK, (flags & BUY) != 0, edges[0, BEST], edges[1, BEST]
     if turn: edges[0, BEST], edges[1, BEST] = turns[at, BID_NOW], _wide(turns[at, ASK_NOW])
-    reaches = (tick >= side.own_ask) if bids else (tick <= side.own_bid)
     if flags & LOCAL_ONLY: return
+    if kind == TRADE or ((kind == DEPTH or kind == SNAPSHOT) and side.bottom <= tick < side.top):
+        if (tick >= side.light_ask) if bids else (tick <= side.light_bid): _meet(desk, rows, row, 1 if bids else 0, tick)
+    reaches = (tick >= side.own_ask) if bids else (tick <= side.own_bid)
     if kind == TRADE and reaches: _on_print(desk, rows, row, 0, not bids, tick, lots)
     elif (kind == DEPTH or kind == SNAPSHOT) and lots > 0 and reaches and side.own_count > 0 and side.bottom <= tick < side.top:
         if clock.whole == 0 or (tick > bid if bids else tick < ask):
@@ -944,6 +956,9 @@ def _finish(desk: Desk, config: int, slot: int) -> None:
             state.order_count -= 1
             desk.alive[config, at], desk.alive[config, state.order_count] = desk.alive[config, state.order_count], slot
             return
+    if clock.light:
+        light = desk.light[2 * config + (0 if desk.orders[slot].side > 0 else 1)]
+        if light.known_id == desk.orders[slot].order_id and light.moved == 0: light.known_tick = -1
 
 @inner
 def _on_news(desk: Desk, config: int) -> None:
@@ -1042,6 +1057,7 @@ def _retry(desk: Desk, config: int, time_ns: int) -> None:
 @rare
 def _cancel_all(desk: Desk, config: int, time_ns: int) -> None:
     for at in range(desk.state[config].order_count): _cancel(desk, config, desk.alive[config, at], time_ns)
+    if desk.clock[0].light: _recall(desk, config, time_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #c99
 @rare
@@ -1055,6 +1071,13 @@ def _working(desk: Desk, config: int, asset: int, side: int) -> tuple[int, int]:
         lots += order.known_remaining
         if side > 0 and rules[0].margin == 0:
             reserved += reserve_e8(order.known_tick - desk.sides[asset].shift, order.known_remaining, rules)
+    if desk.clock[0].light == 0: return lots, reserved
+    light, shift = desk.light[2 * config + (0 if side > 0 else 1)], desk.sides[asset].shift
+    left = light.lots if light.told == -1 else desk.orders[_light_slot(desk, config, 0 if side > 0 else 1)].known_remaining
+    known = _rests(desk, config, 0 if side > 0 else 1) or light.gone_ns > desk.clock[0].time_ns
+    for tick, held in ((light.tick, left if known else 0), (light.next_tick, light.known_lots if light.next_tick >= 0 else 0)):
+        lots += held
+        if held > 0 and side > 0 and rules[0].margin == 0: reserved += reserve_e8(tick - shift, held, rules)
     return lots, reserved
 
 @rare
@@ -1150,6 +1173,9 @@ def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
         most = _most(desk, config, asset)
         if position >= most: _withdraw(desk, config, asset, BID)
         if rule.margin and -position >= most: _withdraw(desk, config, asset, ASK)
+    if desk.clock[0].light:
+        _light_wishes(desk, config, rule.tolerance, time_ns)
+        return
     if desk.matched.size == 1 and rule.tolerance == 0.0 and rule.replace == 0:
         _apply_single_wishes(desk, config, asset, time_ns)
         return
@@ -1260,6 +1286,266 @@ def _replace_orders(desk: Desk, config: int, asset: int, index: int, time_ns: in
                 if desk.clock[0].whole == 0: lots += order.lots - held   # a venue is told the quantity of the whole order
                 _request(desk, config, oldest, REPLACE, tick + base, lots, time_ns)
 
+# %% ../../nbs/trading/03_matching.ipynb #light02
+@inner
+def _rests(desk: Desk, config: int, index: int) -> bool:
+    "Whether a light bid (index 0) or ask rests at the exchange"
+    return desk.resting[index, config] != (NO_BID if index == 0 else NO_ASK)
+
+@inner
+def _light_edges(desk: Desk) -> None:
+    "The best of the light orders that rest"
+    side, bid, ask = desk.sides[0], NO_BID, NO_ASK
+    for config in range(desk.clock[0].configs): bid = max(bid, desk.resting[0, config])
+    for config in range(desk.clock[0].configs): ask = min(ask, desk.resting[1, config])
+    side.light_bid, side.light_ask = bid, ask
+
+@inner
+def _light_slot(desk: Desk, config: int, index: int) -> int:
+    "Where what the exchange knows of a light order is written: two places by turns, since news of the one before may still be on its way"
+    return desk.alive.size + 4 * config + 2 * index + desk.light[2 * config + index].turn
+
+# %% ../../nbs/trading/03_matching.ipynb #lighta
+@inner
+def _arrive_light(desk: Desk, config: int, index: int) -> None:
+    light = desk.light[2 * config + index]
+    light.turn, light.told, light.row, light.arrived_ns = 1 - light.turn, -1, desk.clock[0].row_now, light.due_ns
+    desk.resting[index, config] = light.tick = light.next_tick
+    light.order_id, light.lots = light.known_id, light.known_lots
+
+@inner
+def _write_out(desk: Desk, config: int, index: int) -> int:
+    "What the exchange knows of a light order, once something reaches it; answers where it stands"
+    slot, light = _light_slot(desk, config, index), desk.light[2 * config + index]
+    if light.told != -1: return slot
+    order = desk.orders[slot]
+    order.order_id, order.config, order.side, order.tick, order.status = light.order_id, config, 1 - 2 * index, light.tick, RESTING
+    order.lots = order.remaining = order.known_remaining = light.lots
+    order.arrived_ns, light.told = light.arrived_ns, -2   # nobody has looked at its queue yet
+    return slot
+
+# %% ../../nbs/trading/03_matching.ipynb #lightb
+@inner
+def _light_arrivals(desk: Desk, until_ns: int) -> None:
+    "Changes of light orders that reach the exchange up to a moment"
+    clock, bid, ask = desk.clock[0], desk.edges[0, AT_EXCHANGE, 0, BEST], desk.edges[0, AT_EXCHANGE, 1, BEST]
+    due = NEVER
+    for place in range(desk.light.size):
+        light, config, index = desk.light[place], place >> 1, place & 1
+        if light.moved == 0: continue
+        if light.due_ns <= until_ns:
+            state = desk.state[config]
+            state.last_heard_ns = max(state.last_heard_ns, light.due_ns + desk.rules[config].response_ns)
+            if light.drops and _rests(desk, config, index):
+                desk.resting[index, config] = NO_BID if index == 0 else NO_ASK
+                light.gone_ns = state.last_heard_ns
+            elif light.drops: state.late_cancels += 1
+            if light.next_tick >= 0:
+                if (light.next_tick >= ask) if index == 0 else (light.next_tick <= bid):   # it would take
+                    state.expired += 1
+                    light.refused_ns = state.last_heard_ns
+                else: _arrive_light(desk, config, index)
+            light.drops = light.moved = light.moved - 1
+            light.next_tick, light.due_ns = -1, light.stop_ns
+        if light.moved: due = min(due, light.due_ns)
+    clock.light_due_ns = due
+    _light_edges(desk)
+
+# %% ../../nbs/trading/03_matching.ipynb #light04
+@inner
+def _light_sends(desk: Desk, config: int, index: int, time_ns: int) -> None:
+    "A change of a light order is on its way"
+    state, light, clock = desk.state[config], desk.light[2 * config + index], desk.clock[0]
+    due = time_ns + desk.rules[config].entry_ns
+    state.last_sent_ns = max(state.last_sent_ns, due)
+    light.moved, light.due_ns = 1, due
+    clock.light_due_ns = min(clock.light_due_ns, due)
+
+@inner
+def _drop_light(desk: Desk, config: int, index: int, time_ns: int) -> None:
+    desk.state[config].cancels_sent += 1
+    light = desk.light[2 * config + index]
+    light.known_tick, light.drops = -1, 1
+    _light_sends(desk, config, index, time_ns)
+
+@inner
+def _new_light(desk: Desk, config: int, index: int, tick: int, lots: int, time_ns: int) -> None:
+    state, light = desk.state[config], desk.light[2 * config + index]
+    light.known_tick = light.next_tick = tick
+    light.known_id, light.known_lots, light.refused_ns = state.next_order_id, lots, NEVER
+    state.next_order_id += 1
+    state.orders_sent += 1
+    _light_sends(desk, config, index, time_ns)
+
+# %% ../../nbs/trading/03_matching.ipynb #lightc
+@rare
+def _recall(desk: Desk, config: int, time_ns: int) -> None:
+    "Cancel the light orders of a configuration, those on their way included"
+    state, due = desk.state[config], time_ns + desk.rules[config].entry_ns
+    for index in range(2):
+        light = desk.light[2 * config + index]
+        if light.refused_ns < time_ns: light.known_tick = -1   # news comes after the rows of its moment
+        if light.known_tick < 0: continue
+        if light.moved == 0: _drop_light(desk, config, index, time_ns)
+        else:
+            light.known_tick, light.moved, light.stop_ns = -1, 2, due
+            state.cancels_sent += 1
+            state.last_sent_ns = max(state.last_sent_ns, due)
+
+@rare
+def _any_light(desk: Desk, config: int, time_ns: int) -> bool:
+    "Whether a light order of a configuration may still be alive, as far as we know"
+    for index in range(2):
+        light = desk.light[2 * config + index]
+        known = light.known_tick >= 0 and light.refused_ns > time_ns
+        if _rests(desk, config, index) or light.moved or known or light.gone_ns > time_ns: return True
+    return False
+
+# %% ../../nbs/trading/03_matching.ipynb #light06
+@inner
+def _light_wishes(desk: Desk, config: int, tolerance: float, time_ns: int) -> None:
+    "From wishes to the fewest actions, where orders may be light"
+    state, side, due = desk.state[config], desk.sides[0], time_ns + desk.rules[config].entry_ns
+    slack = int(tolerance * 0.5 * (side.local_bid + side.local_ask - 2 * side.shift)) if tolerance > 0.0 else 0
+    for index in range(2):
+        sign, light, wish = 1 - 2 * index, desk.light[2 * config + index], desk.wishes[0, index, 0]
+        tick, lots, force, nearest, kept = wish[TICK] + side.shift, wish[LOTS], wish[FORCE], slack + 1, -1
+        if light.refused_ns <= time_ns: light.known_tick = -1
+        outside = (tick - light.known_tick) * sign
+        if lots > 0 and light.known_tick >= 0 and 0 <= outside <= slack: nearest, kept = outside, -2   # the light one
+        if state.order_count > 0:
+            kept = _nearest(desk, config, sign, tick, lots, nearest, kept, light.known_id)
+            _drop_others(desk, config, 0, sign, kept, time_ns)
+        if kept != -2 and light.known_tick >= 0: _drop_light(desk, config, index, time_ns)
+        if lots < 0: _refuse(desk, config, 0, sign, tick - side.shift, lots, TOO_SMALL, QUOTE)
+        if lots <= 0 or kept != -1: continue
+        passed = _allowed(desk, config, 0, sign, tick - side.shift, lots, force, QUOTE)
+        if passed <= 0: continue
+        if force == POST_ONLY and (light.moved == 0 or light.due_ns == due): _new_light(desk, config, index, tick, passed, time_ns)
+        else: _send(desk, config, 0, sign, tick, passed, QUOTE, force, time_ns)
+
+@inner
+def _nearest(desk: Desk, config: int, side: int, tick: int, lots: int, nearest: int, kept: int, light_id: int) -> int:
+    "The slot of a heavier order that is nearer to a wish than the one kept so far, or as near and older; else `kept`"
+    number = light_id
+    for at in range(desk.state[config].order_count):
+        slot = desk.alive[config, at]
+        order = desk.orders[slot]
+        if order.side != side or order.purpose != QUOTE or order.cancel_sent or lots <= 0: continue
+        outside = (tick - order.known_tick) * side
+        if 0 <= outside < nearest or (outside == nearest and kept != -1 and order.order_id < number):
+            nearest, kept, number = outside, slot, order.order_id
+    return kept
+
+# %% ../../nbs/trading/03_matching.ipynb #light08
+@inner
+def _meet(desk: Desk, rows: Rows, row: int, index: int, tick: int) -> None:
+    "Light bids (index 0) or asks at a price, or better ones, are reached by a row"
+    clock, kind = desk.clock[0], rows.flags[row] & KIND_MASK
+    clock.serial += 1
+    for config in range(clock.configs):
+        price = desk.resting[index, config]
+        if (price < tick) if index == 0 else (price > tick): continue
+        if kind == TRADE and desk.state[config].order_count == 0: _print_light(desk, rows, config, index, row)
+        else: _unfold(desk, rows, config, index, row)
+    _light_edges(desk)
+
+@inner
+def _print_light(desk: Desk, rows: Rows, config: int, index: int, row: int) -> None:
+    "A print reaches the only order of a configuration that it can reach"
+    clock, slot, lots, tick = desk.clock[0], _write_out(desk, config, index), rows.lots[row], int(rows.tick[row])
+    order, light = desk.orders[slot], desk.light[2 * config + index]
+    if clock.whole == 0 or order.tick == tick: _tell_light(desk, rows, slot, index, row)
+    if clock.whole != 0: _print_whole(desk, slot, rows.time_ns[row], tick, lots)
+    else: _print_parts(desk, slot, rows.time_ns[row], tick, lots)
+    if order.status == FILLED:
+        desk.resting[index, config] = NO_BID if index == 0 else NO_ASK
+        light.gone_ns = desk.state[config].last_heard_ns
+
+# %% ../../nbs/trading/03_matching.ipynb #lightd
+@inner
+def _unfold(desk: Desk, rows: Rows, config: int, index: int, row: int) -> None:
+    "A light order becomes one like all others, as it would be had it been one from the start; the rows before `row` have happened"
+    state, light, rule, place = desk.state[config], desk.light[2 * config + index], desk.rules[config], _write_out(desk, config, index)
+    slot = desk.alive[config, state.order_count]
+    state.order_count += 1
+    _tell_light(desk, rows, place, index, row - 1)
+    desk.orders[slot] = desk.orders[place]
+    order = desk.orders[slot]
+    order.known_tick, order.asset, order.purpose, order.force = order.tick, 0, QUOTE, POST_ONLY
+    order.placed_ns, order.confirmed_ns = order.arrived_ns - rule.entry_ns, order.arrived_ns + rule.response_ns
+    order.cancel_sent = order.retry_ns = order.ended_ns = order.ended_by = order.kept = 0
+    desk.resting[index, config] = NO_BID if index == 0 else NO_ASK
+    _readdress(desk.news, config, state.news_head, state.news_tail, place, slot)
+    _rest(desk, slot)
+    if not light.drops: light.known_tick = -1
+    else:   # its cancel is on the way
+        order.cancel_sent, light.drops = 1, 0
+        _request_between(desk, config, slot, light.due_ns)
+        if light.next_tick < 0: light.moved = 0
+
+# %% ../../nbs/trading/03_matching.ipynb #lighte
+@rare
+def _readdress(news: Any, config: int, head: int, tail: int, place: int, slot: int) -> None:
+    "News of parts that were filled before is news of the order as it is now"
+    for at in range(head, tail):
+        if news[config, at & (news.shape[1] - 1)].slot == place: news[config, at & (news.shape[1] - 1)].slot = slot
+
+@rare
+def _request_between(desk: Desk, config: int, slot: int, due_ns: int) -> None:
+    "A cancel that was sent some time ago, among the requests on their way"
+    state, requests, last = desk.state[config], desk.requests, desk.requests.shape[1] - 1
+    if state.request_tail - state.request_head > last:
+        desk.clock[0].overrun = 3
+        return
+    at = state.request_tail
+    while at > state.request_head and requests[config, (at - 1) & last].due_ns > due_ns:
+        requests[config, at & last] = requests[config, (at - 1) & last]
+        at -= 1
+    request = requests[config, at & last]
+    request.due_ns, request.slot, request.order_id, request.action = due_ns, slot, desk.orders[slot].order_id, CANCEL
+    request.tick = request.lots = 0
+    state.request_tail += 1
+    state.next_request_ns = requests[config, state.request_head & last].due_ns
+    desk.clock[0].next_request_ns = min(desk.clock[0].next_request_ns, due_ns)
+
+# %% ../../nbs/trading/03_matching.ipynb #light09
+@inner
+def _count_then(course: Course, known: int, index: int, tick: int, row: int) -> int:
+    "How many of a level's rows had come once `row` had; `known`: how many have, as far as anybody asked"
+    first, by_tick, step = course.first[index, tick], course.by_tick, 1
+    most = course.first[index, tick + 1] - first
+    if known == 0 or by_tick[first + known - 1] <= 2 * row + 1: return _search(by_tick, first, known, most, row)
+    most = known
+    while known > 0 and by_tick[first + known - 1] > 2 * row + 1: known, most, step = max(0, known - step), known, 2 * step
+    return _search(by_tick, first, known, most, row)
+
+@inner
+def _tell_light(desk: Desk, rows: Rows, slot: int, index: int, now: int) -> None:
+    "Tell a light order what its level has gone through up to row `now`, beginning with what stood before it when it arrived"
+    course, order = desk.there, desk.orders[slot]
+    light, rule, tick = desk.light[2 * order.config + index], desk.rules[order.config], order.tick
+    first, count = course.first[index, tick], light.told
+    if count < 0:
+        count = _count_then(course, desk.place[AT_EXCHANGE, index, tick], index, tick, light.row - 1)
+        order.queue_ahead_lots = _lots_after(course, rows, index, tick, count)
+        order.front, order.traded = order.queue_ahead_lots * rule.lot_up / rule.lot_down, 0.0
+    lots, last = _lots_after(course, rows, index, tick, count), _happened(desk, rows, index, tick, now)
+    while count < last:
+        at = course.by_tick[first + count] >> 1
+        count += 1
+        before, lots = lots, _lots_after(course, rows, index, tick, count)
+        if rows.flags[at] & KIND_MASK != CLEAR: _one_moves(desk, rows, at, slot, before, lots)
+    light.told = last
+
+# %% ../../nbs/trading/03_matching.ipynb #lightm01
+def may_be_light(desk: Desk) -> bool:
+    "Whether orders of a desk may be light: one market, its courses known, one level a side, constant latencies, every answer in time"
+    rules, small = desk.rules, desk.alive.shape[1] < 16
+    if desk.clock[0].assets > 1 or not len(desk.there.turns) or not len(desk.here.turns) or len(desk.matched) > 1 or small: return False
+    if rules.latency_rows.any() or rules.replace.any() or rules.reduce_by_taking.any(): return False
+    return bool((rules.interval_ns >= 2 * rules.entry_ns + rules.response_ns).all() and (rules.entry_ns > 0).all())
+
 # %% ../../nbs/trading/03_matching.ipynb #c115
 @inner
 def _usable(side: Any) -> bool:
@@ -1267,28 +1553,32 @@ def _usable(side: Any) -> bool:
     return not side.stale and side.local_bid != NO_BID and side.local_ask != NO_ASK and side.local_bid < side.local_ask
 
 @inner
-def _all_usable(desk: Desk) -> bool:
-    for asset in range(desk.clock[0].assets):
-        if not _usable(desk.sides[asset]): return False
-    return True
+def _worth_now(sides: Any, rules: Any, state: Any, accounts: Any, config: int) -> int:
+    total = state[config].known_cash_e8
+    for asset in range(sides.size):
+        at, side = config * sides.size + asset, sides[asset]
+        held = accounts[at].known_position_lots
+        if held != 0: total += mid_worth_e8(side.local_bid - side.shift, side.local_ask - side.shift, held, rules[at])
+    return total
 
 @inner
 def _equity(desk: Desk, config: int) -> int:
     "Cash and positions at our mids, 1e-8 quote; needs two-sided books"
-    total = desk.state[config].known_cash_e8
-    for asset in range(desk.clock[0].assets):
-        at, side = config * desk.clock[0].assets + asset, desk.sides[asset]
-        held = desk.accounts[at].known_position_lots
-        if held != 0: total += mid_worth_e8(side.local_bid - side.shift, side.local_ask - side.shift, held, desk.rules[at])
-    return total
+    return _worth_now(desk.sides, desk.rules, desk.state, desk.accounts, config)
+
+@inner
+def _weigh(desk: Desk, config: int) -> None:
+    "Equity, its peak, drawdown and exposure at our mid; where a stop is hit for the first time all is cancelled"
+    if _stops(desk.sides, desk.rules, desk.state, desk.accounts, config): _cancel_all(desk, config, desk.clock[0].time_ns)
 
 @rare
-def _weigh(desk: Desk, config: int) -> bool:
-    "Equity, its peak, drawdown and exposure at our mid; where a stop is hit for the first time all is cancelled, and the answer is True"
-    state, clock = desk.state[config], desk.clock[0]
-    if not _all_usable(desk): return False
-    rules = desk.rules[config * clock.assets:config * clock.assets + 1]
-    equity = _equity(desk, config)
+def _stops(sides: Any, every_rule: Any, states: Any, accounts: Any, config: int) -> bool:
+    "The same, without cancelling: whether a stop is hit for the first time (given what it needs: a desk takes long to hand over)"
+    state = states[config]
+    for asset in range(sides.size):
+        if not _usable(sides[asset]): return False
+    rules = every_rule[config * sides.size:config * sides.size + 1]
+    equity = _worth_now(sides, every_rule, states, accounts, config)
     state.last_equity_e8 = equity
     if state.start_e8 < 0: state.start_e8 = state.peak_e8 = equity
     state.peak_e8 = max(state.peak_e8, equity)
@@ -1296,7 +1586,6 @@ def _weigh(desk: Desk, config: int) -> bool:
     if equity > 0: state.max_exposure = max(state.max_exposure, abs(equity - state.known_cash_e8) / equity)
     if state.halted or rules[0].unlimited or not too_risky(equity, state.peak_e8, state.start_e8, rules): return False
     state.halted = 1
-    _cancel_all(desk, config, clock.time_ns)
     return True
 
 # %% ../../nbs/trading/03_matching.ipynb #c116
@@ -1494,7 +1783,7 @@ def _trade_now(desk: Desk, config: int, asset: int, lots: int, purpose: int, tim
     at = config * desk.clock[0].assets + asset
     rules, side = desk.rules[at:at + 1], (-1 if lots > 0 else 1)
     tick = _band_tick(desk, asset, side, rules[0].flatten_band)
-    if desk.state[config].order_count == 0 and enough(tick, abs(lots), rules):
+    if desk.state[config].order_count == 0 and not _any_light(desk, config, time_ns) and enough(tick, abs(lots), rules):
         _send(desk, config, asset, side, tick + desk.sides[asset].shift, min(abs(lots), rules[0].max_lots), purpose, IMMEDIATE, time_ns)
 
 @rare
@@ -1665,7 +1954,7 @@ def _settle_fundings(desk: Desk, time_ns: int) -> None:
 def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -> int:
     "How far both clocks may go before anything of ours can happen"
     clock = desk.clock[0]
-    horizon = min(until_ns, clock.next_decision_ns, clock.next_request_ns)
+    horizon = min(until_ns, clock.next_decision_ns, clock.next_request_ns, clock.light_due_ns)
     if clock.funding_at < desk.funding.shape[0]: horizon = min(horizon, desk.funding[clock.funding_at, 0])
     if not clock.cautious or horizon <= clock.time_ns + clock.least_entry_ns: return horizon
     due = clock.next_news_ns
@@ -1741,13 +2030,14 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             if max(clock.fill_count, clock.finished_count, clock.sample_count, clock.refused_count) > MOST_OUTPUT - SPARE: return FULL
             horizon = _horizon(desk, exchange_rows, local_rows, until_ns)
             if not _exchange_run(desk, exchange_rows, horizon): return OVERRUN if clock.overrun else FULL
+            if clock.light_due_ns <= horizon: _light_arrivals(desk, horizon)
             if clock.next_request_ns <= horizon: _serve_requests(desk, exchange_rows, horizon)
             if clock.funding_at < desk.funding.shape[0]: _settle_fundings(desk, horizon)
             _hear(desk, local_rows, horizon)
             clock.time_ns = max(clock.time_ns, horizon)
             if clock.overrun: return OVERRUN
             if clock.next_decision_ns > horizon:
-                if horizon >= until_ns and clock.next_request_ns > until_ns: return DRY
+                if horizon >= until_ns and min(clock.next_request_ns, clock.light_due_ns) > until_ns: return DRY
                 continue
             clock.deciding, clock.at_config = 1, 0
         while clock.at_config < clock.configs:
@@ -1814,7 +2104,7 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     "Nothing has happened yet, and nothing is due"
     clock, sides, state = empty['clock'], empty['sides'], empty['state']
     for name in ('band_low', 'recording', 'cautious', 'marking'): clock[name] = 1
-    for name in ('next_request_ns', 'next_news_ns', 'next_decision_ns'): clock[name] = NEVER
+    for name in ('next_request_ns', 'next_news_ns', 'next_decision_ns', 'light_due_ns'): clock[name] = NEVER
     clock['least_entry_ns'] = rules.entry_ns.min()
     if latency is not None:
         accepted = latency[latency[:, 1] > 0]
@@ -1822,8 +2112,10 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     lows, tops = np.array(capacity, np.int64).T
     sides['bottom'], sides['top'] = np.cumsum(tops - lows) - (tops - lows), np.cumsum(tops - lows)
     sides['shift'], sides['stale'] = sides['bottom'] - lows, 1
-    for name in ('own_bid', 'own_ask_high', 'exchange_bid', 'local_bid'): sides[name] = NO_BID
-    for name in ('own_ask', 'own_bid_low', 'exchange_ask', 'local_ask'): sides[name] = NO_ASK
+    for name in ('own_bid', 'own_ask_high', 'exchange_bid', 'local_bid', 'light_bid'): sides[name] = NO_BID
+    for name in ('own_ask', 'own_bid_low', 'exchange_ask', 'local_ask', 'light_ask'): sides[name] = NO_ASK
+    empty['resting'][0], empty['resting'][1], empty['light']['known_tick'], empty['light']['next_tick'] = NO_BID, NO_ASK, -1, -1
+    empty['light']['refused_ns'] = NEVER
     state['next_order_id'], state['start_e8'], state['next_request_ns'], state['next_news_ns'] = 1, -1, NEVER, NEVER
 
 # %% ../../nbs/trading/03_matching.ipynb #c146b
@@ -1834,9 +2126,9 @@ def _layout(configs: int, assets: int, ticks: int, levels: int, slots: int, ring
         ('clock', CLOCK, (1,)), ('sides', SIDE, (assets,)), ('accounts', ACCOUNT, (configs * assets,)), ('state', STATE, (configs,)),
         ('wishes', 'i8', (assets, 2, levels, 3)), ('matched', 'i8', (levels,)), ('scratch', 'f8', (configs, SCRATCH)),
         ('budget', 'i8', (configs, 2)), ('windows', 'i8', (configs, 4)), ('refusals', 'i8', (configs, len(REFUSALS))),
-        ('bound', 'i8', (configs, len(BOUND))),
+        ('bound', 'i8', (configs, len(BOUND))), ('resting', 'i8', (2, configs)), ('light', LIGHT, (2 * configs,)),
         ('cursor', 'i8', (configs, 2)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)),
-        ('orders', ORDER, (configs * slots,)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs, ring)),
+        ('orders', ORDER, (configs * (slots + 4),)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs, ring)),
         ('taken', TAKEN, (configs, taken)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
         ('samples', SAMPLE, (MOST_OUTPUT,)), ('refused', REFUSED, (MOST_OUTPUT,)),
         ('refusing', REFUSED, (configs, assets * 2 * len(REFUSALS))), ('exchange', 'i8', (2, 1 if there else ticks)),

@@ -1,0 +1,125 @@
+"""Light orders are a shorter way only: whatever can be asked of a pass without tables is what the pass with tables says (promise 1)."""
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mutants import Mutant, missed, run_check
+from oracle import scenario, wild
+
+from cryptoexp.market.events import CLEAR, DEPTH, SNAPSHOT
+from cryptoexp.market.instrument import MONEY_SCALE, decimal
+from cryptoexp.trading.backtest import Prepared, Runs, prepare, run_configurations, short_of
+from cryptoexp.trading.limits import make_rules
+from cryptoexp.trading.quoting import compile_quoter
+from cryptoexp.trading.venue import QueueModel, Venue
+
+QUEUES = (QueueModel(), QueueModel('power', 2.), QueueModel('ahead'), QueueModel('log'))
+LATENCIES = ((0.5, 0.), (1., 1.), (2., 5.), (5., 5.), (5., 30.))   # ms there and back
+compiled_wild = compile_quoter(wild)
+
+
+def forceful(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    "As `wild`, and now and then an order of another kind"
+    code = compiled_wild(view, parameters, scratch, wishes)
+    random = int(scratch[0]) >> 12
+    for side in range(2):
+        if (random >> 3*side) % 8 == 0: wishes[0, side, 0, 2] = 1 + (random >> 6) % 4
+        if (random >> 3*side) % 64 == 1: wishes[0, side, 0, 1] = -1
+    return code
+
+
+class Market:
+    "A random market, and a few accounts that differ in everything that may differ within one pass"
+    def __init__(self, seed: int, whole: bool, steps: int):
+        draw, case = np.random.default_rng(seed), scenario(seed, steps)
+        rows, least_ms = case.rows, 0.
+        later = rows.exchange_ns >= rows.exchange_ns[rows.kind == DEPTH].min()
+        rows = rows[~(later & np.isin(rows.kind, (CLEAR, SNAPSHOT)))]   # else every row has to be looked at
+        self.whole, self.rules, self.parameters, self.cash, self.lots = whole, [], [], [], []
+        for account in range(5):
+            there, back = LATENCIES[draw.integers(len(LATENCIES))]
+            least_ms = 2*there + back
+            config = replace(case.config, entry_latency_ms=there, response_latency_ms=back, reduce_by_taking=False,
+                             refresh_interval=(least_ms + [0., 3., 20.][draw.integers(3)])/1e3,
+                             refresh_tolerance=[0., 0., .01, .03][draw.integers(4)])
+            queue = QUEUES[draw.integers(len(QUEUES))]
+            venue = Venue.from_config(config, queue=queue, fills='whole' if whole else 'partial', kind='linear' if whole else None)
+            self.rules.append(make_rules(config, case.instrument, venue, unlimited=bool(whole and draw.integers(2))))
+            self.parameters.append([float(seed*7 + account), *case.parameters[1:]])
+            self.cash.append(round(decimal(config.total_capital)*MONEY_SCALE)*int(draw.integers(1, 40)))
+            self.lots.append([case.instrument.lots(config.initial_base)])
+        self.prepared: Prepared = prepare([(rows, case.instrument)], closing=not whole)
+
+    def play(self, record: bool, **options: Any) -> Runs:
+        return run_configurations(
+            self.prepared, np.concatenate(self.rules).view(np.recarray), np.array(self.parameters), forceful, cash_e8=np.array(self.cash),
+            position_lots=np.array(self.lots), whole=self.whole, record=record, **options)
+
+
+KEPT = {'request_head', 'request_tail', 'news_head', 'news_tail', 'next_request_ns', 'next_news_ns', 'order_count',
+        'taken_count'}   # how things are kept, not what they are
+
+
+def compare(seed: int, whole: bool, steps: int = 400, **options: Any) -> tuple[int, int, int]:
+    "Both ways through one market; answers how many orders were sent, how many cancels came too late, and how many fills there were"
+    market = Market(seed, whole, steps)
+    plain, light = market.play(True, **options), market.play(False, **options)
+    assert not plain.desk.clock[0].light and light.desk.clock[0].light == (short_of(market.prepared, whole) is not None), seed
+    for name in plain.desk.state.dtype.names:
+        if name not in KEPT: assert plain.desk.state[name].tolist() == light.desk.state[name].tolist(), (seed, name)
+    for name in plain.desk.accounts.dtype.names:
+        assert plain.desk.accounts[name].tolist() == light.desk.accounts[name].tolist(), (seed, name)
+    for name in ('refusals', 'bound', 'scratch', 'windows'):
+        assert getattr(plain.desk, name).tolist() == getattr(light.desk, name).tolist(), (seed, name)
+    assert plain.totals().equals(light.totals()), seed
+    counts = int(plain.desk.state.orders_sent.sum()), int(plain.desk.state.late_cancels.sum()), int(plain.desk.state.fills.sum())
+    return counts if light.desk.clock[0].light else (0, 0, 0)   # a picture of the book stands in between: every row was looked at
+
+
+@pytest.mark.parametrize('whole', [False, True])
+@pytest.mark.parametrize('block', range(4))
+def test_light_orders_change_nothing(block: int, whole: bool) -> None:
+    "Sums, positions, refusals, counts, memories of the models: five different accounts in random markets, with stops and pauses"
+    found = np.array([compare(seed, whole, every_message=bool(seed % 3)) for seed in range(block*10, block*10 + 10)])
+    assert (found.sum(axis=0) > (1000, 10, 200)).all(), found.sum(axis=0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('whole', [False, True])
+@pytest.mark.parametrize('block', range(20))
+def test_light_orders_change_nothing_in_many_markets(block: int, whole: bool) -> None:
+    for seed in range(1000 + block*50, 1050 + block*50): compare(seed, whole, every_message=bool(seed % 3))
+
+
+MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be noticed
+    ('as it is', 'matching', 'if kept != -2 and light.known_tick >= 0:', 'if kept != -2 and light.known_tick >= 0:'),
+    ('a light order that would take rests', 'matching',
+     'if (light.next_tick >= ask) if index == 0 else (light.next_tick <= bid):', 'if False:'),
+    ('what has happened since it arrived is not told', 'matching', 'while count < last:', 'while False:'),
+    ('a cancel that came too late is not counted', 'matching', 'elif light.drops: state.late_cancels += 1', 'elif light.drops: pass'),
+    ('what was thought better of on its way stays', 'matching',
+     'light.known_tick, light.moved, light.stop_ns = -1, 2, due', 'light.known_tick, light.moved, light.stop_ns = -1, 1, due'),
+    ('a light bid holds back no cash', 'matching', 'left if known else 0', '0'),
+    ('a light order that is being cancelled is dead', 'matching', "        _request_between(desk, config, slot, light.due_ns)\n", ''),
+    ('light orders are not met', 'matching', 'if (price < tick) if index == 0 else (price > tick): continue', 'continue'),
+)]
+CHECK = """
+import test_light
+for seed in map(int, sys.argv[2:]):
+    for whole in (True, False):
+        try: test_light.compare(seed, whole, 110)
+        except (AssertionError, IndexError, ArithmeticError) as error: print('noticed by', seed, whole); sys.exit()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_every_broken_rule_is_noticed(tmp_path: Path) -> None:
+    "Each line that carries a rule of light orders, broken in a copy of the engine, makes the comparison fail"
+    wrong, rows = missed(tmp_path, MUTANTS, lambda folder, mutant: run_check(folder, mutant, CHECK, [str(seed) for seed in range(12)]))
+    assert not wrong, '\n'.join(wrong)
+    print(*rows, sep='\n')

@@ -116,11 +116,13 @@ def status_of(errors: Any) -> int:   # of answers, empty strings where there was
     return 3 if told else 0
 
 def told_facts(wrapper: 'CryptoAgentWrapper', coins: list[str], as_json: bool) -> int:
-    "Only the facts, a table or JSON a coin"
-    for coin in coins:
-        frame = wrapper.facts(coin)
-        if as_json: print(frame.reset_index().to_json(orient='records', indent=2, date_format='iso', force_ascii=False))
-        else: print(frame[['shown', 'as_of', 'source', 'method']].to_string(max_colwidth=60), end='\n\n')
+    "Only the facts: a table a coin, or JSON (of several coins an object by coin)"
+    frames = {coin: wrapper.facts(coin) for coin in coins}
+    if as_json:
+        told = {coin: json.loads(frame.reset_index().to_json(orient='records', date_format='iso')) for coin, frame in frames.items()}
+        print(json.dumps(told[coins[0]] if len(coins) == 1 else told, indent=2, ensure_ascii=False))
+    else:
+        for frame in frames.values(): print(frame[['shown', 'as_of', 'source', 'method']].to_string(max_colwidth=60), end='\n\n')
     return 0
 
 async def read_along(wrapper: 'CryptoAgentWrapper', coin: str, prompt: str) -> int:
@@ -135,11 +137,13 @@ async def read_along(wrapper: 'CryptoAgentWrapper', coin: str, prompt: str) -> i
 def working(wrapper: 'CryptoAgentWrapper', coins: list[str], arguments: argparse.Namespace) -> Iterator[None]:
     "Say on standard error what is being done; on a terminal with something that moves"
     writer = wrapper.settings.model if wrapper.has_model else 'rules'
-    words = f'{", ".join(coins)}: gathering facts, then {writer} will write; CoinGecko without a key may let us wait …'
+    named = ', '.join(coin if coin.isprintable() else repr(coin) for coin in coins)
+    words = f'{named}: gathering facts, then {writer} will write; CoinGecko without a key may let us wait …'
     from rich.console import Console
     console = Console(stderr=True)
     if arguments.json or not console.is_terminal or arguments.stream:
         print(words, file=sys.stderr, flush=True)
         yield
     else:
-        with console.status(words): yield
+        from rich.markup import escape
+        with console.status(escape(words)): yield

@@ -163,7 +163,7 @@ async def gathered(wrapper: CryptoAgentWrapper, coin_id: str, client: CoinGecko 
         if known is None:
             names = [name.lower() for coin in KNOWN for name in (coin.id, coin.symbol)]
             raise CoinError(f'{error} ({coin_id!r} is none of the ten known without asking; {nearest(coin_id.lower(), names)})') from None
-        if wrapper.has_model or (error.reason != 'unreachable' and not book): raise
+        if not book and (wrapper.has_model or error.reason != 'unreachable'): raise
         if not book: return example(wrapper, known, (str(error).rstrip('.'), str(error).rstrip('.')))
         return Known(known, Facts(known.id, book), ((str(error), str(error)),))
     return Known(choice, Facts(choice.id, [*facts.values(), *book]))

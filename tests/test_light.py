@@ -120,6 +120,6 @@ for seed in map(int, sys.argv[2:]):
 @pytest.mark.timeout(3600)
 def test_every_broken_rule_is_noticed(tmp_path: Path) -> None:
     "Each line that carries a rule of light orders, broken in a copy of the engine, makes the comparison fail"
-    wrong, rows = missed(tmp_path, MUTANTS, lambda folder, mutant: run_check(folder, mutant, CHECK, [str(seed) for seed in range(12)]))
+    wrong, rows = missed(tmp_path, MUTANTS, lambda folder, mutant: run_check(folder, mutant, CHECK, list('0123456')))
     assert not wrong, '\n'.join(wrong)
     print(*rows, sep='\n')

@@ -1407,6 +1407,7 @@ def _light_wishes(desk: Desk, config: int, tolerance: float, time_ns: int) -> No
     "From wishes to the fewest actions, where orders may be light"
     state, side, due = desk.state[config], desk.sides[0], time_ns + desk.rules[config].entry_ns
     slack = int(tolerance * 0.5 * (side.local_bid + side.local_ask - 2 * side.shift)) if tolerance > 0.0 else 0
+    passive = desk.wishes[0, BID, 0, FORCE] == POST_ONLY and desk.wishes[0, ASK, 0, FORCE] == POST_ONLY
     for index in range(2):
         sign, light, wish = 1 - 2 * index, desk.light[2 * config + index], desk.wishes[0, index, 0]
         tick, lots, force, nearest, kept = wish[TICK] + side.shift, wish[LOTS], wish[FORCE], slack + 1, -1
@@ -1421,7 +1422,7 @@ def _light_wishes(desk: Desk, config: int, tolerance: float, time_ns: int) -> No
         if lots <= 0 or kept != -1: continue
         passed = _allowed(desk, config, 0, sign, tick - side.shift, lots, force, QUOTE)
         if passed <= 0: continue
-        if force == POST_ONLY and (light.moved == 0 or light.due_ns == due): _new_light(desk, config, index, tick, passed, time_ns)
+        if passive and (light.moved == 0 or light.due_ns == due): _new_light(desk, config, index, tick, passed, time_ns)
         else: _send(desk, config, 0, sign, tick, passed, QUOTE, force, time_ns)
 
 @inner

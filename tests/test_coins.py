@@ -418,7 +418,7 @@ def test_ten_coins_wait_in_one_queue_and_not_one_after_another(world: World, tmp
                 await asyncio.gather(*(fetch_facts(client, coin.id) for coin in KNOWN))
                 return client
     client = asyncio.run(run())
-    burst = client.access.allowed // 3
+    burst = client.access.allowed // 2
     spacing = 60 / (client.access.allowed - burst)
     assert client.session.burst + client.session.rate * 60 <= client.access.allowed
     assert len(waits.seconds) == 30 - burst         # the others went out at once

@@ -725,7 +725,7 @@ def join_tapes(
     for rows, one in timelines[1:]:
         end_ns, end_exchange_ns = int(joined[-1].local_ns[-1]), max(int(part.exchange_ns[-1]) for part in joined)
         if why := _unlike(first, one): raise ValueError(f'{", ".join(first.source)} and {", ".join(one.source)} can\'t be joined: {why}')
-        if int(rows.local_ns[0]) < end_ns:
+        if int(rows.local_ns[0]) <= end_ns:
             early = (end_ns - int(rows.local_ns[0])) / 1e9
             raise ValueError(f'{", ".join(one.source)} begins {early:,.3f} s before the tape before it ends: '
                              'two recordings of one time can\'t be joined')

@@ -443,7 +443,7 @@ def test_what_cannot_be_joined(data_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='can\'t be joined'): open_tape([saved, saved])
     with pytest.raises(ValueError, match='2 markets'): open_tape([trades, data_folder/'layouts'/'huobi-dm-swap_quotes_BTC-USD.csv'])
     with pytest.raises(ValueError, match='no file'): open_tape([])
-    with pytest.raises(IsADirectoryError, match='name the files'): open_tape(tmp_path)
+    assert len(open_tape(tmp_path)) == 1   # a folder is the tapes in it
     assert len(open_tape(saved)) == 1
 
 

@@ -349,16 +349,17 @@ def told(name: str, error: 'NetError') -> str:
 # %% ../nbs/21_tape_tools.ipynb #c31
 def run_info(arguments: argparse.Namespace) -> int:
     "Tell what is in files, each on its own"
-    from cryptoexp.market.layouts import open_tape
+    from cryptoexp.market.layouts import files_of, open_tape
     opened = ((path, open_tape(path, symbol=arguments.symbol, streams=arguments.streams)) for path in arguments.files)
+    def size(path: Path) -> int: return sum(file.stat().st_size for file in files_of(path))   # of a folder: of the tapes in it
     if arguments.json:
-        print(json.dumps([facts_of(market, path.stat().st_size) for path, market in opened], indent=2))
+        print(json.dumps([facts_of(market, size(path)) for path, market in opened], indent=2))
         return 0
     from rich.console import Console
     from rich.table import Table
     for path, market in opened:
         table = Table(title=str(path), title_justify='left', show_header=False, box=None, padding=(0, 2))
-        for name, text in in_words(facts_of(market, path.stat().st_size)): table.add_row(f'[dim]{name}[/]', text)
+        for name, text in in_words(facts_of(market, size(path))): table.add_row(f'[dim]{name}[/]', text)
         Console().print(table)
     return 0
 

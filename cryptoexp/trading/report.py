@@ -360,8 +360,8 @@ def bound_table(session: Session) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=['what set the width', 'decisions', 'share'])
 
 def refusal_table(session: Session) -> pd.DataFrame:
-    "What the limits refused: reason, count"
-    return pd.DataFrame([(name, count) for name, count in session.refusals.items()], columns=['refused because', 'times'])
+    "What the limits refused: reason, count; the log of refusals has the rows"
+    return pd.DataFrame([(name, count) for name, count in session.refusals.items() if count], columns=['refused because', 'times'])
 
 def markout_wide(session: Session) -> pd.DataFrame:
     "Markouts as a small table: a row a side, a column a horizon"
@@ -474,7 +474,7 @@ def report_page(
     if not len(session.fills): page.note(no_fill_reason(session, told))
     for figure, caption in FIGURES.items(): page.figure(figure(session), caption)
     page.heading('What set the width of the quotes').table(bound_table(session), formats={'share': '.1%'})
-    page.heading('What the limits refused').table(refusal_table(session))
+    if any(session.refusals.values()): page.heading('What the limits refused').table(refusal_table(session))
     page.heading('Orders').table(pd.DataFrame([{name.replace('_', ' '): count for name, count in order_counts(session).items()}]))
     page.heading('Markouts (bps)').table(
         markout_wide(session), 'Weighted by value; fills too near the end have no markout.', MARKOUT_FORMATS)

@@ -443,7 +443,9 @@ def test_what_cannot_be_joined(data_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='can\'t be joined'): open_tape([saved, saved])
     with pytest.raises(ValueError, match='2 markets'): open_tape([trades, data_folder/'layouts'/'huobi-dm-swap_quotes_BTC-USD.csv'])
     with pytest.raises(ValueError, match='no file'): open_tape([])
-    assert len(open_tape(tmp_path)) == 1   # a folder is the tapes in it
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='there is no tape'): open_tape(tmp_path/'empty')
+    assert open_tape(tmp_path).events.equals(open_tape(saved).events)   # a folder stands for the tapes in it
     assert len(open_tape(saved)) == 1
 
 

@@ -723,11 +723,12 @@ def join_tapes(
     joined, (_, first), holes = [timelines[0][0]], timelines[0], 0
     book = OrderBook(first.instrument, use_best_quotes=first.fused).apply(joined[0])
     for rows, one in timelines[1:]:
-        end_ns, end_exchange_ns = int(joined[-1].local_ns[-1]), max(int(part.exchange_ns[-1]) for part in joined)
+        start_ns, end_ns = int(joined[-1].local_ns[0]), int(joined[-1].local_ns[-1])
+        end_exchange_ns = max(int(part.exchange_ns[-1]) for part in joined)
         if why := _unlike(first, one): raise ValueError(f'{", ".join(first.source)} and {", ".join(one.source)} can\'t be joined: {why}')
-        if int(rows.local_ns[0]) <= end_ns:
+        if int(rows.local_ns[0]) < end_ns or rows.local_ns[0] == start_ns:
             early = (end_ns - int(rows.local_ns[0])) / 1e9
-            raise ValueError(f'{", ".join(one.source)} begins {early:,.3f} s before the tape before it ends: '
+            raise ValueError(f'{", ".join(one.source)} begins {early:,.3f} s before the one before it ends: '
                              'two recordings of one time can\'t be joined')
         rest, follows = _what_follows(book, rows, end_ns, end_exchange_ns)
         holes += not follows

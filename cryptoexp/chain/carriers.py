@@ -83,8 +83,8 @@ def omni(tx: Transaction, context: Context) -> Signal | None:
     for output, kind in zip(tx.outputs, context.kinds):
         if kind != 'op_return' or not (content := content_of(output.script)).startswith(b'omni') or len(content) < 8: continue
         kind_number, rest = int.from_bytes(content[6:8], 'big'), content[8:]
-        if kind_number or len(rest) < 12: return found('omni', 0.3, 1.0, 'S', kind=kind_number)
-        return found('omni', 0.5, 1.0, 'S', kind=0, token=int.from_bytes(rest[:4], 'big'), units=int.from_bytes(rest[4:12], 'big'))
+        if kind_number or len(rest) < 12: return found('omni', 0.3, 1.0, 'S', type=kind_number)
+        return found('omni', 0.5, 1.0, 'S', type=0, token=int.from_bytes(rest[:4], 'big'), units=int.from_bytes(rest[4:12], 'big'))
     return None
 
 # %% ../../nbs/chain/15_carriers.ipynb #c12

@@ -56,6 +56,7 @@ def whirlpool(tx: Transaction, context: Context) -> Signal | None:
 def whirlpool_entry(tx: Transaction, context: Context) -> Signal | None:
     "The transaction that cuts a coin into pieces for a pool, tx0 (GraphSense)"
     others = len(context.values) - context.repeats
+    if any(output.script[:2] == b'\x6a\x5d' or b'omni' in output.script[:7] for output in tx.outputs): return None   # another protocol
     if context.kinds.count('op_return') != 1 or not 1 <= context.repeats <= 70 or not 1 <= others <= 2: return None
     pool = next((pool for pool in POOL_FEES if pool + 100 <= context.common <= pool + 110_000), None)
     if pool is None: return None

@@ -69,7 +69,7 @@ def dust_campaign(tx: Transaction, context: Context) -> Signal | None:
     if len(context.values) < 5: return None
     small = sum([value < SMALL for value in context.values])
     if small < 5 or 2 * small <= len(context.values): return None
-    return found('dust_campaign', small / 50, 0.8, 'S', outputs=small)
+    return found('dust_campaign', small / 50, 0.8, 'S', outputs=small, limit=SMALL)
 
 def dust_output(tx: Transaction, context: Context) -> Signal | None:
     "An output below the limit from which nodes relay it (Bitcoin Core)"
@@ -91,7 +91,7 @@ def fee_outlier(tx: Transaction, context: Context) -> Signal | None:
     rate = context.fee_rate
     if rate is None or rate <= 0 or context.coinbase: return None
     z = robust_z(context.fees, math.log2(rate))
-    if z is None or abs(z) <= 3.5: return None
+    if z is None or abs(z) <= 3.5 or abs(math.log2(rate) - context.fees.median()) < 1: return None
     return found('fee_high' if z > 0 else 'fee_low', abs(z) / 20, 0.8, 'P', rate=round(rate, 2),
                  usual=round(2 ** context.fees.median(), 2), z=round(z, 1))
 
@@ -236,7 +236,7 @@ def tainted(tx: Transaction, context: Context) -> Signal | None:
 # %% ../../nbs/chain/16_patterns.ipynb #c30
 RISKY = frozenset(('mixing_service', 'ransomware', 'market', 'darknet_market', 'scam', 'hack', 'theft', 'extortion', 'ponzi_scheme',
                    'terrorism'))
-SERVICES = frozenset(('exchange', 'hosted_wallet', 'payment_processor', 'gambling', 'miner', 'mining', 'defi', 'user', 'organization',
+SERVICES = frozenset(('exchange', 'hosted_wallet', 'wallet_service', 'payment_processor', 'gambling', 'miner', 'mining', 'defi', 'user', 'organization',
                       'service', 'broker', 'faucet', 'sanctioned', 'sanctions', 'unknown'))
 
 def category_of(label: Label) -> str:

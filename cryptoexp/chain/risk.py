@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'GROUPS', 'VERDICTS', 'RULES', 'PARTY_REASONS', 'JOINT_REASONS', 'PAST_REASONS', 'DUST_AND_FEE_REASONS',
-           'SHAPE_REASONS', 'DATA_REASONS', 'SENTENCES', 'AMOUNTS', 'CHINESE', 'SIGNAL_UNITS', 'RiskConfig',
-           'config_problems', 'Significance', 'log_value', 'significance_of', 'large_value', 'Part', 'Judgement',
-           'verdict_of', 'judge', 'bitcoin_text', 'Count', 'sentence', 'Figure', 'signal_figures', 'known',
-           'value_figures', 'judgement_figures']
+           'SHAPE_REASONS', 'DATA_REASONS', 'SENTENCES', 'WITHOUT', 'AMOUNTS', 'SIGNAL_UNITS', 'SAID', 'CODES_ZH',
+           'FIELDS', 'FIELDS_ZH', 'RiskConfig', 'config_problems', 'Significance', 'log_value', 'significance_of',
+           'large_value', 'Part', 'Judgement', 'verdict_of', 'judge', 'bitcoin_text', 'Count', 'value_text',
+           'is_nothing', 'sentence', 'Figure', 'signal_figures', 'known', 'value_figures', 'judgement_figures']
 
 # %% ../../nbs/chain/17_risk.ipynb #c04
 import math
@@ -155,50 +155,50 @@ def judge(
 # %% ../../nbs/chain/17_risk.ipynb #c17
 PARTY_REASONS: Mapping[str, tuple[str, str]] = {
     'sanctioned_direct': (
-        'An address on a list of sanctions takes part as {side}; it receives {amount}.',
-        '制裁名单上的地址作为{side}参与交易，收到 {amount}。'),
+        'An address on a list of sanctions takes part as {side}; the amount it receives is {amount}.',
+        '制裁名单上的地址作为{side}参与交易，收到的金额为 {amount}。'),
     'sanctioned_cluster': (
         '{addresses:of its addresses acts|of its addresses act} together with an address on a list of sanctions.',
         '其中 {addresses} 个地址与制裁名单上的地址属于同一簇。'),
     'sanctioned_one_hop': (
-        'The payer received {share:.2%} of this money directly from an address on a list of sanctions.',
-        '付款方的资金中有 {share:.2%} 直接来自制裁名单上的地址。'),
+        'A share of {share} of this money reached the payer directly from a sanctioned address.',
+        '付款方的资金占比 {share} 直接来自制裁名单上的地址。'),
     'tainted': (
-        '{share:.2%} of the money comes from an address on a list of sanctions, {hops} hops away.',
-        '资金中有 {share:.2%} 来自 {hops} 跳之外的制裁名单地址。'),
+        'It is tainted: a share of {share} of the money comes from an address on a list of sanctions, {hops:hop|hops} away.',
+        '资金占比 {share} 来自制裁名单地址，相隔跳数为 {hops}。'),
     'risky_party': (
         'A list names the {side} as {name}, of the category {category}.',
-        '标签显示{side}为 {name}，类别为 {category}。'),
+        '标签显示{side}为 {name}，类别为{category}。'),
     'known_party': (
         'A list names the {side} as {name}, of the category {category}.',
-        '标签显示{side}为 {name}，类别为 {category}。')}
+        '标签显示{side}为 {name}，类别为{category}。')}
 
 # %% ../../nbs/chain/17_risk.ipynb #c18
 JOINT_REASONS: Mapping[str, tuple[str, str]] = {
     'whirlpool': (
-        'It has the form of a Whirlpool mix: {people} equal outputs of {pool}.',
-        '它具有 Whirlpool 混币的形式：{people} 个 {pool} 的等额输出。'),
+        'It has the form of a Whirlpool mix: {people} people receive an equal output each, of the size of the pool, {pool}.',
+        '它具有 Whirlpool 混币的形式：等额输出 {people} 个，每个等于混币池金额 {pool}。'),
     'whirlpool_entry': (
-        'It cuts a coin into {pieces:piece|pieces} for a Whirlpool of {pool}.',
-        '它把资金切成 {pieces} 份，准备进入 {pool} 的 Whirlpool 混币池。'),
+        'It cuts {pieces:piece|pieces} from a coin for a Whirlpool pool of {pool}.',
+        '它从资金中切出份数 {pieces}，准备进入混币池金额为 {pool} 的 Whirlpool。'),
     'wasabi_1': (
-        'It has the form of a Wasabi mix of the first kind: {people} equal outputs of {amount}.',
-        '它具有第一代 Wasabi 混币的形式：{people} 个 {amount} 的等额输出。'),
+        'It has the form of a Wasabi mix of the first kind: {people} people receive an equal amount of {amount}.',
+        '它具有第一代 Wasabi 混币的形式：等额输出 {people} 个，每个金额 {amount}。'),
     'wasabi_2': (
-        'It has the form of a Wasabi 2 mix: {inputs} inputs and {amounts} amounts that occur more than once.',
-        '它具有 Wasabi 2 混币的形式：{inputs} 个输入，{amounts} 种重复出现的金额。'),
+        'It has the form of a Wasabi mix of the second kind (WabiSabi): {inputs} inputs, and {amounts} amounts that occur repeatedly.',
+        '它具有第二代 Wasabi 混币（WabiSabi）的形式：输入 {inputs} 个，重复金额 {amounts} 种。'),
     'joinmarket': (
-        'It has the form of a JoinMarket mix: {people} equal outputs of {amount}.',
-        '它具有 JoinMarket 混币的形式：{people} 个 {amount} 的等额输出。'),
+        'It has the form of a JoinMarket mix: {people} people receive an equal amount of {amount}.',
+        '它具有 JoinMarket 混币的形式：等额输出 {people} 个，每个金额 {amount}。'),
     'coinjoin_equal': (
-        '{people} equal outputs of {amount} suggest a joint transaction of several people.',
-        '{people} 个 {amount} 的等额输出表明这可能是多人联合交易。'),
+        'As many as {people} people may have joined in it: there are so many outputs of an equal amount, {amount}.',
+        '等额输出 {people} 个，每个金额 {amount}，可能是多人联合交易。'),
     'coinjoin_many_equal': (
         '{inputs} inputs and {outputs} outputs share few amounts, as in a joint transaction.',
-        '{inputs} 个输入与 {outputs} 个输出只有少数几种金额，类似多人联合交易。'),
+        '输入 {inputs} 个、输出 {outputs} 个，只有少数几种金额，类似多人联合交易。'),
     'stonewall': (
-        'Two equal outputs of {amount} and two different ones look like a small joint transaction.',
-        '两个 {amount} 的等额输出加上不同的找零，形似小型联合交易。'),
+        'A pair of equal outputs, of an amount of {amount}, beside different ones looks like a small joint transaction.',
+        '一对等额输出，金额 {amount}，加上不同的找零，形似小型联合交易。'),
     'payjoin': (
         'It has an input more than it needs, as in a payment to which the receiver contributes.',
         '它的输入多于所需，类似收款方参与出资的 PayJoin。')}
@@ -206,52 +206,52 @@ JOINT_REASONS: Mapping[str, tuple[str, str]] = {
 # %% ../../nbs/chain/17_risk.ipynb #c19
 PAST_REASONS: Mapping[str, tuple[str, str]] = {
     'large_value': (
-        'It moves {amount}, which stands out among the transactions seen.',
-        '它转移了 {amount}，在已见交易中十分突出。'),
+        'It moves an amount of {amount}, which stands out among the transactions seen.',
+        '它转移的金额为 {amount}，在已见交易中十分突出。'),
     'ancient_coins': (
-        'Its oldest coin lay still for {days} days; {coin_days} coin days are destroyed.',
-        '其中最老的币沉睡了 {days} 天，共销毁 {coin_days} 币天。'),
+        'Its oldest coin is ancient, it lay still for {days}; {coin_days:coin day is|coin days are} destroyed.',
+        '其中最老的币，沉睡天数为 {days}，共销毁币天 {coin_days}。'),
     'coin_days': (
-        'It destroys {coin_days} coin days; the coins lay still for {dormancy} days on average.',
-        '它销毁了 {coin_days} 币天，币平均沉睡 {dormancy} 天。'),
+        '{coin_days:coin day is|coin days are} destroyed: the dormancy of its coins is {dormancy} on average.',
+        '它销毁币天 {coin_days}，平均沉睡天数为 {dormancy}。'),
     'peeling_chain': (
-        'It continues a chain of {hops} transactions that each cut a payment from one coin.',
-        '它延续了一条由 {hops} 笔交易组成的剥离链，每笔从同一资金中切出一笔付款。'),
+        'It is one of a peeling chain of {hops} hops so far, each of which cuts a payment from what the last one left.',
+        '它延续了一条剥离链，至今交易笔数为 {hops}，每笔从上一笔的余额中切出一笔付款。'),
     'conflict': (
-        'It spends an output that {others:other transaction spends|other transactions spend} too, seen before it.',
-        '它花费的输出已被先前见到的另外 {others} 笔交易花费。'),
+        'It spends an output that {others:other transaction, seen before, spends|other transactions, seen before, spend} too.',
+        '它花费的输出已被先前见到的其他交易花费，其他交易数为 {others}。'),
     'unusual_sighash': (
         '{signatures:of its signatures leaves|of its signatures leave} parts of it open ({flag}).',
-        '它有 {signatures} 个签名未覆盖全部内容（{flag}）。')}
+        '其签名中有 {signatures} 个签名未覆盖全部内容（{flag}）。')}
 
 # %% ../../nbs/chain/17_risk.ipynb #c20
 DUST_AND_FEE_REASONS: Mapping[str, tuple[str, str]] = {
     'dust_campaign': (
-        'It sends less than 1,000 satoshi each to {outputs} outputs, as in a dust attack.',
-        '它向 {outputs} 个输出各发送不足 1,000 聪，类似粉尘攻击。'),
+        'It sends dust, less than the limit of {limit} each, to {outputs} outputs, as in a dust attack.',
+        '它向 {outputs} 个输出各发送低于上限 {limit} 的粉尘，类似粉尘攻击。'),
     'dust_spent': (
-        'It spends dust of {dust:address|addresses} together with coins of {others:other|others}, which links them.',
-        '它把 {dust} 个地址的粉尘与另外 {others} 个地址的币一起花费，从而暴露了关联。'),
+        'It spends the dust of {dust:address|addresses} together with the coins of {others:other|others}, which links them.',
+        '它花费了粉尘地址 {dust} 个，同时花费其他地址 {others} 个的币，从而暴露了关联。'),
     'dust_output': (
         '{outputs:of its outputs is|of its outputs are} too small to be relayed, the least of {least}.',
-        '它有 {outputs} 个输出低于转发下限，最小为 {least}。'),
+        '它有 {outputs} 个输出低于转发下限，最小输出为 {least}。'),
     'fee_high': (
-        'It pays {rate} satoshi a virtual byte where {usual} are usual.',
-        '它支付每虚拟字节 {rate} 聪的费率，而通常为 {usual} 聪。'),
+        'It pays a fee rate of {rate} where {usual} is usual.',
+        '它支付的自身费率为 {rate}，而通常费率为 {usual}。'),
     'fee_low': (
-        'It pays only {rate} satoshi a virtual byte where {usual} are usual.',
-        '它只支付每虚拟字节 {rate} 聪的费率，而通常为 {usual} 聪。'),
+        'It pays a fee rate of only {rate} where {usual} is usual.',
+        '它支付的自身费率仅为 {rate}，而通常费率为 {usual}。'),
     'overpaid': (
-        'It pays {rate} satoshi a virtual byte where {enough} are enough for the next block.',
-        '它支付每虚拟字节 {rate} 聪的费率，而 {enough} 聪即可进入下一个区块。'),
+        'It pays a fee rate of {rate} where {enough} is enough for the next block.',
+        '它支付的自身费率为 {rate}，而下个区块费率只需 {enough}。'),
     'paid_by_relative': (
-        'Its own fee rate is {rate} satoshi a virtual byte, and {together} with its relatives.',
-        '它自身费率为每虚拟字节 {rate} 聪，连同关联交易为 {together} 聪。')}
+        'Its own fee rate is {rate}, and {together} together with its relatives.',
+        '它的自身费率为 {rate}，连同关联费率为 {together}。')}
 
 # %% ../../nbs/chain/17_risk.ipynb #c21
 SHAPE_REASONS: Mapping[str, tuple[str, str]] = {
     'consolidation': (
-        'It gathers {inputs} coins into {outputs:output|outputs}.',
+        'It gathers {inputs} inputs into {outputs:output|outputs}.',
         '它把 {inputs} 个输入归集为 {outputs} 个输出。'),
     'batch_payment': (
         'It pays {outputs} outputs out of {inputs:input|inputs} at once.',
@@ -260,40 +260,72 @@ SHAPE_REASONS: Mapping[str, tuple[str, str]] = {
         'It pays {outputs} outputs in the way exchanges pay out.',
         '它以交易所提现的方式支付 {outputs} 个输出。'),
     'deposit_sweep': (
-        'It sweeps {inputs} deposits into an address that received {received_before} times before.',
-        '它把 {inputs} 笔存款归集到一个此前收款 {received_before} 次的地址。'),
+        'It sweeps {inputs} inputs, each like a deposit, into an address that has received before: receipts so far, {received_before}.',
+        '它把 {inputs} 个类似存款的输入归集到一个用过的地址，此前收款次数为 {received_before}。'),
     'address_reuse': (
-        'It uses addresses again: {to_itself:pays|pay} the payer, {used_before} had spent before.',
-        '它重复使用地址：{to_itself} 个付回付款方，{used_before} 个此前已花费过。'),
+        '{to_itself:of its outputs goes|of its outputs go} back to an address that it spends from itself.',
+        '它有 {to_itself} 个输出付回自身的付款地址。'),
     'replaceable': (
         'It says that it may be replaced by one with a higher fee.',
         '它声明可被更高手续费的交易替换。'),
     'rare_script': (
-        'It uses a rare form of script ({kind}).',
-        '它使用了罕见的脚本形式（{kind}）。')}
+        'It uses a rare form of script: {kind}.',
+        '它使用了罕见的脚本形式：{kind}。')}
 
 # %% ../../nbs/chain/17_risk.ipynb #c22
 DATA_REASONS: Mapping[str, tuple[str, str]] = {
     'fingerprint': (
         'Its wallet left these marks: version {version}, lock time {locktime}, order {order}, signatures {signatures}.',
-        '钱包留下的特征：版本 {version}，锁定时间 {locktime}，排序 {order}，签名 {signatures}。'),
+        '钱包留下的特征：版本 {version}，锁定时间{locktime}，排序{order}，签名{signatures}。'),
     'data_output': (
-        'It carries {bytes:byte|bytes} of data (protocol {protocol}, alphabet {alphabet}).',
-        '它携带 {bytes} 字节数据（协议 {protocol}，字符集 {alphabet}）。'),
+        'It carries {bytes:byte|bytes} of data of the protocol {protocol} ({alphabet}).',
+        '它携带 {bytes} 字节数据，协议为 {protocol}（{alphabet}）。'),
     'omni': (
-        'It carries a message of the Omni layer of the kind {kind}.',
-        '它携带一条类型为 {kind} 的 Omni 层消息。'),
+        'It carries a simple send of the Omni layer: the token has the number {token}, the units are {units}.',
+        '它携带一条 Omni 层转账消息：代币编号 {token}，单位数 {units}。'),
     'inscription': (
-        'It carries an inscription of {bytes:byte|bytes} (kind {kind}, token action {token}).',
-        '它携带一个 {bytes} 字节的铭文（类型 {kind}，代币操作 {token}）。'),
+        'It carries an inscription of {bytes:byte|bytes} ({kind}): the BRC-20 message "{token}".',
+        '它携带一个 {bytes} 字节的铭文（{kind}）：BRC-20 消息“{token}”。'),
     'fake_keys': (
-        '{keys:of its public keys is nobody\'s and is|of its public keys are nobody\'s and are} data.',
-        '它有 {keys} 个公钥不可能属于任何人，实为数据。')}
+        '{keys:of its public keys is no key|of its public keys are no keys} but data.',
+        '它有 {keys} 个公钥并非真正的公钥，实为数据。')}
 SENTENCES: Mapping[str, tuple[str, str]] = {**PARTY_REASONS, **JOINT_REASONS, **PAST_REASONS, **DUST_AND_FEE_REASONS, **SHAPE_REASONS,
                                             **DATA_REASONS}
-AMOUNTS = frozenset(('amount', 'pool', 'least'))   # values in satoshi, told in bitcoin
-CHINESE: Mapping[str, str] = {'receiver': '收款方', 'sender': '付款方', 'both': '付款方和收款方'}
+WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing, nothing or none: the other sentence
+    'sanctioned_direct': ('amount', 'An address on a list of sanctions takes part as {side}.', '制裁名单上的地址作为{side}参与交易。'),
+    'ancient_coins': ('coin_days', 'Its oldest coin is ancient, it lay still for {days}.', '其中最老的币，沉睡天数为 {days}。'),
+    'address_reuse': ('to_itself', '{used_before:of its addresses has|of its addresses have} spent before: it is used again.',
+                      '其中 {used_before} 个地址此前曾花费过，属于重复使用。'),
+    'data_output': ('protocol', 'It carries {bytes:byte|bytes} of data ({alphabet}) of no protocol that we know.',
+                    '它携带 {bytes} 字节数据（{alphabet}），协议不明。'),
+    'omni': ('token', 'It carries a message of the Omni layer: its type has the number {type}.', '它携带一条 Omni 层消息，类型编号为 {type}。'),
+    'inscription': ('token', 'It carries an inscription of {bytes:byte|bytes} ({kind}).', '它携带一个 {bytes} 字节的铭文（{kind}）。')}
 
+# %% ../../nbs/chain/17_risk.ipynb #rz01
+AMOUNTS = frozenset(('amount', 'pool'))      # values in satoshi, told in bitcoin
+SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'rate': 'sat/vB', 'usual': 'sat/vB', 'enough': 'sat/vB', 'together': 'sat/vB',
+                                   'days': 'days', 'dormancy': 'days', 'entropy': 'bits', 'z': 'ratio', 'least': 'sat', 'limit': 'sat'}
+SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word of ours -> how a sentence says it, in both languages
+    'side': {'receiver': ('receiver', '收款方'), 'sender': ('sender', '付款方'), 'both': ('sender and receiver', '付款方和收款方')},
+    'kind': {'p2pk': ('a bare public key', '裸公钥'), 'p2ms': ('bare multi-signature', '裸多重签名'), 'anchor': ('an anchor', '锚定输出'),
+             'witness_unknown': ('an unknown witness version', '未知见证版本'), 'nonstandard': ('none that is standard', '非标准脚本'),
+             'image': ('a picture', '图像'), 'text': ('text', '文本'), 'application': ('a file', '文件'), 'audio': ('sound', '音频'),
+             'video': ('a film', '视频'), 'model': ('a model', '模型'), 'font': ('a font', '字体'), 'json': ('JSON', 'JSON'),
+             'html': ('HTML', 'HTML'), 'other': ('of another kind', '其他类型')},
+    'alphabet': {'empty': ('empty', '空'), 'printable': ('printable signs', '可打印字符'), 'text': ('text', '文本'),
+                 'binary': ('binary', '二进制')},
+    'protocol': {'runes': ('Runes', 'Runes'), 'omni': ('Omni', 'Omni'), 'witness_commitment': ('witness commitment', '见证承诺'),
+                 'rootstock': ('Rootstock', 'Rootstock'), 'stacks': ('Stacks', 'Stacks'), 'counterparty': ('Counterparty', 'Counterparty')},
+    'locktime': {'none': ('none', '无'), 'height': ('a height', '区块高度'), 'time': ('a time', '时间'), 'unknown': ('unknown', '未知')},
+    'order': {'sorted': ('sorted', '有序'), 'unsorted': ('unsorted', '无序')},
+    'signatures': {'short': ('short', '短'), 'mixed': ('mixed', '混合'), 'unknown': ('unknown', '未知')},
+    'category': {name: (name.replace('_', ' '), chinese) for name, chinese in dict(
+        mixing_service='混币服务', ransomware='勒索软件', market='暗网市场', darknet_market='暗网市场', scam='诈骗', hack='黑客', theft='盗窃',
+        extortion='敲诈', ponzi_scheme='庞氏骗局', terrorism='恐怖主义', exchange='交易所', hosted_wallet='托管钱包', wallet_service='钱包服务',
+        payment_processor='支付服务', gambling='博彩', miner='矿工', mining='挖矿', defi='去中心化金融', user='个人', organization='组织',
+        service='服务', broker='经纪商', faucet='水龙头', sanctioned='受制裁', sanctions='受制裁', unknown='未知', other='其他').items()}}
+
+# %% ../../nbs/chain/17_risk.ipynb #rz03
 def bitcoin_text(satoshi: int) -> str:   # exact
     "An amount for people"
     whole, rest = divmod(abs(satoshi), COIN)
@@ -306,16 +338,31 @@ class Count(int):
         text = one if self == 1 else many
         return f'{int(self):,} {text}' if text else f'{int(self):,}'
 
+def value_text(
+    name: str,                # of the value in its signal
+    value: int | float | str,
+    language: str = 'en',     # or 'zh'
+) -> Any:                     # a `Count`, or a text
+    "A value of a signal as a sentence says it"
+    place, unit = int(language == 'zh'), SIGNAL_UNITS.get(name, '')
+    if isinstance(value, str): return SAID.get(name, {}).get(value, (value, value))[place]
+    if name in AMOUNTS: return bitcoin_text(int(value))
+    if unit == '%': return f'{value:.2%}'
+    if unit == 'days': return f'{Count(value):{"天|天" if place else "day|days"}}'
+    if unit == 'sat': return f'{int(value):,} {"聪" if place else "sat"}'
+    if unit == 'sat/vB': return f'{value:,.2f} {"聪/vB" if place else "sat/vB"}'
+    return Count(value) if isinstance(value, int) else f'{value:g}'
+
+def is_nothing(value: int | float | str | None) -> bool: return value in (None, 0, 'none')
+
 def sentence(
     signal: Signal,
     language: str = 'en',   # or 'zh'
 ) -> str:
     "A signal as a sentence"
-    def told(name: str, value: Any) -> Any:
-        if name in AMOUNTS: return bitcoin_text(value)
-        if isinstance(value, int): return Count(value)
-        return CHINESE.get(value, value) if language == 'zh' and isinstance(value, str) else value
-    return SENTENCES[signal.code][language == 'zh'].format(**{name: told(name, value) for name, value in signal.values.items()})
+    other, template = WITHOUT.get(signal.code), SENTENCES[signal.code]
+    if other and is_nothing(signal.values.get(other[0])): template = other[1:]
+    return template[language == 'zh'].format(**{name: value_text(name, value, language) for name, value in signal.values.items()})
 
 # %% ../../nbs/chain/17_risk.ipynb #c25
 class Figure(msgspec.Struct, frozen=True):
@@ -324,23 +371,43 @@ class Figure(msgspec.Struct, frozen=True):
     name: str
     name_zh: str
     value: int | float | str | None      # None: not known
-    unit: str                            # BTC, sat/vB, %, count, points, ratio, bits, days or word
+    unit: str                            # BTC, sat, sat/vB, %, count, points, ratio, bits, days or word
     method: str                          # how it was come by
     reason: str = ''                     # why there is no value: 'not reported', 'too few data' or 'not computed'
 
-SIGNAL_UNITS: Mapping[str, str] = {'share': 'ratio', 'rate': 'sat/vB', 'usual': 'sat/vB', 'enough': 'sat/vB', 'together': 'sat/vB',
-                                   'days': 'days', 'dormancy': 'days', 'entropy': 'bits', 'z': 'ratio'}
+CODES_ZH: Mapping[str, str] = {   # what the patterns are called in Chinese
+    'sanctioned_direct': '制裁名单', 'sanctioned_cluster': '制裁关联簇', 'sanctioned_one_hop': '直接来自制裁', 'tainted': '制裁污染',
+    'risky_party': '风险方', 'known_party': '已知方', 'whirlpool': 'Whirlpool 混币', 'whirlpool_entry': 'Whirlpool 入池',
+    'wasabi_1': 'Wasabi 一代混币', 'wasabi_2': 'Wasabi 二代混币', 'joinmarket': 'JoinMarket 混币', 'coinjoin_equal': '等额联合交易',
+    'coinjoin_many_equal': '多方联合交易', 'stonewall': 'Stonewall 联合交易', 'payjoin': 'PayJoin 支付', 'large_value': '大额',
+    'ancient_coins': '远古币', 'coin_days': '币天销毁', 'peeling_chain': '剥离链', 'conflict': '双花冲突', 'unusual_sighash': '特殊签名标志',
+    'dust_campaign': '粉尘攻击', 'dust_spent': '粉尘花费', 'dust_output': '粉尘输出', 'fee_high': '费率过高', 'fee_low': '费率过低',
+    'overpaid': '超付手续费', 'paid_by_relative': '关联支付', 'consolidation': '归集', 'batch_payment': '批量支付',
+    'exchange_withdrawal': '交易所提现', 'deposit_sweep': '存款归集', 'address_reuse': '地址重用', 'replaceable': '可替换',
+    'rare_script': '罕见脚本', 'fingerprint': '钱包特征', 'data_output': '数据输出', 'omni': 'Omni 消息', 'inscription': '铭文',
+    'fake_keys': '伪公钥'}
+FIELDS: Mapping[str, str] = {'coin_days': 'coin days destroyed'}   # a value whose name says too little by itself
+FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
+    'inputs': '输入', 'outputs': '输出', 'people': '等额输出', 'amount': '金额', 'amounts': '重复金额', 'pool': '混币池金额', 'pieces': '份数',
+    'hops': '跳数', 'rate': '自身费率', 'usual': '通常费率', 'enough': '下个区块费率', 'together': '关联费率', 'share': '资金占比',
+    'bytes': '字节', 'keys': '公钥', 'dust': '粉尘地址', 'others': '其他', 'addresses': '地址', 'days': '沉睡天数', 'coin_days': '币天',
+    'dormancy': '平均沉睡天数', 'to_itself': '付回自身', 'used_before': '曾花费', 'received_before': '此前收款次数', 'signatures': '签名',
+    'least': '最小输出', 'limit': '上限', 'entropy': '熵', 'z': '稳健值', 'side': '一方', 'name': '名称', 'category': '类别', 'kind': '类型', 'type': '类型编号',
+    'levels': '层级', 'flag': '标志', 'protocol': '协议', 'alphabet': '字符集', 'token': '代币编号', 'units': '单位数', 'marks': '特征数',
+    'number': '数量', 'new': '新加入', 'version': '版本', 'locktime': '锁定时间', 'order': '排序', 'input_kinds': '输入类型'}
 
+# %% ../../nbs/chain/17_risk.ipynb #rf01
 def signal_figures(signal: Signal) -> list[Figure]:
     "The figures of one signal; digests are left out"
-    made = []
+    made, code = [], signal.code
     for name, value in signal.values.items():
         if name == 'digest': continue
-        unit = 'BTC' if name in AMOUNTS else SIGNAL_UNITS.get(name, 'word' if isinstance(value, str) else 'count')
-        if unit == 'BTC': value = int(value) / COIN
-        text = signal.code.replace('_', ' ')
-        made.append(Figure(f'{signal.code}_{name}', f'{text}: {name.replace("_", " ")}', '', value, unit,
-                           f'detector {signal.code}, data {signal.data}, confidence {signal.confidence:g}'))
+        unit = 'BTC' if name in AMOUNTS else SIGNAL_UNITS.get(name, 'count')
+        if isinstance(value, str): unit = 'word'
+        elif unit == 'BTC': value = int(value) / COIN
+        elif unit == '%': value = 100 * value
+        made.append(Figure(f'{code}_{name}', f'{code.replace("_", " ")}: {FIELDS.get(name) or name.replace("_", " ")}', f'{CODES_ZH[code]}：{FIELDS_ZH[name]}',
+                           value, unit, f'detector {code}, data {signal.data}, confidence {signal.confidence:g}'))
     return made
 
 # %% ../../nbs/chain/17_risk.ipynb #c26
@@ -371,6 +438,6 @@ def judgement_figures(judgement: Judgement) -> list[Figure]:
     "The figures of a judgement"
     return [known('score', 'risk score', '风险评分', judgement.score, 'points', 'sum of the parts, at most 100'),
             known('verdict', 'verdict', '结论', judgement.verdict, 'word', 'by thresholds'),
-            *(known(f'points_{part.code}', f'points of {part.code.replace("_", " ")}', '', part.points, 'points',
+            *(known(f'points_{part.code}', f'points of {part.code.replace("_", " ")}', f'{CODES_ZH[part.code]}：得分', part.points, 'points',
                     'weight × score × confidence')
               for part in judgement.parts if part.counts and part.points)]

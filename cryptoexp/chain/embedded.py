@@ -115,7 +115,8 @@ def joints(mint: Mint) -> list[Transaction]:
     odd = [mint.generator.randrange(100_000, 9_000_000) for _ in range(60)]
     wasabi = mint.pay(mint.coins(*[tenth + value + 3_000 for value in odd[:12]]), mint.outs(*[tenth] * 12, *odd[:12]))
     tiers = [5_000, 5_000, 6_561, 6_561, 13_122, 13_122, 19_683, 19_683, 59_049, 59_049, 118_098, 118_098]
-    newer = mint.pay(mint.coins(*[value + 60_000 for value in odd[12:37]]), mint.outs(*tiers * 2, *odd[12:30]))
+    rest = sum(odd[12:37]) - sum(tiers * 2) - sum(odd[12:29]) - 30_000    # what the fee leaves of it
+    newer = mint.pay(mint.coins(*odd[12:37]), mint.outs(*tiers * 2, *odd[12:29], rest))
     joined = mint.pay(mint.coins(*[5_000_000 + value for value in odd[37:40]]), mint.outs(*[4_990_000] * 3, *odd[37:40]))
     wall = mint.pay(mint.coins(3_000_000, 4_000_000), mint.outs(1_200_000, 1_200_000, 1_799_000, 2_799_000))
     payjoin = mint.pay(mint.coins(9_000_000, 700_000), mint.outs(6_700_000, 2_998_000))
@@ -124,12 +125,13 @@ def joints(mint: Mint) -> list[Transaction]:
 def shapes(mint: Mint) -> list[Transaction]:
     "Gathering, paying out, peeling, dust"
     gathered = mint.pay(mint.coins(*[400_000 + 137 * place for place in range(40)]), mint.outs(15_900_000))
-    batch = mint.pay(mint.coins(9 * COIN), mint.outs(*[1_000_000 + 7_919 * place for place in range(60)]))
+    wages = [1_000_000 + 7_919 * place for place in range(60)]
+    batch = mint.pay(mint.coins(sum(wages) + 28_000), mint.outs(*wages))
     kinds = [b'\x76\xa9\x14' + bytes(20) + b'\x88\xac', b'\xa9\x14' + bytes(20) + b'\x87', b'\x51\x20' + b'\7' * 32]
     kinds = [script[:3] + mint.generator.randbytes(len(script) - 5) + script[-2:] for script in kinds]
     kinds[1] = b'\xa9\x14' + mint.generator.randbytes(20) + b'\x87'
-    payout = mint.pay(mint.coins(5 * COIN), [Output(10_000 + 900 * 3 ** place, script) for place, script in enumerate(
-        [*kinds, *(mint.somebody() for _ in range(9))])])
+    paid = [Output(10_000 + 900 * 3 ** place, script) for place, script in enumerate([*kinds, *(mint.somebody() for _ in range(9))])]
+    payout = mint.pay(mint.coins(sum(output.value for output in paid) + 9_000), paid)
     customers = [mint.somebody() for _ in range(6)]
     deposits = [mint.pay(mint.coins(3_010_000), [Output(3_000_000, script)]) for script in customers]
     before = [mint.pay(mint.coins(2_000_000), [Output(1_990_000, named('hot wallet'))]) for _ in range(4)]

@@ -128,6 +128,7 @@ def peel_length(
     "How many transactions the peeling chain has, up to this one"
     if len(tx.inputs) != 1 or len(context.values) != 2 or context.coinbase: return 0
     if min(context.values) < LEAST_PAID or min(context.values) == max(context.values): return 0
+    if context.keys_in[0] in context.keys: return 0       # the rest stays where it was: a purse, and no trail
     one = tx.inputs[0]
     parent = context.history.entries.get(one.txid) if one.txid is not None else None
     if parent is None or not parent.chain: return 1

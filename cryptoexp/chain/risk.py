@@ -155,8 +155,8 @@ def judge(
 # %% ../../nbs/chain/17_risk.ipynb #c17
 PARTY_REASONS: Mapping[str, tuple[str, str]] = {
     'sanctioned_direct': (
-        'An address on a list of sanctions takes part as {side}; the amount it receives is {amount}.',
-        '制裁名单上的地址作为{side}参与交易，收到的金额为 {amount}。'),
+        'An address on a list of sanctions is the {side} of an amount of {amount}.',
+        '制裁名单上的地址为{side}，收到的金额为 {amount}。'),
     'sanctioned_cluster': (
         '{addresses:of its addresses acts|of its addresses act} together with an address on a list of sanctions.',
         '其中 {addresses} 个地址与制裁名单上的地址属于同一簇。'),
@@ -215,8 +215,8 @@ PAST_REASONS: Mapping[str, tuple[str, str]] = {
         '{coin_days:coin day is|coin days are} destroyed: the dormancy of its coins is {dormancy} on average.',
         '它销毁币天 {coin_days}，平均沉睡天数为 {dormancy}。'),
     'peeling_chain': (
-        'It is one of a peeling chain of {hops} hops so far, each of which cuts a payment from what the last one left.',
-        '它延续了一条剥离链，至今交易笔数为 {hops}，每笔从上一笔的余额中切出一笔付款。'),
+        'It continues a peeling chain, which has {hops} hops so far.',
+        '它延续了一条剥离链，至今跳数为 {hops}。'),
     'conflict': (
         'It spends an output that {others:other transaction, seen before, spends|other transactions, seen before, spend} too.',
         '它花费的输出已被先前见到的其他交易花费，其他交易数为 {others}。'),
@@ -292,7 +292,7 @@ DATA_REASONS: Mapping[str, tuple[str, str]] = {
 SENTENCES: Mapping[str, tuple[str, str]] = {**PARTY_REASONS, **JOINT_REASONS, **PAST_REASONS, **DUST_AND_FEE_REASONS, **SHAPE_REASONS,
                                             **DATA_REASONS}
 WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing, nothing or none: the other sentence
-    'sanctioned_direct': ('amount', 'An address on a list of sanctions takes part as {side}.', '制裁名单上的地址作为{side}参与交易。'),
+    'sanctioned_direct': ('amount', 'An address on a list of sanctions is the {side}.', '制裁名单上的地址为{side}。'),
     'ancient_coins': ('coin_days', 'Its oldest coin is ancient, it lay still for {days}.', '其中最老的币，沉睡天数为 {days}。'),
     'address_reuse': ('to_itself', '{used_before:of its addresses has|of its addresses have} spent before: it is used again.',
                       '其中 {used_before} 个地址此前曾花费过，属于重复使用。'),

@@ -16,6 +16,7 @@ __all__ = ['SUBJECT', 'HEADINGS', 'FLOW', 'RISK', 'SIGNIFICANT', 'UNTOLD', 'Chos
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import time
 from collections import Counter, OrderedDict, deque
@@ -222,7 +223,7 @@ def words_of(told: Told | Analysis, language: str = 'en') -> str:   # one line
         writer = told.answer.model or ('rules, no model was used' if language == 'en' else '规则，未使用模型')
         return f'{told.txid[:16]}  {writer}: ' + ' '.join(line for line in told.answer.text.splitlines() if line and line[0] != '#')
     mark = 'SYNTHETIC  ' if is_synthetic(told.source) else ''
-    head = f'{mark}{utc(told.time)[:19]}  {told.kind:11}'
+    head = f'{mark}{utc(told.time)[:19] if told.time else "":19}  {told.kind:11}'
     if told.event is None: return f'{head} {told.txid[:16]}  {told.reason or "it stands in a block"}'
     moved = [f'{one.address} receives {one.received / COIN:,.8f} and spends {one.spent / COIN:,.8f} BTC' for one in told.movements]
     why = ' '.join([*told.event.reasons(language), *moved])
@@ -299,7 +300,7 @@ class BTCTransactionMonitor(Monitor):
         self.language, self.limit, self.duration, self.save_every, self.waiting = language, limit, duration, save_every, waiting
         self.system_prompt, self.risk = system_prompt, risk or RiskConfig()
         self.analyse_from = self.risk.alert_at if analyse_from is None else analyse_from
-        check(self, model, base_url, settings)
+        check(self, model, base_url, settings, min_btc=min_btc, min_score=min_score, pace=endpoint.get('pace'))
         self.source, self.network = source_of(source, network, seed, endpoint)
         self.labels, self.folder = labels_of(labels, self.source, self.network), folder_of(state, self.source)
         self.settings, self._model = model_of(model, base_url, settings, self.folder)
@@ -309,7 +310,8 @@ class BTCTransactionMonitor(Monitor):
     def stop(self) -> None: stop(self)              # from any thread; what runs ends soon, with its state saved
 
 # %% ../nbs/11_btc_agent.ipynb #ba26
-def check(monitor: BTCTransactionMonitor, model: Any, base_url: str | None, settings: ModelSettings | None) -> None:
+def check(monitor: BTCTransactionMonitor, model: Any, base_url: str | None, settings: ModelSettings | None,
+          **least: float | None) -> None:
     "Raise `ConfigError` for settings that contradict each other"
     problems = []
     if settings is not None and (isinstance(model, str) or base_url):
@@ -318,6 +320,9 @@ def check(monitor: BTCTransactionMonitor, model: Any, base_url: str | None, sett
     for name in ('limit', 'duration', 'save_every', 'waiting'):
         value = getattr(monitor, name)
         if value is not None and not value > 0: problems.append(Problem(name, f'it must be more than 0, not {value!r}'))
+    if not monitor.analyse_from >= 0: problems.append(Problem('analyse_from', f'it must be 0 or more points, not {monitor.analyse_from!r}'))
+    for name, wanted in least.items():
+        if wanted is not None and not 0 <= wanted < float('inf'): problems.append(Problem(name, f'it must be 0 or more, not {wanted!r}'))
     if problems: raise ConfigError(problems)
 
 # %% ../nbs/11_btc_agent.ipynb #ba27
@@ -342,7 +347,9 @@ def source_of(source: str | Source, network: str | None, seed: int, endpoint: di
         if name == 'block' and isinstance(endpoint.get('path'), list): return BlockFiles(endpoint['path'], named), named
         if name in NAMES: return open_source(name, network=named, **endpoint), named
         if Path(source).is_file(): return open_source('block', network=named, path=source, **endpoint), named
-    except TypeError as error: raise ConfigError([Problem('source', f'{name}: {error}')]) from None
+    except TypeError as error:
+        other = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        raise ConfigError([Problem('source', f'{name} takes no {other[1]}' if other else f'{name}: {error}')]) from None
     raise ConfigError([Problem('source', f'{source!r} is neither a source nor a file; {nearest(source, list(NAMES))}')])
 
 # %% ../nbs/11_btc_agent.ipynb #ba28
@@ -356,7 +363,12 @@ def watch_of(monitor: BTCTransactionMonitor, history: History | None, watched: M
 def labels_of(labels: str | Path | Labels | None, source: Source, network: Network) -> Labels:
     "The labels as asked for; those of the embedded stream go with it"
     if isinstance(labels, Labels): return labels
-    if labels is not None: return read_labels(labels, network)
+    if labels is not None:
+        known = read_labels(labels, network)
+        if not known.by_script:
+            raise ValueError(f'the folder {labels} holds no label of an address of {network.name}: put TagPacks or lists of sanctions '
+                             f'there, or fetch them by `cryptoexp labels update --out {labels}`')
+        return known
     return embedded_labels() if isinstance(source, EmbeddedSource) else Labels()
 
 def folder_of(state: str | Path | Literal[False] | None, source: Source) -> Path | None:

@@ -56,6 +56,7 @@ from .market.events import LAST, LOCAL_ONLY, SIGNAL, Events, concat, from_rows
 from .market.instrument import MONEY_SCALE
 from .market.tape import Tape
 from .net import NetError, blocking
+from .page import FIGURE_STYLE
 
 # %% ../nbs/11_btc_agent.ipynb #ba05
 if TYPE_CHECKING:   # drawing is imported where something is drawn
@@ -262,7 +263,7 @@ class Monitor:
         return flow_graph(self.watch.scorer.history, self.labels, txid, hops, self.network)
     def events(self) -> pd.DataFrame: return events_frame(self.told, self.language)
     def history_figure(self, address: str) -> 'Figure': return titled(self, timeline_figure(self.history(address), address))
-    def graph_figure(self, txid: str) -> 'Figure': return titled(self, flow_figure(self.graph(txid), f'{txid[:16]}…'))
+    def graph_figure(self, txid: str) -> 'Figure': return titled(self, flow_figure(self.graph(txid), f'BTC, from the left to the right, in {txid[:16]}…'))
     def value_figure(self, txid: str) -> 'Figure': return titled(self, value_figure(list(self.watch.recent), event_named(self, txid)))
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.source.name}, {self.watch.counts["transactions"]:,} transactions, {len(self.told)} told)'
@@ -607,8 +608,10 @@ def history_of(monitor: Monitor, address: str | None) -> pd.DataFrame:
 
 def titled(monitor: Monitor, figure: 'Figure') -> 'Figure':
     "A picture of made-up transactions says so"
-    axes = figure.axes[0]
-    if is_synthetic(monitor.source.name): axes.set_title(f'SYNTHETIC: {axes.get_title(loc="left") or axes.get_title()}')
+    import matplotlib.pyplot as plt
+    axes, style = figure.axes[0], FIGURE_STYLE
+    with plt.rc_context(style):
+        if is_synthetic(monitor.source.name): axes.set_title(f'SYNTHETIC: {axes.get_title(loc="left")}', loc='left')
     return figure
 
 def event_named(monitor: Monitor, txid: str) -> ScoredTransaction:   # raises KeyError

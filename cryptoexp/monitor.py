@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 # %% ../nbs/23_monitor.ipynb #mo05
 if TYPE_CHECKING:
-    from cryptoexp.btc_agent import Analysis, BTCTransactionMonitor
+    from cryptoexp.btc_agent import BTCTransactionMonitor
     from cryptoexp.chain.watch import Told
     from rich.text import Text
 
@@ -84,7 +84,7 @@ def add_options(add: Any, seconds: Callable[[str], float]) -> None:
     add('--state', type=Path, metavar='DIR', help='keep the state there (default: btc_agent for live sources, nowhere for files)')
     add('--no-state', action='store_true', help='keep no state')
     add('--language', choices=('en', 'zh'), default='en', help='of reasons and analyses')
-    add('--analyse-from', type=number, metavar='POINTS', help='score from which somebody writes about it (default: the alert threshold, 30)')
+    add('--analyse-from', type=number, metavar='POINTS', help='score from which somebody writes about it (default: that of alerts, 30)')
     add('--model', metavar='NAME', help='which model to ask (default gpt-4o)')
     add('--base-url', metavar='URL', help='of an OpenAI-compatible endpoint (default: OPENAI_BASE_URL, else that of OpenAI)')
     add('--no-model', action='store_true', help='rules write, whatever is configured')

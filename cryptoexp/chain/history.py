@@ -393,6 +393,7 @@ def timeline_figure(
 ) -> 'Figure':
     "The balance of an address over time, with what came in and went out"
     import matplotlib.pyplot as plt
+    from matplotlib.dates import ConciseDateFormatter
 
     style: Any = FIGURE_STYLE
     with plt.rc_context(style):
@@ -404,7 +405,7 @@ def timeline_figure(
             axes.plot(some.time, sign * some[name], marker, color=colour, markersize=4, label=name)
         axes.axhline(0, color='0.6', linewidth=0.6)
         axes.set(title=title, ylabel='BTC', xlabel='time (UTC)')
-        axes.tick_params(axis='x', rotation=20)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         axes.legend()
     plt.close(figure)
     return figure

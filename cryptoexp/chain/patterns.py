@@ -236,7 +236,8 @@ def tainted(tx: Transaction, context: Context) -> Signal | None:
 # %% ../../nbs/chain/16_patterns.ipynb #c30
 RISKY = frozenset(('mixing_service', 'ransomware', 'market', 'darknet_market', 'scam', 'hack', 'theft', 'extortion', 'ponzi_scheme',
                    'terrorism'))
-SERVICES = frozenset(('exchange', 'hosted_wallet', 'wallet_service', 'payment_processor', 'gambling', 'miner', 'mining', 'defi', 'user', 'organization',
+SERVICES = frozenset(('exchange', 'hosted_wallet', 'wallet_service', 'payment_processor',
+                      'gambling', 'miner', 'mining', 'defi', 'user', 'organization',
                       'service', 'broker', 'faucet', 'sanctioned', 'sanctions', 'unknown'))
 
 def category_of(label: Label) -> str:

@@ -298,7 +298,8 @@ WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing,
                       '其中 {used_before} 个地址此前曾花费过，属于重复使用。'),
     'data_output': ('protocol', 'It carries {bytes:byte|bytes} of data ({alphabet}) of no protocol that we know.',
                     '它携带 {bytes} 字节数据（{alphabet}），协议不明。'),
-    'omni': ('token', 'It carries a message of the Omni layer: its type has the number {type}.', '它携带一条 Omni 层消息，类型编号为 {type}。'),
+    'omni': ('token', 'It carries a message of the Omni layer: its type has the number {type}.',
+             '它携带一条 Omni 层消息，类型编号为 {type}。'),
     'inscription': ('token', 'It carries an inscription of {bytes:byte|bytes} ({kind}).', '它携带一个 {bytes} 字节的铭文（{kind}）。')}
 
 # %% ../../nbs/chain/17_risk.ipynb #rz01
@@ -306,7 +307,8 @@ AMOUNTS = frozenset(('amount', 'pool'))      # values in satoshi, told in bitcoi
 SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'rate': 'sat/vB', 'usual': 'sat/vB', 'enough': 'sat/vB', 'together': 'sat/vB',
                                    'days': 'days', 'dormancy': 'days', 'entropy': 'bits', 'z': 'ratio', 'least': 'sat', 'limit': 'sat'}
 SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word of ours -> how a sentence says it, in both languages
-    'side': {'receiver': ('receiver', '收款方'), 'sender': ('sender', '付款方'), 'both': ('sender and receiver', '付款方和收款方')},
+    'side': {'receiver': ('receiver', '收款方'), 'sender': ('sender', '付款方'),
+             'both': ('sender and receiver', '付款方和收款方')},
     'kind': {'p2pk': ('a bare public key', '裸公钥'), 'p2ms': ('bare multi-signature', '裸多重签名'), 'anchor': ('an anchor', '锚定输出'),
              'witness_unknown': ('an unknown witness version', '未知见证版本'), 'nonstandard': ('none that is standard', '非标准脚本'),
              'image': ('a picture', '图像'), 'text': ('text', '文本'), 'application': ('a file', '文件'), 'audio': ('sound', '音频'),
@@ -315,13 +317,16 @@ SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word
     'alphabet': {'empty': ('empty', '空'), 'printable': ('printable signs', '可打印字符'), 'text': ('text', '文本'),
                  'binary': ('binary', '二进制')},
     'protocol': {'runes': ('Runes', 'Runes'), 'omni': ('Omni', 'Omni'), 'witness_commitment': ('witness commitment', '见证承诺'),
-                 'rootstock': ('Rootstock', 'Rootstock'), 'stacks': ('Stacks', 'Stacks'), 'counterparty': ('Counterparty', 'Counterparty')},
+                 'rootstock': ('Rootstock', 'Rootstock'), 'stacks': ('Stacks', 'Stacks'),
+                 'counterparty': ('Counterparty', 'Counterparty')},
     'locktime': {'none': ('none', '无'), 'height': ('a height', '区块高度'), 'time': ('a time', '时间'), 'unknown': ('unknown', '未知')},
     'order': {'sorted': ('sorted', '有序'), 'unsorted': ('unsorted', '无序')},
     'signatures': {'short': ('short', '短'), 'mixed': ('mixed', '混合'), 'unknown': ('unknown', '未知')},
     'category': {name: (name.replace('_', ' '), chinese) for name, chinese in dict(
-        mixing_service='混币服务', ransomware='勒索软件', market='暗网市场', darknet_market='暗网市场', scam='诈骗', hack='黑客', theft='盗窃',
-        extortion='敲诈', ponzi_scheme='庞氏骗局', terrorism='恐怖主义', exchange='交易所', hosted_wallet='托管钱包', wallet_service='钱包服务',
+        mixing_service='混币服务', ransomware='勒索软件', market='暗网市场', darknet_market='暗网市场', scam='诈骗',
+        hack='黑客', theft='盗窃',
+        extortion='敲诈', ponzi_scheme='庞氏骗局', terrorism='恐怖主义', exchange='交易所', hosted_wallet='托管钱包',
+        wallet_service='钱包服务',
         payment_processor='支付服务', gambling='博彩', miner='矿工', mining='挖矿', defi='去中心化金融', user='个人', organization='组织',
         service='服务', broker='经纪商', faucet='水龙头', sanctioned='受制裁', sanctions='受制裁', unknown='未知', other='其他').items()}}
 
@@ -380,7 +385,8 @@ CODES_ZH: Mapping[str, str] = {   # what the patterns are called in Chinese
     'risky_party': '风险方', 'known_party': '已知方', 'whirlpool': 'Whirlpool 混币', 'whirlpool_entry': 'Whirlpool 入池',
     'wasabi_1': 'Wasabi 一代混币', 'wasabi_2': 'Wasabi 二代混币', 'joinmarket': 'JoinMarket 混币', 'coinjoin_equal': '等额联合交易',
     'coinjoin_many_equal': '多方联合交易', 'stonewall': 'Stonewall 联合交易', 'payjoin': 'PayJoin 支付', 'large_value': '大额',
-    'ancient_coins': '远古币', 'coin_days': '币天销毁', 'peeling_chain': '剥离链', 'conflict': '双花冲突', 'unusual_sighash': '特殊签名标志',
+    'ancient_coins': '远古币', 'coin_days': '币天销毁', 'peeling_chain': '剥离链',
+    'conflict': '双花冲突', 'unusual_sighash': '特殊签名标志',
     'dust_campaign': '粉尘攻击', 'dust_spent': '粉尘花费', 'dust_output': '粉尘输出', 'fee_high': '费率过高', 'fee_low': '费率过低',
     'overpaid': '超付手续费', 'paid_by_relative': '关联支付', 'consolidation': '归集', 'batch_payment': '批量支付',
     'exchange_withdrawal': '交易所提现', 'deposit_sweep': '存款归集', 'address_reuse': '地址重用', 'replaceable': '可替换',
@@ -388,12 +394,18 @@ CODES_ZH: Mapping[str, str] = {   # what the patterns are called in Chinese
     'fake_keys': '伪公钥'}
 FIELDS: Mapping[str, str] = {'coin_days': 'coin days destroyed'}   # a value whose name says too little by itself
 FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
-    'inputs': '输入', 'outputs': '输出', 'people': '等额输出', 'amount': '金额', 'amounts': '重复金额', 'pool': '混币池金额', 'pieces': '份数',
-    'hops': '跳数', 'rate': '自身费率', 'usual': '通常费率', 'enough': '下个区块费率', 'together': '关联费率', 'share': '资金占比',
+    'inputs': '输入', 'outputs': '输出', 'people': '等额输出', 'amount': '金额', 'amounts': '重复金额',
+    'pool': '混币池金额', 'pieces': '份数',
+    'hops': '跳数', 'rate': '自身费率', 'usual': '通常费率', 'enough': '下个区块费率', 'together': '关联费率',
+    'share': '资金占比',
     'bytes': '字节', 'keys': '公钥', 'dust': '粉尘地址', 'others': '其他', 'addresses': '地址', 'days': '沉睡天数', 'coin_days': '币天',
-    'dormancy': '平均沉睡天数', 'to_itself': '付回自身', 'used_before': '曾花费', 'received_before': '此前收款次数', 'signatures': '签名',
-    'least': '最小输出', 'limit': '上限', 'entropy': '熵', 'z': '稳健值', 'side': '一方', 'name': '名称', 'category': '类别', 'kind': '类型', 'type': '类型编号',
-    'levels': '层级', 'flag': '标志', 'protocol': '协议', 'alphabet': '字符集', 'token': '代币编号', 'units': '单位数', 'marks': '特征数',
+    'dormancy': '平均沉睡天数', 'to_itself': '付回自身', 'used_before': '曾花费', 'received_before': '此前收款次数',
+    'signatures': '签名',
+    'least': '最小输出', 'limit': '上限', 'entropy': '熵', 'z': '稳健值', 'side': '一方', 'name': '名称',
+    'category': '类别', 'kind': '类型', 'type': '类型编号',
+    'levels': '层级', 'flag': '标志', 'protocol': '协议', 'alphabet': '字符集',
+    'token': '代币编号', 'units': '单位数',
+    'marks': '特征数',
     'number': '数量', 'new': '新加入', 'version': '版本', 'locktime': '锁定时间', 'order': '排序', 'input_kinds': '输入类型'}
 
 # %% ../../nbs/chain/17_risk.ipynb #rf01
@@ -406,8 +418,9 @@ def signal_figures(signal: Signal) -> list[Figure]:
         if isinstance(value, str): unit = 'word'
         elif unit == 'BTC': value = int(value) / COIN
         elif unit == '%': value = 100 * value
-        made.append(Figure(f'{code}_{name}', f'{code.replace("_", " ")}: {FIELDS.get(name) or name.replace("_", " ")}', f'{CODES_ZH[code]}：{FIELDS_ZH[name]}',
-                           value, unit, f'detector {code}, data {signal.data}, confidence {signal.confidence:g}'))
+        called = f'{code.replace("_", " ")}: {FIELDS.get(name) or name.replace("_", " ")}'
+        made.append(Figure(f'{code}_{name}', called, f'{CODES_ZH[code]}：{FIELDS_ZH[name]}', value, unit,
+                           f'detector {code}, data {signal.data}, confidence {signal.confidence:g}'))
     return made
 
 # %% ../../nbs/chain/17_risk.ipynb #c26
@@ -438,6 +451,6 @@ def judgement_figures(judgement: Judgement) -> list[Figure]:
     "The figures of a judgement"
     return [known('score', 'risk score', '风险评分', judgement.score, 'points', 'sum of the parts, at most 100'),
             known('verdict', 'verdict', '结论', judgement.verdict, 'word', 'by thresholds'),
-            *(known(f'points_{part.code}', f'points of {part.code.replace("_", " ")}', f'{CODES_ZH[part.code]}：得分', part.points, 'points',
-                    'weight × score × confidence')
+            *(known(f'points_{part.code}', f'points of {part.code.replace("_", " ")}', f'{CODES_ZH[part.code]}：得分', part.points,
+                    'points', 'weight × score × confidence')
               for part in judgement.parts if part.counts and part.points)]

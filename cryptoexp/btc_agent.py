@@ -263,7 +263,8 @@ class Monitor:
         return flow_graph(self.watch.scorer.history, self.labels, txid, hops, self.network)
     def events(self) -> pd.DataFrame: return events_frame(self.told, self.language)
     def history_figure(self, address: str) -> 'Figure': return titled(self, timeline_figure(self.history(address), address))
-    def graph_figure(self, txid: str) -> 'Figure': return titled(self, flow_figure(self.graph(txid), f'BTC, from the left to the right, in {txid[:16]}…'))
+    def graph_figure(self, txid: str) -> 'Figure':
+        return titled(self, flow_figure(self.graph(txid), f'who paid whom in {txid[:16]}…, BTC'))
     def value_figure(self, txid: str) -> 'Figure': return titled(self, value_figure(list(self.watch.recent), event_named(self, txid)))
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.source.name}, {self.watch.counts["transactions"]:,} transactions, {len(self.told)} told)'

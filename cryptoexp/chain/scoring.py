@@ -241,7 +241,7 @@ def value_figure(
         figure, axes = plt.subplots()
         axes.hist(amounts, bins=edges, color='0.75')
         axes.axvline(event.value / COIN, color='C3')
-        percentile, left = event.significance.percentile, event.value / COIN < math.sqrt(edges[0] * edges[-1])
+        percentile, left = event.significance.percentile, event.value / COIN < edges[0] * (edges[-1] / edges[0]) ** 0.2
         place = '' if percentile is None else f', percentile {percentile:.1f}'
         axes.annotate(f'{bitcoin_text(event.value)}{place}', (event.value / COIN, axes.get_ylim()[1] * 0.9),
                       xytext=(6 if left else -6, 0), textcoords='offset points', ha='left' if left else 'right', color='C3')

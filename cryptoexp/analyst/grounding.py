@@ -250,7 +250,9 @@ class Reader:
         flat, places = plain(text)
         names = tuple((fact.id, fact.name, fact.name_zh) for fact in facts.values())
         self.text, self.facts, self.values, self.lexicon = lower(flat), facts, Values(facts), lexicon_of(names)
-        self.claims = claims(text, [name for each in names for name in each if name])
+        words = [fact.value for fact in facts.known if isinstance(fact.value, str)
+                 and not re.search(r'(?:^|\s)[\d.,%]+(?:\s|$)', fact.value)]
+        self.claims = claims(text, [name for each in names for name in each if name] + words)   # 999Dice.com is no figure
         at = {place: flat_place for flat_place, place in reversed(list(enumerate(places)))} if places else None
         self.spans = [(at[one.start], at[one.end - 1] + 1) if at else (one.start, one.end) for one in self.claims]   # in the plain text
         self.mentions = self.lexicon.mentions(self.text)

@@ -131,7 +131,7 @@ def test_every_pattern_is_told_and_nothing_of_it_struck(code: str) -> None:
 
 
 def test_one_of_a_thing_is_not_many() -> None:
-    assert sentence(found('peeling_chain', 1, 1, 'S', hops=2)).startswith('It is one of a peeling chain of 2 hops')
+    assert sentence(found('peeling_chain', 1, 1, 'S', hops=2)).endswith('which has 2 hops so far.')
     assert sentence(found('fake_keys', 1, 1, 'S', keys=1)) == '1 of its public keys is no key but data.'
     assert sentence(found('ancient_coins', 1, 1, 'P', days=3650, coin_days=0, dormancy=3650)) == (
         'Its oldest coin is ancient, it lay still for 3,650 days.')

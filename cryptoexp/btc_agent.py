@@ -120,8 +120,8 @@ def condition(code: str, chosen: Chosen) -> Callable[[Values], bool]:
 def phrases_of(code: str, english: str, chinese: str, most: frozenset[str] = frozenset()) -> Iterator[Phrase]:
     "The sentences of a template: one for each choice of words, and of singular or plural"
     fields = {name: spec or '' for _, name, spec, _ in Formatter().parse(english) if name}
-    words = {name: tuple(SAID[name]) for name in fields if name in SAID and not fields[name]}
-    counts = {name: (1, 2) for name in fields if name not in words and ('|' in fields[name] or name in most)}
+    words: dict[str, tuple[str | int, ...]] = {name: tuple(SAID[name]) for name in fields if name in SAID and not fields[name]}
+    counts: dict[str, tuple[str | int, ...]] = {name: (1, 2) for name in fields if name not in words and ('|' in fields[name] or name in most)}
     for choice in product(*words.values(), *counts.values()):
         chosen: Chosen = dict(zip([*words, *counts], choice))
         yield Phrase(section_of(code), tuple(f'{code}_{name}' for name in fields), filled(code, english, chosen, 0),
@@ -610,7 +610,8 @@ def history_of(monitor: Monitor, address: str | None) -> pd.DataFrame:
 def titled(monitor: Monitor, figure: 'Figure') -> 'Figure':
     "A picture of made-up transactions says so"
     import matplotlib.pyplot as plt
-    axes, style = figure.axes[0], FIGURE_STYLE
+    axes = figure.axes[0]
+    style: Any = FIGURE_STYLE
     with plt.rc_context(style):
         if is_synthetic(monitor.source.name): axes.set_title(f'SYNTHETIC: {axes.get_title(loc="left")}', loc='left')
     return figure

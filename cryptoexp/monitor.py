@@ -258,7 +258,7 @@ def watch(arguments: argparse.Namespace) -> int:
     async def whole(show: Callable[[Any], None]) -> None:
         async with aclosing(monitor.stream()) as stream:
             async for told in stream:
-                if told.kind == 'new': verdicts[told.event.verdict] += 1
+                if told.kind == 'new' and told.event is not None: verdicts[told.event.verdict] += 1
                 show(told)
     try:
         with stopped_by_signals(monitor), shown(monitor, arguments) as show: asyncio.run(whole(show))

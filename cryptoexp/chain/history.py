@@ -405,7 +405,8 @@ def timeline_figure(
             axes.plot(some.time, sign * some[name], marker, color=colour, markersize=4, label=name)
         axes.axhline(0, color='0.6', linewidth=0.6)
         axes.set(title=title, ylabel='BTC', xlabel='time (UTC)')
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
+        short: Any = ConciseDateFormatter
+        axes.xaxis.set_major_formatter(short(axes.xaxis.get_major_locator()))
         axes.legend()
     plt.close(figure)
     return figure

@@ -121,7 +121,8 @@ def phrases_of(code: str, english: str, chinese: str, most: frozenset[str] = fro
     "The sentences of a template: one for each choice of words, and of singular or plural"
     fields = {name: spec or '' for _, name, spec, _ in Formatter().parse(english) if name}
     words: dict[str, tuple[str | int, ...]] = {name: tuple(SAID[name]) for name in fields if name in SAID and not fields[name]}
-    counts: dict[str, tuple[str | int, ...]] = {name: (1, 2) for name in fields if name not in words and ('|' in fields[name] or name in most)}
+    counts: dict[str, tuple[str | int, ...]] = {
+        name: (1, 2) for name in fields if name not in words and ('|' in fields[name] or name in most)}
     for choice in product(*words.values(), *counts.values()):
         chosen: Chosen = dict(zip([*words, *counts], choice))
         yield Phrase(section_of(code), tuple(f'{code}_{name}' for name in fields), filled(code, english, chosen, 0),

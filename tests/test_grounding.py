@@ -16,16 +16,34 @@ from hypothesis import strategies as st
 from cryptoexp.analyst.claims import claims
 from cryptoexp.analyst.facts import LANGUAGES, Fact, Facts, from_json
 from cryptoexp.analyst.grounding import GONE, STRUCK, WHY, Draft, Section, check, render, repair_request, strike
+from cryptoexp.crypto_agent_wrapper import renamed
 
 HERE = Path(__file__).parent
 MARK = re.compile(r'⟦([^|⟧]*)\|([^⟧]*)⟧')
 FACTS = from_json((HERE.parent/'evals/facts/ethereum.json').read_bytes())
+BITCOIN = from_json((HERE.parent/'evals/facts/bitcoin.json').read_bytes())
+TRANSACTION = Facts('a Bitcoin transaction', [   # made up; the ids and names are those of the monitor
+    Fact(key, name, value, unit, 1, 'made up', 'as given', chinese) for key, name, chinese, value, unit in (
+        ('score', 'risk score', '风险评分', 37.5, 'points'), ('value', 'amount paid', '支付金额', 12.5, 'BTC'),
+        ('fee_rate', 'fee rate', '费率', 8.25, 'sat/vB'), ('change_confidence', 'confidence of the change', '找零置信度', 0.65, 'ratio'),
+        ('entropy', 'entropy', '熵', 3.17, 'bits'), ('consolidation_inputs', 'consolidation: inputs', '输入', 25, 'count'),
+        ('consolidation_outputs', 'consolidation: outputs', '输出', 2, 'count'))])
+ABOUT = {'ethereum': FACTS, 'bitcoin': BITCOIN, 'transaction': TRANSACTION, 'both': Facts('ethereum', [*FACTS.values(), *renamed(BITCOIN)])}
 REPLIES = ('slots_en', 'figures_en', 'slots_zh', 'figures_zh')
 
 
 def table(name: str) -> list[str]:
     lines = (HERE/name).read_text(encoding='utf-8').splitlines()
-    return [line.replace('\\n', '\n') for line in lines if line and not re.match('# (--|One|An )', line)]
+    return [line.replace('\\n', '\n') for line in lines if line and not re.match('# (--|One|An |facts:)', line)]
+
+
+def verdict_rows() -> list[tuple[str, str]]:
+    "Each line of the table of verdicts, and the name of the facts it is held against"
+    about, rows = 'ethereum', list[tuple[str, str]]()
+    for line in (HERE/'verdicts.txt').read_text(encoding='utf-8').splitlines():
+        if line.startswith('# facts: '): about = line.removeprefix('# facts: ')
+        elif line and not line.startswith('# -- ') and not line.startswith('# One '): rows.append((about, line.replace('\\n', '\n')))
+    return rows
 
 
 def unmarked(line: str) -> tuple[str, list[tuple[int, int, str]]]:
@@ -108,11 +126,11 @@ def test_no_decimal_digit_outside_a_name_escapes(text: str) -> None:
 
 # ---- verdicts
 
-@pytest.mark.parametrize('line', table('verdicts.txt'))
-def test_verdicts(line: str) -> None:
+@pytest.mark.parametrize(('about', 'line'), verdict_rows())
+def test_verdicts(about: str, line: str) -> None:
     "Each marked number is borne out by the fact that is noted, or not, for the reason that is noted"
     text, marked = unmarked(line)
-    got = [(one.claim.quote, f'!{one.why}' if one.why else one.fact_id) for one in check(text, FACTS).verdicts]
+    got = [(one.claim.quote, f'!{one.why}' if one.why else one.fact_id) for one in check(text, ABOUT[about]).verdicts]
     assert got == [(text[start:end], note) for start, end, note in marked]
 
 

@@ -661,7 +661,7 @@ def joined(text: str, found: list[Found]) -> None:
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai31
 DIRECTION = re.compile(
-    r'(?P<down>\b(?:f(?:ell|alls?|allen|alling)|drop(?:s|ped|ping)?|declin(?:e[sd]?|ing)|decreas(?:e[sd]?|ing)|los(?:t|es?|ing|s|ses)'
+    r'(?P<down>\b(?:f(?:ell|alls?|allen|alling)|drop(?:s|ped|ping)?|declin(?:e[sd]?|ing)|decreas(?:e[sd]?|ing)|(?<!stop[ -])los(?:t|es?|ing|s|ses)'
     r'|slid|slip(?:s|ped)?|sank|shed|down'
     r'|plung(?:e[sd]?|ing)|tumbled?|retreat(?:ed)?|drawdowns?|minus|negative|correction|cut|pullback)\b|下跌|跌去|跌了|(?<!涨)跌幅|下降'
     r'|下滑|下挫|回落|回撤|缩水|减少|降低|亏损|(?<!最)低(?=\s?(?:\d|约|了|出))'

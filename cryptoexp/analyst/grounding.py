@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SLOT', 'UNIT_WORDS', 'MEASURES', 'WEAK', 'NOUNS', 'STOP', 'WEAKLY', 'FIRMLY', 'ALWAYS', 'Meaning', 'Mention',
            'SPELLINGS', 'SPELLINGS_HAN', 'DURATION', 'LENGTHS', 'FALLS', 'IN_DAYS', 'SAME_AS', 'SIDE', 'BACK',
-           'SENTENCE', 'THRESHOLD', 'PAUSE', 'Names', 'LEVEL_IDS', 'NO_LEVEL_IDS', 'BELOW', 'WHY', 'ASKED', 'ADVICE',
-           'STRUCK', 'GONE', 'ROUNDS', 'NUMERALS', 'Section', 'Draft', 'render', 'words_in', 'alternatives',
+           'SENTENCE', 'THRESHOLD', 'PAUSE', 'Names', 'LEVEL_IDS', 'NO_LEVEL_IDS', 'BELOW', 'WHY', 'ONE_COSTS', 'ASKED',
+           'ADVICE', 'STRUCK', 'GONE', 'ROUNDS', 'NUMERALS', 'Section', 'Draft', 'render', 'words_in', 'alternatives',
            'durations', 'Lexicon', 'lexicon_of', 'claimable', 'fits', 'Values', 'signed', 'Reader', 'owners', 'binds',
            'phrase', 'subject', 'periods', 'window_beside', 'kin', 'distinct', 'is_window', 'is_level', 'is_price',
-           'on_its_side', 'Verdict', 'Checked', 'of_its_period', 'unborne', 'of_subject', 'misplaced', 'judged',
-           'of_its_window', 'check', 'repair_request', 'taken_out', 'strike']
+           'on_its_side', 'Verdict', 'Checked', 'of_its_period', 'unborne', 'of_subject', 'misplaced', 'may_get_there',
+           'is_one_coin', 'judged', 'of_its_window', 'check', 'repair_request', 'taken_out', 'strike']
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou04
 import re
@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from .claims import HAN_DIGITS, SMALL, Claim, claims, lower, plain
 from .facts import LANGUAGES, Fact, Facts, shown
-from .roles import COINS, Levels, Role, Subjects, coins_in, foretold
+from .roles import COINS, Foretold, Levels, Role, Subjects, coins_in, foretold
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou07
 SLOT = re.compile(r'\[\[\s*([^\[\]|]{1,80}?)\s*(?:\|\s*(size)\s*)?\]\]')   # group 1: the id; group 2: size, for the value without its sign
@@ -423,6 +423,8 @@ class Checked:
     def __str__(self) -> str: return f'grounded {self.k} of {self.n}'
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grn07
+ONE_COSTS = re.compile(r'\s?(?:is|was|costs?|trades?|fetches|buys|=|约|等于|现?价|值)')
+
 def of_its_period(reader: Reader, one: Mention, meant: list[str], said: set[str]) -> tuple[list[str], str]:
     "Of the facts meant those whose id has the numbers of the name; or, where only others have them, one of these"
     shared = {key: len(said & reader.lexicon.numbers[key]) for key in sorted(one[3] | set(meant))}
@@ -447,6 +449,7 @@ def of_subject(reader: Reader, keys: list[str], start: int) -> list[str]:
 def misplaced(
     reader: Reader, claim: Claim, span: tuple[int, int],
     role: Role | None,       # that the sentence gives to the number
+    future: Foretold | None, # whether it is said of the future
     name: Mention | None,    # that stands beside it and means one of the facts
     keys: list[str],         # the facts that bear it out
     supported: bool,         # whether one is named in the sentence
@@ -458,14 +461,21 @@ def misplaced(
     if role and not measured and not (claim.unit in ('%', 'bps', 'times') and supported):
         if not levels: return 'role'
         if not any(on_its_side(reader.facts, one, role) for one in levels): return 'side'
-    future = foretold(reader.text, *span, reader.sentence(*span))
     if future is None or (levels and (future.may or future.conditional)): return ''
     if name is not None and name[0] >= future.since - 2 and (levels or not (future.when or prices)): return ''
     return '' if name is not None and levels and name[0] > span[0] else 'forecast'
 
+def may_get_there(reader: Reader, keys: list[str], future: Foretold | None) -> bool:
+    "Whether the sentence speaks of the future, and one of the facts is a level: a price may get there that is elsewhere now"
+    return future is not None and any(is_level(reader.facts[key]) for key in keys)
+
+def is_one_coin(reader: Reader, claim: Claim, span: tuple[int, int]) -> bool:
+    "Whether a figure is the one coin whose price is told: \"1 BTC costs\""
+    return claim.value == 1 and bool(coins_in(claim.unit)) and bool(ONE_COSTS.match(reader.text, span[1]))
+
 def judged(reader: Reader, claim: Claim, span: tuple[int, int], before: int, after: int) -> Verdict | None:
     "The verdict on one claim; None where it is part of a name"
-    if is_window(reader, claim): return None
+    if is_window(reader, claim) or is_one_coin(reader, claim, span): return None
     role = reader.levels.of(*span, before, reader.sentence(*span)) if claim.unit not in ('days', 'rank') else None
     if claim.value != claim.value: return Verdict(claim, '', 'vague')
     lexicon, units = reader.lexicon, claim.unit.split('|')
@@ -473,7 +483,8 @@ def judged(reader: Reader, claim: Claim, span: tuple[int, int], before: int, aft
     found = [fact.id for value, fact in near if signed(claim, value, fact.id in lexicon.falls)]
     keys = of_subject(reader, found, span[0])
     one, beside = subject(reader, *span, before)
-    hint = next((key for key in sorted(one[3]) if fits(reader.facts[key], units)), '') if one else ''
+    rivals = (one[3] or (one[2] if one[4] == ALWAYS else frozenset())) if one else frozenset()
+    hint = next((key for key in sorted(rivals) if fits(reader.facts[key], units)), '')
     if found and not keys: return Verdict(claim, found[0], 'other subject')
     if not keys: return unborne(reader, claim, units, near, hint)
     short = distinct(claim) <= (2 if claim.unit in ('', '%', 'times') else 1) and claim.unit != 'rank'
@@ -482,13 +493,14 @@ def judged(reader: Reader, claim: Claim, span: tuple[int, int], before: int, aft
     if one and meant and beside:
         meant, rival = of_its_period(reader, one, meant, periods(reader, one, span[0], before))
         if rival: return Verdict(claim, rival, 'other fact')
-    contested = one is not None and (hint or (one[4] == ALWAYS and not one[2]))
+    future = foretold(reader.text, *span, reader.sentence(*span))
+    contested = one is not None and (hint or (one[4] == ALWAYS and not one[2])) and (beside or not may_get_there(reader, keys, future))
     if not meant and contested and (beside or not supported): return Verdict(claim, hint, 'other fact')
     days = window_beside(reader, *span, before, after) if claim.unit == '%' else None
     timed = [key for key in keys if days in lexicon.windows[key]]
     if short and not supported and not timed: return Verdict(claim, keys[0], 'few digits')
     chosen = meant or supported or timed or keys
-    wrong = misplaced(reader, claim, span, role, one if meant and beside else None, meant if meant and beside else keys, bool(supported))
+    wrong = misplaced(reader, claim, span, role, future, one if meant and beside else None, meant if meant and beside else keys, bool(supported))
     if wrong: return Verdict(claim, chosen[0], wrong)
     return of_its_window(reader, claim, chosen, days)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COINS', 'COMPARED', 'HAS', 'SUBORDINATE', 'TAKES_OVER', 'COORDINATED', 'GOES_ON', 'HEADING', 'LEVELS', 'LEVEL_WORD',
-           'NEW_CLAUSE', 'LISTED', 'AFTERWARDS', 'FREED', 'WILL', 'SOMEDAY', 'MAY', 'CONDITION', 'CUT', 'LATER_CLAUSE',
-           'FINITE', 'coin_names', 'coins_in', 'Named', 'named_coins', 'Subjects', 'Role', 'Levels', 'Foretold',
-           'foretold']
+           'NEW_CLAUSE', 'AS_LABEL', 'LISTED', 'AFTERWARDS', 'FREED', 'WILL', 'SOMEDAY', 'MAY', 'CONDITION', 'CUT',
+           'LATER_CLAUSE', 'FINITE', 'coin_names', 'coins_in', 'Named', 'named_coins', 'Subjects', 'Role', 'Levels',
+           'Foretold', 'foretold']
 
 # %% ../../nbs/analyst/01b_roles.ipynb #role04
 import re
@@ -157,8 +157,9 @@ LEVELS = {   # a role, and the words for it
     'stop': r'\bstop[- ]?loss(?:es)?\b|\bstops?\b(?=\s(?:at|is|are|of|near|below|above|around|should|can|could|might)\b|:)|止损[位价线点]?',
     'entry': r'\bentry\b|\bbuy(?:ing)? (?:zone|level|point)s?\b|(?:入场|建仓|买入)[位价点]|买点'}
 LEVEL_WORD = re.compile('|'.join(f'(?P<{role}>{words})' for role, words in LEVELS.items()))
-NEW_CLAUSE = re.compile(r'[;；。!?！？\n]|[.](?=\s)|[:：](?!\s?\**\s?(?:us)?[$\d\ue000])|\b(?:while|whereas|but|because|although|which|who|so)\b'
+NEW_CLAUSE = re.compile(r'[;；。!?！？\n]|[.](?=\s)|[:：]|\b(?:while|whereas|but|because|although|which|who|so)\b'
                         r'|[,，]\s?(?:and|the (?:price|close|rsi|adx|trend|market))\b|而|但|因为|[,，]\s?(?:价格|现价|收盘|rsi|成交|市场|趋势)')
+AS_LABEL = re.compile(r'(?:\s(?:levels?|zones?|areas?|prices?|lines?|points?))?[\s*]*[:：]')
 LISTED = re.compile(r'[\s,、，*/–-]*(?:[(（][^()（）]{0,48}[)）])?[\s,、，*/–-]*(?:and|or|then|to|和|与|及|或|以及|至|到)?\s?(?:then\s)?'
                     r'(?:at\s|near\s|around\s|在\s?)?(?:the\s)?(?:us)?[$]?')
 AFTERWARDS = re.compile(
@@ -191,7 +192,8 @@ class Levels:
         following = bisect_left(self.starts, end)
         if after and following < len(self.words) and self.words[following][0] == after.end(): roles.add(self.words[following][2])
         elif place >= 0 and self.words[place][0] >= max(before, sentence[0]) and start - self.words[place][1] <= 72:
-            if not NEW_CLAUSE.search(self.text, self.words[place][1], start): roles = self._joined(place, max(before, sentence[0]))
+            colon = AS_LABEL.match(self.text, self.words[place][1])
+            if not NEW_CLAUSE.search(self.text, min(colon.end(), start) if colon else self.words[place][1], start): roles = self._joined(place, max(before, sentence[0]))
         elif self.last and before > sentence[0] and LISTED.fullmatch(self.text, before, start): return self.last
         self.last = Role(frozenset(roles), bool(FREED.search(self.text, *sentence))) if roles else None
         return self.last

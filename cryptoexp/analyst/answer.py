@@ -17,7 +17,7 @@ from typing import Any
 from loguru import logger
 
 from .facts import Facts, language_of, listing, shown
-from .grounding import SLOT, Checked, Draft, Section, check, render, repair_request, strike
+from .grounding import SLOT, Checked, Draft, Section, better, check, render, repair_request, strike
 from .llm import LanguageModel, ModelError, Reply
 from .narrator import Phrase, narrate
 
@@ -188,8 +188,9 @@ async def asked(
     except ModelError as error:
         logger.warning('{} was asked to mend its draft and did not: {}', facts.subject, error)
         return first, first, replies
-    second = check(render(draft_of(replies[1].parsed, facts, language), facts), facts)
-    return first, second if second.n and len(second.findings) < len(first.findings) else first, replies
+    shown_draft, why = better(first, check(render(draft_of(replies[1].parsed, facts, language), facts), facts))
+    if why: replies[1] = replace(replies[1], how=f'{replies[1].how}, {why}')
+    return first, shown_draft, replies
 
 async def answer(
     facts: Facts,                        # about one subject, not too old

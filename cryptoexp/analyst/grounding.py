@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SLOT', 'UNIT_WORDS', 'MEASURES', 'WEAK', 'NOUNS', 'STOP', 'WEAKLY', 'FIRMLY', 'ALWAYS', 'Meaning', 'Mention',
            'SPELLINGS', 'SPELLINGS_HAN', 'DURATION', 'LENGTHS', 'FALLS', 'IN_DAYS', 'SAME_AS', 'SIDE', 'BACK',
-           'SENTENCE', 'THRESHOLD', 'PAUSE', 'Names', 'LEVEL_IDS', 'NO_LEVEL_IDS', 'BELOW', 'WHY', 'ONE_COSTS', 'ASKED',
-           'ADVICE', 'STRUCK', 'GONE', 'ROUNDS', 'NUMERALS', 'Section', 'Draft', 'render', 'words_in', 'alternatives',
-           'durations', 'Lexicon', 'lexicon_of', 'claimable', 'fits', 'Values', 'signed', 'Reader', 'owners', 'binds',
-           'phrase', 'subject', 'periods', 'window_beside', 'kin', 'distinct', 'is_window', 'is_level', 'is_price',
-           'on_its_side', 'Verdict', 'Checked', 'of_its_period', 'unborne', 'of_subject', 'misplaced', 'may_get_there',
-           'is_one_coin', 'judged', 'of_its_window', 'check', 'repair_request', 'taken_out', 'strike']
+           'SENTENCE', 'THRESHOLD', 'PAUSE', 'Names', 'LEVEL_IDS', 'NO_LEVEL_IDS', 'BELOW', 'WHY', 'ONE_COSTS',
+           'NO_HINT', 'ASKED', 'ADVICE', 'SET_ASIDE', 'STRUCK', 'GONE', 'WITHHELD', 'ROUNDS', 'Section', 'Draft',
+           'render', 'words_in', 'alternatives', 'durations', 'Lexicon', 'lexicon_of', 'claimable', 'fits', 'Values',
+           'signed', 'Reader', 'owners', 'binds', 'phrase', 'subject', 'periods', 'window_beside', 'kin', 'distinct',
+           'is_window', 'is_level', 'is_price', 'on_its_side', 'Verdict', 'Checked', 'of_its_period', 'unborne',
+           'of_subject', 'misplaced', 'may_get_there', 'is_one_coin', 'judged', 'of_its_window', 'check',
+           'repair_request', 'better', 'taken_out', 'strike']
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou04
 import re
@@ -533,6 +534,7 @@ def check(
     return Checked(text, tuple(sorted(verdicts, key=lambda one: one.claim.start)))
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou33
+NO_HINT = frozenset(('role', 'side', 'forecast', 'other subject'))   # the fact is right, the sentence is not
 ASKED = ('These figures of your draft are in no fact:', '草稿中的以下数字没有事实依据：')
 ADVICE = ('Write the draft again. Cite a value only as the slot of its fact, such as [[{example}]], and leave out what has no fact. '
           'Change nothing else.',
@@ -553,17 +555,29 @@ def repair_request(
         begin = max(ends[before] + 1 if before >= 0 else 0, one.claim.start - 160)
         sentence = checked.text[begin:min(ends[after] + 1 if after < len(ends) else len(checked.text), one.claim.end + 160)].strip()
         fact = facts.get(one.fact_id)
-        meant = '' if fact is None or fact.value is None else (f' ({fact.called("en")} is [[{fact.id}]])', f'（{fact.called("zh")}是 '
+        meant = '' if fact is None or fact.value is None or one.why in NO_HINT else (f' ({fact.called("en")} is [[{fact.id}]])', f'（{fact.called("zh")}是 '
             f'[[{fact.id}]]）')[place]
         lines.append((f'- "{one.claim.quote}" in "{sentence}": {WHY[one.why][0]}{meant}.', f'- “{sentence}”中的“{one.claim.quote}”：'
             f'{WHY[one.why][1]}{meant}。')[place])
     example = next((fact.id for fact in facts.known), 'id')
     return '\n'.join([ASKED[place], *lines, ADVICE[place].format(example=example)])
 
-# %% ../../nbs/analyst/02_grounding.ipynb #grou36
+# %% ../../nbs/analyst/02_grounding.ipynb #grn10
+SET_ASIDE = {'no figures': 'set aside: it had no figure left', 'no better': 'set aside: it had as many figures without a fact'}
+
+def better(
+    first: Checked,    # the draft
+    second: Checked,   # the same, repaired
+) -> tuple[Checked, str]:   # the one to be shown, and why the repair was not; empty: it is the repair
+    "Choose between a draft and its repair"
+    if first.findings and not second.n: return first, SET_ASIDE['no figures']
+    return (second, '') if len(second.findings) < len(first.findings) else (first, SET_ASIDE['no better'])
+
+# %% ../../nbs/analyst/02_grounding.ipynb #grn13
 STRUCK = ('[unsupported figure removed]', '【无依据的数字已删除】')
 GONE = ('[not known]', '【未知】')
-ROUNDS, NUMERALS = 6, "[零〇一二两三四五六七八九十百千万亿兆]"
+WITHHELD = ('[withheld: the figures in this passage could not be told apart from it]', '【已略去：该段落中的数字无法与文字分开】')
+ROUNDS = 6   # of taking out findings, and then of all figures
 
 def taken_out(checked: Checked, verdicts: Iterable[Verdict], language: str) -> str:
     "The text with a mark in the place of each of these claims"
@@ -578,11 +592,12 @@ def strike(
     facts: Facts,           # what may be claimed
     language: str = 'en',   # of the marks: en or zh
 ) -> Checked:               # what may be shown, every claim of it grounded
-    "Take out each number that has no fact, and mark the place"
-    checked = check(text, facts)
-    for turn in range(3 * ROUNDS):
+    "Take out each number that has no fact, and mark the place; what can't be mended so is withheld, and a sentence says it"
+    checked, mark = check(text, facts), WITHHELD[LANGUAGES.index(language)]
+    for turn in range(2 * ROUNDS):
         if not checked.findings: return checked
-        if turn < ROUNDS: checked = check(taken_out(checked, checked.findings, language), facts)
-        elif turn < 2 * ROUNDS: checked = check(taken_out(checked, checked.verdicts, language), facts)
-        else: checked = check(re.sub(rf'[\w.,%]*(?:\d|{NUMERALS})[\w.,%]*', '', ''.join(plain(checked.text)[0])), facts)
-    raise AssertionError(f'a text that cannot be struck: {text[:200]!r}')
+        checked = check(taken_out(checked, checked.findings if turn < ROUNDS else checked.verdicts, language), facts)
+    if checked.findings:
+        blocks = checked.text.split('\n\n')
+        checked = check('\n\n'.join(mark if check(block, facts).findings else block for block in blocks), facts)
+    return check(mark, facts) if checked.findings else checked

@@ -67,7 +67,7 @@ COMPARED = re.compile(   # before a coin that is no subject
     r'|those\sof\s)?|[与跟同对较于向随受由]\s?|相对|相比|跟随|追随|参照|类似)$', re.IGNORECASE)
 HAS = re.compile(   # "of" before the coin that has the figure
     r'\b(?:prices?|rsi|macd|adx|atr|obv|cap|capitali[sz]ation|volumes?|rank|returns?|volatility|drawdown|value|supply|turnover|rate|averages?'
-    r'|index|beta|highs?|lows?|close|quote|levels?|supports?|resistances?|targets?|stop|decline|gain|loss|rise|fall)\sof\s(?:the\s)?$|(?<!相)对于$|至于$', re.IGNORECASE)
+    r'|index|beta|highs?|lows?|close|quote|levels?|supports?|resistances?|targets?|stop|decline|gain|loss|rise|fall)\sof\s(?:the\s)?$|(?<!相)对于$|至于$|\bas\sfor\s(?:the\s)?$|\bcase\sof\s(?:the\s)?$', re.IGNORECASE)
 SUBORDINATE = re.compile(r'\b(?:if|as|when|while|whenever|since|because|although|though|after|before|once|should|unless|until|given)\b'
                          r'|若|如果|当(?!前|日)|随着|由于|虽然|尽管|一旦|只要|因为', re.IGNORECASE)
 TAKES_OVER = re.compile(r'[;；]|[,，]\s?(?:while|whereas|but|and|yet|so)\b(?!\s(?:it|its|is|was|trad|stand|now|at|has|lost|fell|rose)\b)'
@@ -102,8 +102,8 @@ def named_coins(text: str, claimed: Iterable[tuple[int, int]]) -> list[Named]:
         else:
             before = text[max(0, start - 40):start]
             clause = re.split(r'[,，;；。\n]|[.!?]\s', before)[-1]
-            subject = bool(HAS.search(before)) or not COMPARED.search(before)
-            answer.append(Named(start, end, frozenset((coin,)), subject, not SUBORDINATE.search(clause)))
+            has = bool(HAS.search(before))
+            answer.append(Named(start, end, frozenset((coin,)), has or not COMPARED.search(before), has or not SUBORDINATE.search(clause)))
     return answer
 
 # %% ../../nbs/analyst/01b_roles.ipynb #role11
@@ -155,7 +155,7 @@ LEVELS = {   # a role, and the words for it
     'support': r'\bsupports?\b(?!\s(?:a|an|the|this|that|it|its|our|from|among)\b)|支撑(?:位|线|区|价格?)?',
     'resistance': r'\bresistances?\b(?!\sto\b)|阻力(?:位|线|区)?|压力[位线]',
     'target': r'\btargets?\b|\btake[- ]profits?\b|\btp\d?\b|目标(?:价[位格]?|位)?|止盈(?:位|价格?)?',
-    'stop': r'\bstop[- ]?loss(?:es)?\b|\bstops?\b(?=\s(?:at|is|are|of|near|below|above|around|should|can|could|might)\b|:)|止损(?:价格?|[位线点])?',
+    'stop': r'\bstop[- ]?loss(?:es)?\b|\bstops?\b(?=\s(?:just |right |a little )?(?:at|is|are|of|near|below|above|around|under|over|should|can|could|might)\b|:)|止损(?:价格?|[位线点])?',
     'entry': r'\bentry\b|\bbuy(?:ing)? (?:zone|level|point)s?\b|(?:入场|建仓|买入)(?:价格?|[位点])|买点'}
 LEVEL_WORD = re.compile('|'.join(f'(?P<{role}>{words})' for role, words in LEVELS.items()))
 NEW_CLAUSE = re.compile(r'[;；。!?！？\n]|[.](?=\s)|[:：]|\b(?:while|whereas|but|because|although|which|who|so)\b'

@@ -115,8 +115,8 @@ CALENDAR = (
     name('day, the year last', '9/8/2024', rf'{NOT_IN_NUMBER}\d{{1,2}}([./])\d{{1,2}}\1{YEAR}(?!\d)', '/ .'),
     name('month of a year', '2024-08', rf'{NOT_IN_NUMBER}{YEAR}-(?:1[0-2]|0[1-9])(?![\d,.]*\d)', '-'),
     name('time of day', '23:59', rf'(?<![\d.,:])(?:[01]\d|2[0-3]){CLOCK}', ':', RATIO),
-    name('time of day, one digit', 'at 5:30', rf'(?:{AT_TIME}|(?<=[在于至到午晨上])|(?<=[在于至到午晨上] ))\d{CLOCK}|(?<![\d.,:])\d{CLOCK}(?=\s?(?:[ap]\.?m|UTC|GMT))',
-         ':', RATIO),
+    name('time of day, one digit', 'at 5:30', rf'(?:{AT_TIME}|(?<=[在于至到午晨上])|(?<=[在于至到午晨上] ))\d{CLOCK}'
+         rf'|(?<![\d.,:])\d{CLOCK}(?=\s?(?:[ap]\.?m|UTC|GMT))', ':', RATIO),
     name('hour', '3 pm', rf'{NOT_IN_NUMBER}(?:1[0-2]|[1-9])\s?(?:am|pm|a\.m\.|p\.m\.)(?![a-z])', 'am pm a.m. p.m.'),
     name('month and day', 'August 9, 2024', rf'\b{MONTH}\s{{1,2}}{DAY}(?:\s?[-–]\s?{DAY})?\b(?:,?\s{{1,2}}{YEAR})?{OPEN}', MONTHS),
     name('month and year', 'March 2024', rf'\b{MONTH},?\s{{1,2}}{YEAR}{OPEN}', MONTHS),
@@ -143,7 +143,8 @@ AVERAGES = r'(?:[SEWDTH]?MA|VWMA|BOLL|BBANDS?|BB|Bollinger(?: [Bb]ands?)?|[Mm]ov
 OSCILLATORS = (r'(?:Stoch(?:astic)? ?RSI|RSI|ADX|ATR|CCI|MFI|ROC|KDJ|DMI|MACD|OBV|[Rr]elative [Ss]trength [Ii]ndex'
                '|[Aa]verage [Tt]rue [Rr]ange|相对强弱指[数标])')
 INDICATOR = rf'(?:{AVERAGES}|{OSCILLATORS})'
-MEASURED = (rf'(?:\b(?:{INDICATOR}(?: (?:of|to))?|price|rank|score|value|level|index|cap|volume|rate|support|resistance|target|is|was|at|near|reads?'
+MEASURED = (rf'(?:\b(?:{INDICATOR}(?: (?:of|to))?|price|rank|score|value|level|index|cap|volume|rate|support|resistance|target|is|was'
+            r'|at|near|reads?'
             r'|stands?|reache[sd]|hits?|=|:)|[价值为是达到至数标分=：])\s?')
 NO_NUMBER = r'(?![.,]?\d|\s?%)'   # behind it no figure goes on
 IDENTIFIERS = (
@@ -153,12 +154,14 @@ IDENTIFIERS = (
     name('hexadecimal', '0x3fa9c1d2', r'\b0x[0-9a-fA-F]{6,}\b', '0x'),
     name('hash', '000000000000000000024bead8df69990852c202db0e0097', r'\b(?=\d*[a-f])[0-9a-f]{32,}\b'),
     name('bitcoin address', 'bc1qar0srrr7xfkvy5l643lydnw9re59', r'\b(?:bc1|tb1|bcrt1)[a-z0-9]{20,}', 'bc1 tb1 bcrt1'),
-    name('older bitcoin address', '1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa', r'\b[13](?=\w*[A-Z])(?=\w*[a-z])[1-9A-HJ-NP-Za-km-z]{25,34}\b', '1 3'))
+    name('older bitcoin address', '1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa',
+         r'\b[13](?=\w*[A-Z])(?=\w*[a-z])[1-9A-HJ-NP-Za-km-z]{25,34}\b', '1 3'))
 SCRIPTS = (
     name('form of output', 'P2WSH', rf'(?i:\bp2(?:pkh?|sh|wpkh|wsh|tr|ms|a)\b){NO_NUMBER}', 'P2 p2'),
-    name('how many keys of how many', '5-of-7 multisig', r'(?<![\d.,-])(?:1?\d|20)-of-(?:1?\d|20)(?![\d%]|[.,]\d)(?! (?:chance|odds|probabilit'
+    name('how many keys of how many', '5-of-7 multisig', r'(?<![\d.,-])(?:1?\d|20)-of-(?:1?\d|20)(?![\d%]|[.,]\d)(?! (?:chance|odds'
+                                                         r'|probabilit'
          r'|shot|holder|coin|trader|investor|day|time|user|analyst))', '-of-'),
-    name('keys, in Chinese', '2/3 多签', rf'(?<![\d.,/])(?:1?\d|20)(?:/| ?取 ?| of )(?:1?\d|20)(?= ?的? ?多(?:重签名|签))', '多签 多重'),
+    name('keys, in Chinese', '2/3 多签', r'(?<![\d.,/])(?:1?\d|20)(?:/| ?取 ?| of )(?:1?\d|20)(?= ?的? ?多(?:重签名|签))', '多签 多重'),
     name('opcode', 'OP_16', r'\bOP_\d{1,2}\b', 'OP_'),
     name('path of a key', "m/84'/0'/0'", r"\bm(?:/\d{1,9}['hH]?){1,6}(?![\w.])", 'm/'),
     name('hash, curve or alphabet', 'secp256k1', r'(?i:\b(?:sha-?[123]|sha-?256d?|sha-?512|ripemd-?160|hash-?160|hash-?256|secp256[kr]1'
@@ -169,7 +172,8 @@ SCRIPTS = (
 PRODUCTS = (
     name('stock index', 'S&P 500', r'\b(?:S&P|Nasdaq|NASDAQ|Russell|Fortune|FTSE|Nikkei|Dow|Stoxx|CSI|DAX)[ -]?'
          rf'(?:500|100|2000|1000|225|300|50|600|40|30)\b{NO_NUMBER}', 'S&P Nas NAS Rus For FTS Nik Dow Sto CSI DAX'),
-    name('stock index in Chinese', '标普 500', '(?:标普|纳斯达克|纳指|沪深|上证|日经|富时|罗素)\\s?(?:500|100|2000|225|300|50)' + NO_NUMBER,
+    name('stock index in Chinese', '标普 500', '(?:标普|纳斯达克|纳指|沪深|上证|日经|富时|罗素)\\s?(?:500|100|2000|225|300'
+                                             '|50)' + NO_NUMBER,
          '标普 纳 沪深 上证 日经 富时 罗素'),
     name('round the clock', '24/7', r'(?<![\d.])(?:24/7|7\s?[x×*]\s?24|24\s?[x×*]\s?7)(?!\d)', '24'),
     name('web', 'Web3', r'\b[Ww]eb ?[23](?:\.0)?\b(?!\.?\d|%)', 'eb2 eb3 eb 2 eb 3'),
@@ -189,7 +193,8 @@ RANKED = r'(?:排名?|排行|位[居列]|名列|[稳高]?居|跻身|升至|降�
 ORDINAL_HAN = r'第\s?(?:\d+(?:\s?[-–至到]\s?\d+)?|[一二三四五六七八九十百千]+)'
 RANK_NOUN = '(?:大(?:加密|数字|虚拟|公链|货币|币|代币|资产|市值|交易所)|[名位])'
 WORDS_HAN = (
-    name('word with a numeral', '零知识', '十分|(?<![一二两三四五六七八九十])万一(?![千百十])|千万(?=不|别|要|勿|小心|注意|记)|零知识|百科|四季|三方|一一',
+    name('word with a numeral', '零知识', '十分|(?<![一二两三四五六七八九十])万一(?![千百十])|千万(?=不|别|要|勿|小心|注意|记)|零知识'
+                                       '|百科|四季|三方|一一',
          '十分 万一 千万 零知 百科 四季 三方 一一'),
     name('ordinal before a noun', '第三季度', rf'{ORDINAL_HAN}(?=\s?[\u4e00-\u9fffA-Za-z])(?!\s?{RANK_NOUN})', '第', RANKED),
     name('ordinal alone', '第 3', rf'{ORDINAL_HAN}(?!\s?[\u4e00-\u9fffA-Za-z])', '第', rf'{RANKED}|{MEASURED}'))
@@ -231,7 +236,8 @@ PERIODS = [
          r'(?:\s?[,/，、]\s?\d{1,3}(?:\.\d)?(?![\d.]\d)){1,3}\s?\)', '('),
     name('period, indicator', '14-day RSI', rf'{LENGTH}[ -]?(?:{STRETCH}|periods?|bars?|candles?)\b[ -]?'
          rf'(?:[a-zA-Z]{{3,12}}[ -]){{0,3}}{INDICATOR}', INDICATORS),
-    name('the same in Chinese', '14 日 RSI', rf'{LENGTH}\s?个?(?:日|天|周|月|小时|分钟|期|时)\s?的?\s?(?:简单|指数|加权|线|平均)?{INDICATOR}',
+    name('the same in Chinese', '14 日 RSI',
+         rf'{LENGTH}\s?个?(?:日|天|周|月|小时|分钟|期|时)\s?的?\s?(?:简单|指数|加权|线|平均)?{INDICATOR}',
          INDICATORS),
     name('bare period, average', '50 EMA', rf'(?<![\d.,]){CUSTOMARY}[ -]?{AVERAGES}\b', INDICATORS),
     name('average, period', 'SMA50', rf'{WHOLE_WORD}{AVERAGES}(?:-|\(\s?|){LENGTH}{NO_UNIT}', INDICATORS),
@@ -240,7 +246,8 @@ PERIODS = [
     name('candles', '30 candles', rf'{LENGTH}[ -](?:{STRETCH}[ -])?(?:candles?|bars?|periods?|sessions)\b', 'candle bar period session'),
     name('chart in Chinese', '4 小时图', rf'{LENGTH}\s?(?:(?:日|天|周|小时|分钟)\s?(?:图|级别|周期)|根)', '图 级别 周期 根'),
     name('oscillator, period', 'RSI-14', rf'{WHOLE_WORD}{OSCILLATORS}(?:\(|-|){PERIOD}(?![\d%])', INDICATORS),
-    name('oscillator (period)', 'RSI (14)', rf'{WHOLE_WORD}{OSCILLATORS} \(\s?(?:6|7|9|12|14|21)\s?(?:[,-]?\s?(?:days?|d|日|天))?\s?\)', '('),
+    name('oscillator (period)', 'RSI (14)',
+         rf'{WHOLE_WORD}{OSCILLATORS} \(\s?(?:6|7|9|12|14|21)\s?(?:[,-]?\s?(?:days?|d|日|天))?\s?\)', '('),
     name('oscillator, period, verb', 'RSI 14 is', rf'{WHOLE_WORD}{OSCILLATORS}\s(?:6|7|9|12|14|21|24){SAYS}', INDICATORS),
     name('period in numerals', '二十日均线', '(?:[一二三五六十]|十四|二十|五十|六十|一百|二百|两百)[日周天]均?线', '线')]
 
@@ -279,7 +286,8 @@ UNIT = (   # the unit, what one of it is in it, how it is written in English, an
 # %% ../../nbs/analyst/01a_claims.ipynb #uni03
 NO_CODES = ('RSI MACD [SEWD]?MA ATR ADX OBV CCI MFI ROC KDJ BOLL BB AM PM UTC GMT ETFs? AI US UK EU API VWAP ATH ATL TVL DCA AND OR THE '
             'IS AT ON IN TO OF BY AS IT').split()   # capitals that are no unit behind a number
-SCALE_WORD = ('(?P<scale>thousand|million|billion|trillion|quadrillion|hundred|十万|百万|千万|十亿|百亿|千亿|万亿|万万|百|千|万(?!一)|亿|兆)'
+SCALE_WORD = ('(?P<scale>thousand|million|billion|trillion|quadrillion|hundred|十万|百万|千万|十亿|百亿|千亿|万亿|万万|百|千|万(?!一)'
+              '|亿|兆)'
               '(?![a-rt-z])')
 SCALE_LETTER = r'(?P<letter>[kKMBT]|[mM]n|[bB]n|[tT]n|mm|m|b)(?![A-Za-z\d])'
 LATE_SCALE = r'(?P<late>thousand\b|million\b|billion\b|trillion\b|[kKMBT](?![A-Za-z])|万亿|千万|百万|万|亿|千)'
@@ -583,12 +591,13 @@ def signs_found(text: str) -> Iterator[Found]:
         yield Found(match.start(), match.end(), match.span(), value, 1.0, unit='%' if value == value else '')
 
 # %% ../../nbs/analyst/01a_claims.ipynb #rnk02
-ORDINALS = {word: value for value, word in enumerate('first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth'.split(),
-                                                     1)}
+ORDINALS = {word: value for value, word in enumerate(
+    'first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth'.split(), 1)}
 ORDINAL_WORD = rf'(?:{"|".join(ORDINALS)}|\d{{1,4}}(?:st|nd|rd|th))'
 RANKS = re.compile(
     rf'\brank(?:ed|s|ing)?(?:\s(?:is|as|in|at|now|still|currently|only|globally|the))*\s(?P<behind>{ORDINAL_WORD})\b'
-    rf'|\b(?P<before>{ORDINAL_WORD})(?=[- ](?:largest|biggest|smallest|highest|lowest|strongest|most[- ][a-z]+)\b|\sby\s(?:market|volume|size)'
+    rf'|\b(?P<before>{ORDINAL_WORD})(?=[- ](?:largest|biggest|smallest|highest|lowest|strongest|most[- ][a-z]+)\b|\sby\s(?:market'
+    rf'|volume|size)'
     r'|\s(?:place|rank)\b)'
     rf'|\bnumber[ -](?P<cardinal>{UNDER_TEN}|ten)(?=\s(?:by|in|among|coin|crypto\w*|overall|globally)\b)')
 RANKS_HAN = re.compile(rf'第\s?(?:(?P<digits>\d{{1,4}})|(?P<numeral>{RUN}{{1,4}}))')
@@ -601,8 +610,8 @@ def ranks_found(text: str) -> Iterator[Found]:
         start, end = match.span(kind)
         word = match[kind]
         if word == 'first' and kind == 'before' and IN_FIRST_PLACE.search(lower(text[max(0, start - 9):start])): continue
-        value = ORDINALS.get(word) or SMALL.get(word) or int(re.sub('[a-z]', '', word))
-        yield Found(start, end, (start, end), float(value), 1.0, unit='rank')
+        place = ORDINALS.get(word) or SMALL.get(word) or int(re.sub('[a-z]', '', word))
+        yield Found(start, end, (start, end), float(place), 1.0, unit='rank')
     for match in RANKS_HAN.finditer(text):
         start, end = match.span()
         placed = re.search(f'{RANKED}$', text[max(0, start - 12):start]) or re.match(rf'\s?{RANK_NOUN}', text[end:end + 8])
@@ -610,9 +619,10 @@ def ranks_found(text: str) -> Iterator[Found]:
         yield Found(start, end, (start, end), value, 1.0, unit='rank' if placed else '')
 
 # %% ../../nbs/analyst/01a_claims.ipynb #rnk03
-ROMAN = re.compile(r'(?:(?<=\bis )|(?<=\bat )|(?<=\bof )|(?<=\bto )|(?<=\bnear )|(?<=\babout )|(?<=\bread )|(?<=\breads )|(?<=\bhits )'
+ROMAN = re.compile(r'(?=[MDCLXVI]{2})(?:(?<=\bis )|(?<=\bat )|(?<=\bof )|(?<=\bto )|(?<=\bnear )|(?<=\babout )|(?<=\bread )'
+                   r'|(?<=\breads )|(?<=\bhits )'
                    r'|(?<=\breached )|(?<=[=:] )|(?<=[=:为是达到至于])|(?<=[为是达到至于] ))'
-                   r'(?=[MDCLXVI]{2})M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?![A-Za-z\d+&-])')
+                   r'M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?![A-Za-z\d+&-])')
 ROMAN_DIGITS = dict(zip('MDCLXVI', (1000, 500, 100, 50, 10, 5, 1)))
 NO_ROMAN = ('MIX', 'DI', 'CD', 'DC', 'MD', 'MM', 'CV', 'DIM', 'CIVIC', 'LI', 'XI', 'DM', 'CC', 'MC', 'CI', 'CL', 'LC', 'CM', 'MV')
 
@@ -621,15 +631,17 @@ def roman_found(text: str) -> Iterator[Found]:
     for match in ROMAN.finditer(text):
         if match[0] in NO_ROMAN: continue
         digits = [ROMAN_DIGITS[char] for char in match[0]]
-        value = sum(-one if one < two else one for one, two in pairwise([*digits, 0]))
+        value = sum((-one if one < two else one for one, two in pairwise([*digits, 0])), 0)
         yield with_tail(Found(*match.span(), match.span(), float(value), 1.0), text, match.end())
 
 NO_RISK = re.compile(
     r'\b(?:zero|no|without(?: any)?|free of(?: any)?) risks?\b(?! of (?!(?:a |any )?los))'
     r'(?: at all| whatsoever| of (?:a |any )?los\w+)?(?=\s*(?:[.,;:!?)]|$|\b(?:to|in|for|when|if|here|and|or|involved|attached)\b))'
-    r'|\bzero[ -](?:risk|chance|probability|downside|loss(?:es)?)\b(?! (?:score|premium))|\brisk[- ]free\b(?! (?:rate|return|asset|interest|yield))'
+    r'|\bzero[ -](?:risk|chance|probability|downside|loss(?:es)?)\b(?! (?:score|premium))|\brisk[- ]free\b(?! (?:rate|return|asset'
+    r'|interest|yield))'
     r'|\bguaranteed (?:profits?|returns?|gains?|wins?)\b'
-    r'|零(?:风险|损失|亏损|回撤)|(?:毫无|没有任?何?|完全没有|无任何)风险(?![评指因提信特标类名])|(?<![高中低])无风险(?!利率|收益|资产|套利|指标|回报)'
+    r'|零(?:风险|损失|亏损|回撤)|(?:毫无|没有任?何?|完全没有|无任何)风险(?![评指因提信特标类名])|(?<![高中低])无风险(?!利率|收益|资产'
+    r'|套利|指标|回报)'
     r'|稳赚不赔|稳赚|包赚|必涨|必赚')
 DENIED = re.compile(r"\b(?:not|never|nothing|no|none|hardly|nobody|cannot|nor|n't)\b[\w\s,'-]{0,32}$"
                     '|(?:并非|不是|没有|不存在|绝非|并不|不可能|谈不上|不等于|不能|不会)[^，。；]{0,8}$')
@@ -661,7 +673,8 @@ def joined(text: str, found: list[Found]) -> None:
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai31
 DIRECTION = re.compile(
-    r'(?P<down>\b(?:f(?:ell|alls?|allen|alling)|drop(?:s|ped|ping)?|declin(?:e[sd]?|ing)|decreas(?:e[sd]?|ing)|(?<!stop[ -])los(?:t|es?|ing|s|ses)'
+    r'(?P<down>\b(?:f(?:ell|alls?|allen|alling)|drop(?:s|ped|ping)?|declin(?:e[sd]?|ing)|decreas(?:e[sd]?|ing)'
+    r'|(?<!stop[ -])los(?:t|es?|ing|s|ses)'
     r'|slid|slip(?:s|ped)?|sank|shed|down'
     r'|plung(?:e[sd]?|ing)|tumbled?|retreat(?:ed)?|drawdowns?|minus|negative|correction|cut|pullback)\b|下跌|跌去|跌了|(?<!涨)跌幅|下降'
     r'|下滑|下挫|回落|回撤|缩水|减少|降低|亏损|(?<!最)低(?=\s?(?:\d|约|了|出))'

@@ -474,6 +474,7 @@ def is_one_coin(reader: Reader, claim: Claim, span: tuple[int, int]) -> bool:
     "Whether a figure is the one coin whose price is told: \"1 BTC costs\""
     return claim.value == 1 and bool(coins_in(claim.unit)) and bool(ONE_COSTS.match(reader.text, span[1]))
 
+# %% ../../nbs/analyst/02_grounding.ipynb #grn09
 def judged(reader: Reader, claim: Claim, span: tuple[int, int], before: int, after: int) -> Verdict | None:
     "The verdict on one claim; None where it is part of a name"
     if is_window(reader, claim) or is_one_coin(reader, claim, span): return None
@@ -501,7 +502,8 @@ def judged(reader: Reader, claim: Claim, span: tuple[int, int], before: int, aft
     timed = [key for key in keys if days in lexicon.windows[key]]
     if short and not supported and not timed: return Verdict(claim, keys[0], 'few digits')
     chosen = meant or supported or timed or keys
-    wrong = misplaced(reader, claim, span, role, future, one if meant and beside else None, meant if meant and beside else keys, bool(supported))
+    name, borne = (one, meant) if meant and beside else (None, keys)
+    wrong = misplaced(reader, claim, span, role, future, name, borne, bool(supported))
     if wrong: return Verdict(claim, chosen[0], wrong)
     return of_its_window(reader, claim, chosen, days)
 
@@ -555,14 +557,15 @@ def repair_request(
         begin = max(ends[before] + 1 if before >= 0 else 0, one.claim.start - 160)
         sentence = checked.text[begin:min(ends[after] + 1 if after < len(ends) else len(checked.text), one.claim.end + 160)].strip()
         fact = facts.get(one.fact_id)
-        meant = '' if fact is None or fact.value is None or one.why in NO_HINT else (f' ({fact.called("en")} is [[{fact.id}]])', f'（{fact.called("zh")}是 '
+        silent = fact is None or fact.value is None or one.why in NO_HINT
+        meant = '' if silent or fact is None else (f' ({fact.called("en")} is [[{fact.id}]])', f'（{fact.called("zh")}是 '
             f'[[{fact.id}]]）')[place]
         lines.append((f'- "{one.claim.quote}" in "{sentence}": {WHY[one.why][0]}{meant}.', f'- “{sentence}”中的“{one.claim.quote}”：'
             f'{WHY[one.why][1]}{meant}。')[place])
     example = next((fact.id for fact in facts.known), 'id')
     return '\n'.join([ASKED[place], *lines, ADVICE[place].format(example=example)])
 
-# %% ../../nbs/analyst/02_grounding.ipynb #grn10
+# %% ../../nbs/analyst/02_grounding.ipynb #grn11
 SET_ASIDE = {'no figures': 'set aside: it had no figure left', 'no better': 'set aside: it had as many figures without a fact'}
 
 def better(
@@ -573,7 +576,7 @@ def better(
     if first.findings and not second.n: return first, SET_ASIDE['no figures']
     return (second, '') if len(second.findings) < len(first.findings) else (first, SET_ASIDE['no better'])
 
-# %% ../../nbs/analyst/02_grounding.ipynb #grn13
+# %% ../../nbs/analyst/02_grounding.ipynb #grn14
 STRUCK = ('[unsupported figure removed]', '【无依据的数字已删除】')
 GONE = ('[not known]', '【未知】')
 WITHHELD = ('[withheld: the figures in this passage could not be told apart from it]', '【已略去：该段落中的数字无法与文字分开】')

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .claims import END, lower
+from .claims import END
 
 # %% ../../nbs/analyst/01b_roles.ipynb #role07
 COINS: dict[str, tuple[str, str, str, str]] = {   # id: names, names with a capital, tickers, Chinese names
@@ -33,6 +33,7 @@ COINS: dict[str, tuple[str, str, str, str]] = {   # id: names, names with a capi
     'polygon': ('', 'Polygon', 'MATIC POL', ''), 'filecoin': ('filecoin', '', 'FIL', ''), 'cosmos': ('', '', 'ATOM', ''),
     'zcash': ('zcash', '', 'ZEC', '大零币'), 'aave': ('', 'Aave', 'AAVE', ''), 'hyperliquid': ('', 'Hyperliquid', 'HYPE', '')}
 
+# %% ../../nbs/analyst/01b_roles.ipynb #role08
 @lru_cache(maxsize=1)
 def coin_names() -> tuple[dict[str, str], re.Pattern[str]]:
     "The coin of each name, and a pattern that finds them, the longest first"
@@ -60,14 +61,18 @@ def coins_in(text: str) -> list[tuple[int, int, str]]:   # plain, with its capit
         found.append((match.start(), match.end(), known.get(word) or known[word.removesuffix('s')]))
     return found
 
-# %% ../../nbs/analyst/01b_roles.ipynb #role10
+# %% ../../nbs/analyst/01b_roles.ipynb #role11
 COMPARED = re.compile(   # before a coin that is no subject
-    r'(?:\b(?:with|to|against|like|unlike|than|versus|vs\.?|from|into|by|on|in|via|through|as|per|follow(?:s|ed|ing)?|track(?:s|ed|ing)?|digital'
-    r'|mirror(?:s|ed|ing)?|trail(?:s|ed|ing)?|outperform(?:s|ed|ing)?|underperform(?:s|ed|ing)?|behind|beyond|between|near|of)\s(?:the\s|that\sof\s'
+    r'(?:\b(?:with|to|against|like|unlike|than|versus|vs\.?|from|into|by|on|in|via|through|as|per|follow(?:s|ed|ing)?|track(?:s|ed'
+    r'|ing)?|digital'
+    r'|mirror(?:s|ed|ing)?|trail(?:s|ed|ing)?|outperform(?:s|ed|ing)?|underperform(?:s|ed|ing)?|behind|beyond|between|near'
+    r'|of)\s(?:the\s|that\sof\s'
     r'|those\sof\s)?|[与跟同对较于向随受由]\s?|相对|相比|跟随|追随|参照|类似)$', re.IGNORECASE)
 HAS = re.compile(   # "of" before the coin that has the figure
-    r'\b(?:prices?|rsi|macd|adx|atr|obv|cap|capitali[sz]ation|volumes?|rank|returns?|volatility|drawdown|value|supply|turnover|rate|averages?'
-    r'|index|beta|highs?|lows?|close|quote|levels?|supports?|resistances?|targets?|stop|decline|gain|loss|rise|fall)\sof\s(?:the\s)?$|(?<!相)对于$|至于$|\bas\sfor\s(?:the\s)?$|\bcase\sof\s(?:the\s)?$', re.IGNORECASE)
+    r'\b(?:prices?|rsi|macd|adx|atr|obv|cap|capitali[sz]ation|volumes?|rank|returns?|volatility|drawdown|value|supply|turnover|rate'
+    r'|averages?'
+    r'|index|beta|highs?|lows?|close|quote|levels?|supports?|resistances?|targets?|stop|decline|gain|loss|rise|fall)\sof\s(?:the\s)?$'
+    r'|(?<!相)对于$|至于$|\bas\sfor\s(?:the\s)?$|\bcase\sof\s(?:the\s)?$', re.IGNORECASE)
 SUBORDINATE = re.compile(r'\b(?:if|as|when|while|whenever|since|because|although|though|after|before|once|should|unless|until|given)\b'
                          r'|若|如果|当(?!前|日)|随着|由于|虽然|尽管|一旦|只要|因为', re.IGNORECASE)
 TAKES_OVER = re.compile(r'[;；]|[,，]\s?(?:while|whereas|but|and|yet|so)\b(?!\s(?:it|its|is|was|trad|stand|now|at|has|lost|fell|rose)\b)'
@@ -78,6 +83,7 @@ SPOKEN_OF = re.compile(r'\b(?:it|its)\b|它|其')   # then "it" is somebody alre
 HEADING = re.compile(r'\s*(?:#{1,6}\s?)?[\s*_\d.、）)一二三四五六七八九十]*(?:the\s)?(?P<coin>.{2,24}?)(?:\s?[(（][^()（）]{1,12}[)）])?'
                      r'[\s*_：:]*(?:analysis|report|overview|price|today|market|分析|报告|概况|行情|价格|走势)?[\s*_：:]*', re.IGNORECASE)
 
+# %% ../../nbs/analyst/01b_roles.ipynb #role12
 @dataclass(frozen=True, slots=True)
 class Named:
     "Coins that a text names together"
@@ -106,7 +112,7 @@ def named_coins(text: str, claimed: Iterable[tuple[int, int]]) -> list[Named]:
             answer.append(Named(start, end, frozenset((coin,)), has or not COMPARED.search(before), has or not SUBORDINATE.search(clause)))
     return answer
 
-# %% ../../nbs/analyst/01b_roles.ipynb #role11
+# %% ../../nbs/analyst/01b_roles.ipynb #role13
 class Subjects:
     "Of which coins the figures of a text are said to be"
     def __init__(self, text: str, claimed: Iterable[tuple[int, int]]):   # plain, and start and end of each figure
@@ -121,7 +127,8 @@ class Subjects:
         for line in re.finditer(r'(?m)^\s*(?:#{1,6}\s|\*\*)[^\n]{1,60}$', self.text):
             inside = [one for one in self.named if line.start() <= one.start < line.end()]
             fits = HEADING.fullmatch(line[0]) if len(inside) == 1 and inside[0].subject else None
-            alone = fits and (fits.start('coin') + line.start(), fits.end('coin') + line.start()) == (inside[0].start, inside[0].end)
+            begin = line.start()
+            alone = fits and (fits.start('coin') + begin, fits.end('coin') + begin) == (inside[0].start, inside[0].end)
             answer.append((line.end(), inside[0].coins if alone else frozenset()))
         return answer
 
@@ -150,27 +157,33 @@ class Subjects:
         inside = self.named[bisect_left(self.starts, begin):bisect_left(self.starts, after if after >= 0 else len(self.text))]
         return any(one.coins & coins for one in inside)
 
-# %% ../../nbs/analyst/01b_roles.ipynb #role14
+# %% ../../nbs/analyst/01b_roles.ipynb #role16
 LEVELS = {   # a role, and the words for it
     'support': r'\bsupports?\b(?!\s(?:a|an|the|this|that|it|its|our|from|among)\b)|支撑(?:位|线|区|价格?)?',
     'resistance': r'\bresistances?\b(?!\sto\b)|阻力(?:位|线|区)?|压力[位线]',
     'target': r'\btargets?\b|\btake[- ]profits?\b|\btp\d?\b|目标(?:价[位格]?|位)?|止盈(?:位|价格?)?',
-    'stop': r'\bstop[- ]?loss(?:es)?\b|\bstops?\b(?=\s(?:just |right |a little )?(?:at|is|are|of|near|below|above|around|under|over|should|can|could|might)\b|:)|止损(?:价格?|[位线点])?',
+    'stop': r'\bstop[- ]?loss(?:es)?\b|\bstops?\b(?=\s(?:just |right |a little )?(?:at|is|are|of|near|below|above|around|under|over'
+            r'|should|can|could|might)\b|:)|止损(?:价格?|[位线点])?',
     'entry': r'\bentry\b|\bbuy(?:ing)? (?:zone|level|point)s?\b|(?:入场|建仓|买入)(?:价格?|[位点])|买点'}
 LEVEL_WORD = re.compile('|'.join(f'(?P<{role}>{words})' for role, words in LEVELS.items()))
 NEW_CLAUSE = re.compile(r'[;；。!?！？\n]|[.](?=\s)|[:：]|\b(?:while|whereas|but|because|although|which|who|so)\b'
-                        r'|[,，]\s?(?:and|the (?:price|close|rsi|adx|trend|market))\b|而|但|因为|[,，]\s?(?:价格|现价|收盘|rsi|成交|市场|趋势)')
+                        r'|[,，]\s?(?:and|the (?:price|close|rsi|adx|trend|market))\b|而|但|因为|[,，]\s?(?:价格|现价|收盘|rsi|成交'
+                        r'|市场|趋势)')
 AS_LABEL = re.compile(r'(?:\s(?:levels?|zones?|areas?|prices?|lines?|points?))?[\s*]*[:：]')
 LISTED = re.compile(r'[\s,、，*/–-]*(?:[(（][^()（）]{0,48}[)）])?[\s,、，*/–-]*(?:and|or|then|to|和|与|及|或|以及|至|到)?\s?(?:then\s)?'
                     r'(?:at\s|near\s|around\s|在\s?)?(?:the\s)?(?:us)?[$]?')
-TO_A_NUMBER = re.compile(r'(?:\s(?:level|zone|price|area)s?|位|价|线)?\s?(?:is|are|at|near|around|lies at|:|在|为|是|约|：)?\s?(?:us)?[$]?\d')
+TO_A_NUMBER = re.compile(r'(?:\s(?:level|zone|price|area)s?|位|价|线)?\s?(?:is|are|at|near|around|lies at|:|在|为|是|约'
+                         r'|：)?\s?(?:us)?[$]?\d')
 AFTERWARDS = re.compile(
-    r'\s?(?:[(（]\s?|(?:is|are|as|acts? as|acting as|serves? as|serving as|marks?|forms?|becomes?|provides?|offers?|will be|remains?)\s|,\s(?=(?:a|an|the|our|my|your)\s))'
+    r'\s?(?:[(（]\s?|(?:is|are|as|acts? as|acting as|serves? as|serving as|marks?|forms?|becomes?|provides?|offers?|will be'
+    r'|remains?)\s|,\s(?=(?:a|an|the|our|my|your)\s))'
     r'(?:(?:a|an|the|its|our|my|your|next|first|nearest|key|important|strong|main|immediate|major|possible|good|second|new|clear)\s)*|'
-    r'\s?(?:美元|一线|附近|处|上方|下方|这里|\s)*(?:是|为|构成|形成|作为|成为|提供|有|起到|视为|当作|[(（])(?:了|重要|关键|强|较强|第一|主要|下一个?|短期|的|\s)*')
+    r'\s?(?:美元|一线|附近|处|上方|下方|这里|\s)*(?:是|为|构成|形成|作为|成为|提供|有|起到|视为|当作|[(（])(?:了|重要|关键|强|较强'
+    r'|第一|主要|下一个?|短期|的|\s)*')
 FREED = re.compile(r'\b(?:former|old|broken|lost|losing|reclaim\w*|flip\w*|turn\w*|becom\w*|short\w*|bear\w*|downside|previous)\b'
                    '|此前的?支撑|前支撑|失守|收复|转为|变为|转化|空头|做空|空单|下行目标|下跌目标')
 
+# %% ../../nbs/analyst/01b_roles.ipynb #role17
 @dataclass(frozen=True, slots=True)
 class Role:
     "Which levels a number is said to be"
@@ -207,28 +220,34 @@ class Levels:
     def _joined(self, place: int, begin: int) -> set[str]:
         "The role of a word and of those joined to it: support and resistance"
         roles = {self.words[place][2]}
-        while place and self.words[place - 1][0] >= begin and COORDINATED.fullmatch(self.text, self.words[place - 1][1], self.words[place][0]):
+        while place and self.words[place - 1][0] >= begin:
+            if not COORDINATED.fullmatch(self.text, self.words[place - 1][1], self.words[place][0]): break
             place -= 1
             roles.add(self.words[place][2])
         return roles
 
-# %% ../../nbs/analyst/01b_roles.ipynb #role17
+# %% ../../nbs/analyst/01b_roles.ipynb #role20
 WILL = re.compile(
     r"\b(?:will|shall|won't|going to|set to|bound to|expect(?:s|ed)?(?: to)?|forecasts?|predict(?:s|ed|ion)?|projected|soon)\b|'ll\b"
-    r'|(?<![或即])将(?!近|价格|其|资金|这|该|止损|仓位)|即将|(?<!可能)会(?=[再继续]{0,2}(?:涨|跌|升|降|上涨|下跌|回到|达到|突破|触及))|预计|预期(?=[价升涨跌达])|预测|料将|很快|必将')
+    r'|(?<![或即])将(?!近|价格|其|资金|这|该|止损|仓位)|即将|(?<!可能)会(?=[再继续]{0,2}(?:涨|跌|升|降|上涨|下跌|回到|达到|突破|触及))'
+    r'|预计|预期(?=[价升涨跌达])|预测|料将|很快|必将')
 SOMEDAY = re.compile(
-    r"\b(?:tomorrow(?:'s)?|next (?:day|week|month|quarter|year)(?:'s)?|(?:the )?(?:next|coming) (?:few |several |\S{1,6} )?(?:days|weeks|months|years)"
+    r"\b(?:tomorrow(?:'s)?|next (?:day|week|month|quarter|year)(?:'s)?|(?:the )?(?:next|coming) (?:few |several |\S{1,6} )?(?:days"
+    r"|weeks|months|years)"
     r"|by (?:next|the end of|year)\b|in the (?:near )?future|in (?:a|one|\S{1,5}) (?:day|week|month|year)s?'?s? time)\b"
     r'|明天|明日|后天|下周|下个?月|明年|下个?季度|未来|今后|日后|年底前|月底前')
 MAY = re.compile(r'\b(?:could|may|might|likely to)\b|可能|或将|或(?=升|跌|涨|降|达|触)|有望|或许|上看|看至')
 CONDITION = re.compile(
     r'\b(?:if|unless|once|when|whenever|until|whether|in case|provided|as long as|should (?=it|the|price)|'
-    r'(?:a|an|any|another|further|daily|weekly)\s(?:daily\s|weekly\s|clear\s|sustained\s|decisive\s)*(?:close|closes|break|breakout|move|drop|rise|fall)s?)\b'
-    '|若|如果|一旦|假如|倘若|要是|如(?=跌|涨|价|能|收|突|站)|当(?![前日天时然初年地月中])|只要|除非|(?:跌破|突破|站上|失守|升破|收复)(?=[^，。；]{0,40}(?:则|将|，))')
+    r'(?:a|an|any|another|further|daily|weekly)\s(?:daily\s|weekly\s|clear\s|sustained\s|decisive\s)*(?:close|closes|break|breakout'
+    r'|move|drop|rise|fall)s?)\b'
+    '|若|如果|一旦|假如|倘若|要是|如(?=跌|涨|价|能|收|突|站)|当(?![前日天时然初年地月中])|只要|除非|(?:跌破|突破|站上|失守|升破'
+    '|收复)(?=[^，。；]{0,40}(?:则|将|，))')
 CUT = re.compile(r'[,，;；:：。]')
 LATER_CLAUSE = re.compile(r'[;；]|[:：](?!\s?$)|当前|目前|现在|\bnow\b|\bcurrently\b|\btoday\b|[,，]?\s(?:and|but|while)\b|[，]?而|但')
 FINITE = re.compile(r'\b(?:fell|rose|lost|gained|was|were|has|had|dropped|climbed|declined|is|are|stands?|trades?)\b|因为|由于|过去|已|曾')
 
+# %% ../../nbs/analyst/01b_roles.ipynb #role21
 @dataclass(frozen=True, slots=True)
 class Foretold:
     "A figure that is said of the future"
@@ -245,11 +264,13 @@ def foretold(text: str, start: int, end: int, sentence: tuple[int, int]) -> Fore
     conditions = [match.start() for match in CONDITION.finditer(lead)]
     if conditions and not CUT.search(lead, conditions[-1]) and not WILL.search(lead, conditions[-1]): return None
     for pattern, may in ((WILL, False), (MAY, True)):
-        verbs = [match for match in pattern.finditer(lead)]
-        if verbs and not CUT.search(lead, verbs[-1].end()) and (verbs[-1][0][:4] in ('fore', 'pred') or not FINITE.search(lead, verbs[-1].end())):
+        verbs = list(pattern.finditer(lead))
+        if not verbs or CUT.search(lead, verbs[-1].end()): continue
+        if verbs[-1][0][:4] in ('fore', 'pred') or not FINITE.search(lead, verbs[-1].end()):
             return Foretold(verbs[-1].end() + offset, False, may, bool(conditions) and conditions[0] < verbs[-1].start())
-    times = [match for match in SOMEDAY.finditer(lead)]
-    if times and not LATER_CLAUSE.search(lead, times[-1].end()): return Foretold(times[-1].end() + offset, True, False, bool(conditions))
+    times = list(SOMEDAY.finditer(lead))
+    if times and not LATER_CLAUSE.search(lead, times[-1].end()):
+        return Foretold(times[-1].end() + offset, True, False, bool(conditions))
     behind = SOMEDAY.search(text, end, min(last, end + 40))
     if behind and not CUT.search(text, end, behind.start()): return Foretold(behind.end(), True, False, bool(conditions))
     return None

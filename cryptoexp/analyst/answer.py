@@ -19,7 +19,7 @@ from loguru import logger
 from .facts import Facts, language_of, listing, shown
 from .grounding import SLOT, Checked, Draft, Section, check, render, repair_request, strike
 from .llm import LanguageModel, ModelError, Reply
-from .narrator import Phrase, narrate
+from .narrator import Group, Phrase, narrate
 
 # %% ../../nbs/analyst/07_answer.ipynb #answ07
 RULES = {
@@ -156,6 +156,7 @@ class Narration:
     "How facts of one kind are told without a model"
     phrases: tuple[Phrase, ...]                  # in order
     headings: Mapping[str, tuple[str, str]]      # of the sections, in English and Chinese, in order
+    groups: tuple[Group, ...] = ()               # of facts that are named together where many are absent
 
 def narrated(
     facts: Facts,           # about one subject
@@ -165,7 +166,7 @@ def narrated(
     seconds: float = 0.0,   # that have passed
 ) -> Answer:                # with no model
     "The narrator's report, checked like anybody's: a phrase with a figure of its own loses it, and is named in the log"
-    found = check(render(narrate(facts, narration.phrases, language, narration.headings), facts), facts)
+    found = check(render(narrate(facts, narration.phrases, language, narration.headings, groups=narration.groups), facts), facts)
     text, struck = strike(found.text, facts, language), tuple(one.claim.quote for one in found.findings)
     if struck: logger.warning('the rules for {} wrote what is in no fact: {}', facts.subject, ', '.join(struck))
     return Answer(text.text, language, (found.k, found.n), text.n, facts, seconds=seconds, error=error, struck=struck)

@@ -85,13 +85,16 @@ def market_facts(
 # %% ../nbs/12_crypto_agent_wrapper.ipynb #chn02
 CHAIN = 'btc_agent'      # where a monitor keeps its state unless told otherwise
 CHAIN_FACTS: tuple[tuple[str, str, str, str, str], ...] = (   # id, name, name_zh, unit, method
-    ('chain_transactions', 'transactions seen by the Bitcoin monitor', '比特币监控器已见交易数', 'count', 'counted since its state was begun'),
+    ('chain_transactions', 'transactions seen by the Bitcoin monitor', '比特币监控器已见交易数', 'count',
+        'counted since its state was begun'),
     ('chain_watched_24h', 'hours of the last 24 in which the Bitcoin monitor saw payments', '过去 24 小时内监控器见到支付的小时数', 'hours',
      'full hours of UTC, the current one included'),
     ('chain_volume_24h', 'bitcoin paid within 24 hours, as far as the monitor saw it', '监控器所见 24 小时内的支付总额', 'BTC',
      'sum over those hours of what is paid to somebody else, change left out'),
-    ('chain_largest', 'largest payment among the last transactions seen', '最近所见交易中的最大支付额', 'BTC', 'paid to somebody else, change left out'),
-    ('chain_median', 'median payment among the last transactions seen', '最近所见交易的支付额中位数', 'BTC', 'paid to somebody else, change left out'),
+    ('chain_largest', 'largest payment among the last transactions seen', '最近所见交易中的最大支付额', 'BTC',
+        'paid to somebody else, change left out'),
+    ('chain_median', 'median payment among the last transactions seen', '最近所见交易的支付额中位数', 'BTC',
+        'paid to somebody else, change left out'),
     ('chain_alerts_24h', 'alerts of the Bitcoin monitor within 24 hours', '监控器 24 小时内的警报数', 'count',
      'analyses kept with a score from {alert} points on'),
     ('chain_gaps', 'gaps in what the Bitcoin monitor heard', '监控器数据中断次数', 'count', 'counted since its state was begun'))
@@ -254,13 +257,15 @@ OWN_PHRASES: tuple[Phrase, ...] = (
            '录制末段每小时已实现波动率为 [[book_volatility]]。'),
     Phrase('chain', ('chain_transactions', 'chain_watched_24h', 'chain_volume_24h'), 'The Bitcoin monitor has seen [[chain_transactions]] '
            'transactions. Within the last day it watched in [[chain_watched_24h]], and saw payments of [[chain_volume_24h]].',
-           '比特币监控器共见到 [[chain_transactions]] 笔交易；最近一天内有 [[chain_watched_24h]]在监控，所见支付合计 [[chain_volume_24h]]。'),
+           '比特币监控器共见到 [[chain_transactions]] 笔交易；最近一天内有 [[chain_watched_24h]]在监控，所见支付合计 '
+               '[[chain_volume_24h]]。'),
     Phrase('chain', ('chain_largest', 'chain_median'), 'Among the last transactions the largest payment is [[chain_largest]], the median '
            '[[chain_median]].', '最近所见交易中，最大支付为 [[chain_largest]]，中位数为 [[chain_median]]。'),
     Phrase('chain', ('chain_alerts_24h',), 'Alerts within that day: [[chain_alerts_24h]].', '当天警报数：[[chain_alerts_24h]]。',
            within('chain_alerts_24h', 1), 'alerts'),
     Phrase('chain', ('chain_alerts_24h',), 'It gave no alert within that day.', '当天没有警报。', choice='alerts'),
-    Phrase('chain', ('chain_gaps',), 'Since it began its view had gaps, [[chain_gaps]] in number.', '监控开始以来数据中断次数：[[chain_gaps]]。',
+    Phrase('chain', ('chain_gaps',), 'Since it began its view had gaps, [[chain_gaps]] in number.',
+        '监控开始以来数据中断次数：[[chain_gaps]]。',
            within('chain_gaps', 1)))
 
 # %% ../nbs/12_crypto_agent_wrapper.ipynb #face13

@@ -86,11 +86,13 @@ TREND: tuple[Phrase, ...] = (
            every(within(BOTH[0], below=0), within(BOTH[1], below=0)), 'trend'),
     Phrase('technical', BOTH, 'The last daily close is [[above_sma_50_1d|size]] above its 50-day moving average, but '
            '[[above_sma_200_1d|size]] below its 200-day moving average: the shorter and the longer view disagree.',
-           '最近的日线收盘价较 50 日均线高 [[above_sma_50_1d|size]]，但较 200 日均线低 [[above_sma_200_1d|size]]，短期与长期均线信号不一致。',
+           '最近的日线收盘价较 50 日均线高 [[above_sma_50_1d|size]]，但较 200 日均线低 [[above_sma_200_1d|size]]，'
+               '短期与长期均线信号不一致。',
            within(BOTH[0], 0), 'trend'),
     Phrase('technical', BOTH, 'The last daily close is [[above_sma_50_1d|size]] below its 50-day moving average, but '
            '[[above_sma_200_1d|size]] above its 200-day moving average: the shorter and the longer view disagree.',
-           '最近的日线收盘价较 50 日均线低 [[above_sma_50_1d|size]]，但较 200 日均线高 [[above_sma_200_1d|size]]，短期与长期均线信号不一致。',
+           '最近的日线收盘价较 50 日均线低 [[above_sma_50_1d|size]]，但较 200 日均线高 [[above_sma_200_1d|size]]，'
+               '短期与长期均线信号不一致。',
            choice='trend'),
     Phrase('technical', BOTH[:1], 'The last daily close is [[above_sma_50_1d|size]] above its 50-day moving average.',
            '最近的日线收盘价较 50 日均线高 [[above_sma_50_1d|size]]。', within(BOTH[0], 0), 'trend'),
@@ -100,11 +102,13 @@ STRENGTH = ('adx_14_1d', 'plus_di_14_1d', 'minus_di_14_1d')
 DIRECTION: tuple[Phrase, ...] = (
     Phrase('technical', STRENGTH, 'An ADX of [[adx_14_1d]] is usually read as a strong trend. It points upwards: the upward indicator '
            '(+DI) is [[plus_di_14_1d]], the downward one (-DI) [[minus_di_14_1d]].',
-           'ADX 为 [[adx_14_1d]]，通常视为强趋势；方向向上：上升方向指标 +DI 为 [[plus_di_14_1d]]，下降方向指标 -DI 为 [[minus_di_14_1d]]。',
+           'ADX 为 [[adx_14_1d]]，通常视为强趋势；方向向上：上升方向指标 +DI 为 [[plus_di_14_1d]]，下降方向指标 -DI 为 '
+               '[[minus_di_14_1d]]。',
            every(within('adx_14_1d', 25), larger('plus_di_14_1d', 'minus_di_14_1d')), 'adx'),
     Phrase('technical', STRENGTH, 'An ADX of [[adx_14_1d]] is usually read as a strong trend. It points downwards: the upward indicator '
            '(+DI) is [[plus_di_14_1d]], the downward one (-DI) [[minus_di_14_1d]].',
-           'ADX 为 [[adx_14_1d]]，通常视为强趋势；方向向下：上升方向指标 +DI 为 [[plus_di_14_1d]]，下降方向指标 -DI 为 [[minus_di_14_1d]]。',
+           'ADX 为 [[adx_14_1d]]，通常视为强趋势；方向向下：上升方向指标 +DI 为 [[plus_di_14_1d]]，下降方向指标 -DI 为 '
+               '[[minus_di_14_1d]]。',
            within('adx_14_1d', 25), 'adx'),
     Phrase('technical', STRENGTH[:1], 'An ADX of [[adx_14_1d]] lies between the values that are usually read as no trend and as a '
            'strong one.',
@@ -212,11 +216,13 @@ POSITIONS: tuple[Phrase, ...] = (
            within('funding_rate', 0, 3), 'funding'),
     Phrase('sentiment', ('funding_rate', 'open_interest'), 'In perpetual futures, with an open interest of [[open_interest]], the funding '
            'rate is [[funding_rate]] an interval: shorts pay longs, usually a sign that more want to be short.',
-           '永续合约未平仓量为 [[open_interest]]，每期资金费率为 [[funding_rate]]，由空头向多头支付，通常说明做空意愿更强。', choice='funding'),
+           '永续合约未平仓量为 [[open_interest]]，每期资金费率为 [[funding_rate]]，由空头向多头支付，通常说明做空意愿更强。',
+               choice='funding'),
     Phrase('sentiment', ('depth_balance',), 'Near the price the order books hold more bids than asks: bids less asks are [[depth_balance]] '
            'of both.', '现价附近的订单簿买单多于卖单：买单减卖单占双方合计的 [[depth_balance]]。', within('depth_balance', 10), 'books'),
     Phrase('sentiment', ('depth_balance',), 'Near the price the order books hold more asks than bids: bids less asks are [[depth_balance]] '
-           'of both.', '现价附近的订单簿卖单多于买单：买单减卖单占双方合计的 [[depth_balance]]。', within('depth_balance', below=-10), 'books'),
+           'of both.', '现价附近的订单簿卖单多于买单：买单减卖单占双方合计的 [[depth_balance]]。', within('depth_balance', below=-10),
+               'books'),
     Phrase('sentiment', ('coingecko_votes_up',), 'Of the votes of CoinGecko visitors [[coingecko_votes_up]] are positive; that is a '
            'poll, in which nobody risks anything.',
            'CoinGecko 访客投票中看涨占 [[coingecko_votes_up]]；这只是投票，并非真金白银的表态。'))
@@ -242,7 +248,8 @@ RISK: tuple[Phrase, ...] = (
            '365 天内，日收益率的第 5 百分位数为 [[bad_day_365d]]，最差的一天为 [[worst_day_365d]]。'),
     Phrase('risk', ('max_drawdown_365d', 'from_high_365d'), 'As far as sampled prices show it, the largest drawdown of that time was '
            '[[max_drawdown_365d|size]], and the price is now [[from_high_365d|size]] below the high of 365 days.',
-           '按抽样价格计算，同期最大回撤为 [[max_drawdown_365d|size]]，现价比 365 天内的高点低 [[from_high_365d|size]]。', choice='drawdown'),
+           '按抽样价格计算，同期最大回撤为 [[max_drawdown_365d|size]]，现价比 365 天内的高点低 [[from_high_365d|size]]。',
+               choice='drawdown'),
     Phrase('risk', ('max_drawdown_30d',), 'As far as sampled prices show it, the largest drawdown within 30 days was '
            '[[max_drawdown_30d|size]].', '按抽样价格计算，30 天内最大回撤为 [[max_drawdown_30d|size]]。', choice='drawdown'))
 TIED = ('beta_365d_btc', 'correlation_365d_btc')
@@ -256,7 +263,8 @@ OTHERS: tuple[Phrase, ...] = (
            '与比特币的联动较弱：365 天相关系数仅为 [[correlation_365d_btc]]。', choice='tied'),
     Phrase('risk', ('supply_issued', 'max_supply'), 'Only [[supply_issued]] of the maximum supply of [[max_supply]] is in '
            'circulation; the rest dilutes holders when it comes.',
-           '最大供应量 [[max_supply]] 中仅 [[supply_issued]] 已流通，其余部分释放时将稀释持有者。', within('supply_issued', below=80), 'supply'),
+           '最大供应量 [[max_supply]] 中仅 [[supply_issued]] 已流通，其余部分释放时将稀释持有者。', within('supply_issued', below=80),
+               'supply'),
     Phrase('risk', ('cap_of_diluted',), 'The market cap is [[cap_of_diluted]] of the fully diluted valuation, so more supply may come.',
            '市值仅占完全稀释估值的 [[cap_of_diluted]]，后续可能仍有供应释放。', within('cap_of_diluted', below=80), 'supply'),
     Phrase('risk', ('largest_market',), 'Trading is concentrated: the largest market has [[largest_market]] of the listed volume.',

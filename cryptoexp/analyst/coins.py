@@ -642,10 +642,13 @@ def refusal_of(error: NetError, access: Access) -> tuple[str, str, str]:   # wha
                 'for a paid one COINGECKO_PLAN=pro', f'CoinGecko 不接受该密钥（{http}，方案 {access.plan}）。处理办法：检查 {key}；'
                 '免费密钥设 COINGECKO_PLAN=demo，付费密钥设 COINGECKO_PLAN=pro。')
     if error.status in (401, 403):
-        return f'CoinGecko wants a key ({http})', f'set {key}; a Demo key is free', f'CoinGecko 需要密钥（{http}）。处理办法：设置 {key}；Demo 密钥免费。'
+        return (f'CoinGecko wants a key ({http})', f'set {key}; a Demo key is free',
+                f'CoinGecko 需要密钥（{http}）。处理办法：设置 {key}；Demo 密钥免费。')
     if error.status == 429:
-        waits = (f'. It asks to wait {error.retry_after:.0f} s', f'对方要求等待 {error.retry_after:.0f} 秒。') if error.retry_after else ('', '')
-        more = ('', '') if access.headers else (f', or set {key}; a Demo key is free and allows more', f'，或设置 {key}（Demo 密钥免费，额度更高）')
+        wait = error.retry_after
+        waits = (f'. It asks to wait {wait:.0f} s', f'对方要求等待 {wait:.0f} 秒。') if wait else ('', '')
+        more = f', or set {key}; a Demo key is free and allows more', f'，或设置 {key}（Demo 密钥免费，额度更高）'
+        if access.headers: more = '', ''
         return (f'CoinGecko was asked too often ({http}, plan {access.plan}){waits[0]}', f'wait a minute{more[0]}',
                 f'对 CoinGecko 的请求过于频繁（{http}，方案 {access.plan}）。{waits[1]}处理办法：稍候一分钟{more[1]}。')
     if error.status == 451:
@@ -665,7 +668,8 @@ def explained(
     status, http = error.status, f'HTTP {error.status}'
     if status is None:
         reason = access.key.blotted(error.reason) if isinstance(access.key, Secret) else error.reason
-        return CoinError(f'{error.host}: {reason}. What to do: {error.hint}', chinese=f'无法从 {error.host} 取得数据。处理办法：检查网络和地址。')
+        return CoinError(f'{error.host}: {reason}. What to do: {error.hint}',
+            chinese=f'无法从 {error.host} 取得数据。处理办法：检查网络和地址。')
     if status == 200:
         return CoinError('CoinGecko gave an answer that can not be read. What to do: try again; if it stays so, see whether something else '
                          'answers at this address, such as a login page of the network', 'unreadable', 'JSON',
@@ -724,7 +728,8 @@ async def kept_or_new(client: CoinGecko, name: str, coin: str, vs: str, query: s
         kept = client.cache.read(question, client.clock(), endpoint.age_s)
         if isinstance(kept, endpoint.shape): return kept
         if client.offline: raise CoinError(f'offline, and no fresh answer is kept for {endpoint.path.format(coin=coin)}. '
-                                         'What to do: ask without offline first', chinese='当前为离线模式，且没有保存的新近数据。处理办法：先联网查询一次。')
+                                         'What to do: ask without offline first',
+                                             chinese='当前为离线模式，且没有保存的新近数据。处理办法：先联网查询一次。')
         if client.down is not None and asyncio.get_running_loop().time() < client.down[1]: raise client.down[0]
         client.asked += 1
         try: answer = await client.session.get_json(url, params, client.access.headers)

@@ -110,7 +110,8 @@ IN_CHINESE: Mapping[str, tuple[str, str]] = MappingProxyType({   # by kind: what
     'server trouble': ('语言模型服务出现故障', '稍后重试，或换用其他服务'), 'bad request': ('语言模型服务不接受该请求', '检查模型设置'),
     'too long': ('问题超出模型可读的长度', '减少内容，或换用上下文更长的模型'), 'empty': ('模型的回答为空', '重新提问，或换用其他模型'),
     'not JSON': ('模型的回答不符合要求的格式，再次尝试后仍不符合', '换用其他模型，或减少提问内容'),
-    'cut off': ('模型的回答在中途被截断', '调大 max_output_tokens，或减少提问内容'), 'refused': ('模型拒绝回答', '换一种问法，或换用其他模型'),
+    'cut off': ('模型的回答在中途被截断', '调大 max_output_tokens，或减少提问内容'), 'refused': ('模型拒绝回答',
+        '换一种问法，或换用其他模型'),
     'not in trace': ('回放记录中没有这个问题', '重新录制，或按原样提问')})
 
 # %% ../../nbs/analyst/01_llm.ipynb #llm012
@@ -174,7 +175,8 @@ def endpoint_problem(value: Any, has_key: bool) -> str | None:
     if value is None: return None
     if not isinstance(value, str): return f"it is of type {type(value).__name__}; write an address such as 'http://127.0.0.1:8080/v1'."
     try: parts, host = urlsplit(value), urlsplit(value).hostname
-    except ValueError: return "it is not an address; write one such as 'http://127.0.0.1:8080/v1'."     # the error would quote it, login and all
+    except ValueError:      # which would quote it, login and all
+        return "it is not an address; write one such as 'http://127.0.0.1:8080/v1'."
     if parts.scheme not in ('https', 'http') or not host: return 'it must begin with https:// or http:// and name a host.'
     if parts.username or parts.password or parts.query or parts.fragment:
         return 'it carries a login, a query or a fragment; the key goes into OPENAI_API_KEY.'

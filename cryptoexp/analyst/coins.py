@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'KNOWN_BY_ID', 'COIN_ID', 'FIELDS', 'ORDERED', 'SHARES', 'LATEST_MS', 'TICKER_FACTS', 'WEIGHTED',
-           'FUTURES_FACTS', 'NOT_ASKED', 'FOUR_HOURS', 'PLANS', 'ENDPOINTS', 'KEPT_S', 'KEPT_BYTES', 'PARTS', 'DOWN_S',
-           'SKETCHES', 'EXAMPLE_NS', 'HOURS', 'KnownCoin', 'CoinError', 'UnknownCoin', 'Choice', 'tidied',
+           'FUTURES_FACTS', 'NOT_ASKED', 'FOUR_HOURS', 'PLANS', 'ROOT', 'ENDPOINTS', 'KEPT_S', 'KEPT_BYTES', 'PARTS',
+           'DOWN_S', 'SKETCHES', 'EXAMPLE_NS', 'HOURS', 'KnownCoin', 'CoinError', 'UnknownCoin', 'Choice', 'tidied',
            'known_choice', 'chosen', 'at', 'number_at', 'time_at', 'Field', 'market', 'supply_unit', 'NoAnswer',
            'coin_fields', 'consistent', 'share_facts', 'points', 'daily_closes', 'daily_candles', 'ohlc_candles',
            'price_path', 'drawn', 'ticker_facts', 'derivative_facts', 'Answers', 'coin_facts', 'fresh', 'Plan',
@@ -525,6 +525,8 @@ PLANS: dict[str, Plan] = {
     'demo': Plan('https://api.coingecko.com/api/v3', 'x-cg-demo-api-key', 100),
     'pro': Plan('https://pro-api.coingecko.com/api/v3', 'x-cg-pro-api-key', 250)}
 
+ROOT = re.compile(r'https?://(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d+)?(?:/[^\s?#@]*)?')    # no login, no query
+
 @dataclass(frozen=True, slots=True)
 class Access:
     "How to ask: raises `ConfigError` naming everything that is wrong, never with the key"
@@ -540,7 +542,7 @@ class Access:
         elif PLANS[self.plan].header and not self.secret:
             problems.append(Problem('key', f'the plan {self.plan} needs a key; set COINGECKO_API_KEY, or choose the plan keyless'))
         if not re.fullmatch(r'[\x21-\x7e]*', self.secret): problems.append(Problem('key', 'it holds spaces or other characters no key has'))
-        if self.root and not re.fullmatch(r'https?://[^\s?#@]+', self.root):      # not quoted: it may hold a key
+        if self.root and not ROOT.fullmatch(self.root):      # not quoted: it may hold a key
             problems.append(Problem('root', 'it is no address to ask at: it must begin with https:// and hold no login, query or fragment; '
                                             'a key goes into COINGECKO_API_KEY'))
         if len(self.secret) >= 8 and self.secret in self.root:

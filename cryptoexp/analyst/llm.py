@@ -120,10 +120,14 @@ class Secret:
     __slots__ = ('_text',)
     def __init__(self, text: str): self._text = text
     def reveal(self) -> str: return self._text
+    @property
+    def forms(self) -> tuple[str, ...]:
+        "As it is, and as it stands in addresses; none where it is shorter than 8 letters, for then it may be a word"
+        return tuple({self._text, quote(self._text, safe='')}) if len(self._text) >= 8 else ()
     def blotted(self, text: str) -> str:
-        "A text of others without it, as it is and as it stands in addresses; what is shorter than 8 letters is no key, and may be a word"
-        if len(self._text) < 8: return text
-        return text.replace(self._text, '…').replace(quote(self._text, safe=''), '…')
+        "A text of others without it"
+        for form in self.forms: text = text.replace(form, '…')
+        return text
     def __repr__(self) -> str: return '…'
     def __eq__(self, other: object) -> bool: return isinstance(other, Secret) and other._text == self._text
     def __hash__(self) -> int: return hash(self._text)
@@ -680,8 +684,8 @@ def request_failure(settings: ModelSettings, status: int, code: str, told: str) 
 class Trace:
     "A file to which steps are appended, a line of JSON each; without a path nothing is written"
     def __init__(self, path: Path | None, secret: Secret | None = None):   # secret: a key that is blotted out, wherever it may stand
-        self.path, text = path, secret.reveal() if secret else ''
-        self._blotted = orjson.dumps(text)[1:-1] if len(text) >= 8 else b''   # what is shorter is no key, and may be a word
+        self.path = path
+        self._blotted = [orjson.dumps(form)[1:-1] for form in (secret.forms if secret else ())]
         if path is None: return
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -692,7 +696,7 @@ class Trace:
         "Append one step; raises `StorageError`"
         if self.path is None: return
         line = orjson.dumps(step, option=orjson.OPT_APPEND_NEWLINE)
-        if self._blotted: line = line.replace(self._blotted, '…'.encode())
+        for form in self._blotted: line = line.replace(form, '…'.encode())
         with explained(self.path):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
@@ -1213,9 +1217,9 @@ class Blot:
         self.held = ''
     def push(self, piece: str) -> str:
         "What may go on now"
-        text, key = self.key.blotted(self.held + piece), self.key.reveal()
-        size = next((size for size in range(min(len(text), len(key) - 1), 0, -1) if key.startswith(text[-size:])), 0)
-        if len(key) < 8: size = 0
+        text, forms = self.key.blotted(self.held + piece), self.key.forms
+        longest = min(len(text), max(map(len, forms), default=1) - 1)
+        size = next((size for size in range(longest, 0, -1) if any(form.startswith(text[-size:]) for form in forms)), 0)
         self.held = text[len(text) - size:]
         return text[:len(text) - size]
     def close(self) -> str:

@@ -167,7 +167,7 @@ def test_reading_along(data_folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and lines[0] == '> “btc”理解为 bitcoin。' and lines[1].startswith('> bitcoin：已知事实'), lines[:4]
     assert lines[3] == '' and [line.split('：')[0] for line in lines if '已知事实' in line] == ['> bitcoin', '> ethereum']
     assert sum('由 ' in line and '有据' in line for line in lines) == 2 and lines[-1].startswith('> 以上内容')
-    assert failed.returncode == 3 and '密钥未被接受（HTTP 401）' in failed.stdout and 'bitcoyn' in failed.stderr
+    assert failed.returncode == 3 and '未设置密钥（HTTP 401）' in failed.stdout and 'bitcoyn' in failed.stderr
     assert wrong.returncode == 2 and '--json comes as a whole' in wrong.stderr and not wrong.stdout
 
 

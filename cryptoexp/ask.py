@@ -65,7 +65,7 @@ def add_commands(commands: Any) -> None:
     add('--budget', type=float, metavar='USD',
         help='what a model may cost a day, in US dollars (default: no limit); with --trace earlier runs of the day count too')
     add('--trace', type=Path, metavar='FILE', help='write every step there, a line of JSON each')
-    add('--cache', type=Path, metavar='FOLDER', help="keep the model's answers there, and use them again")
+    add('--cache', type=Path, metavar='FOLDER', help="keep the model's answers there (90 days, 200 MB), and use them again")
     add('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
     parser.set_defaults(run=ask)
 

@@ -31,7 +31,18 @@ from cryptoexp.analyst.answer import answer, answer_schema, messages_for  # noqa
 from cryptoexp.analyst.coins import EXAMPLE_NS, coin_facts, synthetic_answers  # noqa: E402
 from cryptoexp.analyst.facts import Fact, Facts, digest, language_of  # noqa: E402
 from cryptoexp.analyst.grounding import check  # noqa: E402
-from cryptoexp.analyst.llm import IN_CHINESE, Model, ModelSettings, TooLong, settings_from_environment, tokens_of  # noqa: E402
+from cryptoexp.analyst.llm import (  # noqa: E402
+    IN_CHINESE,
+    Messages,
+    Model,
+    ModelSettings,
+    Reply,
+    Schema,
+    Stream,
+    TooLong,
+    settings_from_environment,
+    tokens_of,
+)
 from cryptoexp.crypto_agent_wrapper import COIN_NARRATION  # noqa: E402
 
 PROMPT = 'Analyse the market, the sentiment and the risks.'
@@ -88,11 +99,31 @@ def fitting(facts: Facts, prompt: str, room: int) -> Facts:
     return Facts(facts.subject, kept)
 
 
-async def reference(settings: ModelSettings | None, window: int) -> list[dict[str, Any]]:
+def bounded(schema: dict[str, Any], letters: int = 60, items: int = 4) -> dict[str, Any]:
+    "The same schema with short texts and lists, so that a model that never stops comes to an end"
+    if schema.get('type') == 'string': return schema if 'enum' in schema else schema | dict(maxLength=letters)
+    if schema.get('type') == 'array': return schema | dict(maxItems=min(items, schema.get('maxItems', items)),
+                                                           items=bounded(schema['items'], letters, items))
+    parts = {name: bounded(part, letters // 3 if name in ('heading', 'name') else letters, 1 if name == 'scenarios' else items)
+             for name, part in schema.get('properties', {}).items()}
+    return schema | dict(properties=parts)
+
+
+class Brief:
+    "A small model that is held to short answers: the schema it must fit has bounds that the one of others has not"
+    def __init__(self, model: Model): self.model = model
+    async def ask(self, messages: Messages, schema: Schema | None = None, about: str = '') -> Reply:
+        return await self.model.ask(messages, None if schema is None else bounded(dict(schema)), about)
+    def stream(self, messages: Messages, schema: Schema | None = None, about: str = '') -> Stream:
+        return self.model.stream(messages, schema, about)
+
+
+async def reference(settings: ModelSettings | None, window: int, brief: bool = False) -> list[dict[str, Any]]:
     "The reference prompt about both coins; a model whose window is too small for all facts is given fewer, and the row says how many"
     rows = []
     async with contextlib.AsyncExitStack() as stack:
-        model = await stack.enter_async_context(Model(settings)) if settings else None
+        opened = await stack.enter_async_context(Model(settings)) if settings else None
+        model = Brief(opened) if opened and brief else opened
         for coin in ('bitcoin', 'ethereum'):
             facts, begin = facts_of(coin), time.monotonic()
             room = window - (settings.max_output_tokens if settings else 0)
@@ -127,7 +158,7 @@ def referred(arguments: argparse.Namespace) -> int:
     "The table of the reference prompt; 1 where a text that is shown holds a figure without a fact"
     rows = asyncio.run(reference(None, 0))
     with endpoint(arguments) as settings:
-        if settings: rows += asyncio.run(reference(settings, arguments.window))
+        if settings: rows += asyncio.run(reference(settings, arguments.window, arguments.small))
     if arguments.json: print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         print('| who writes | coin | facts given | draft k/n | shown | struck |', '| --- | --- | --- | --- | --- | --- |', sep='\n')

@@ -106,7 +106,8 @@ def listened(caplog: pytest.LogCaptureFixture) -> Iterator[io.StringIO]:
 def test_an_endpoint_that_repeats_the_key(way: str, streamed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> str:
         async with echoing(way) as address:
-            settings = ModelSettings('m', address, KEY, retries=1, timeout_s=30, trace_file=tmp_path/'trace.jsonl', cache_folder=tmp_path/'cache')
+            settings = ModelSettings('m', address, KEY, retries=1, timeout_s=30, trace_file=tmp_path/'trace.jsonl',
+                                     cache_folder=tmp_path/'cache')
             async with Model(settings) as model:
                 try:
                     if not streamed:

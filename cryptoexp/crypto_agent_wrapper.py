@@ -6,7 +6,7 @@
 __all__ = ['LOOK_BACK_NS', 'NEAR_BPS', 'CHAIN', 'CHAIN_FACTS', 'OWN_HEADINGS', 'BALANCE', 'OWN_PHRASES', 'OWN_GROUPS',
            'COIN_NARRATION', 'WHY_SYNTHETIC', 'taken', 'market_facts', 'newest_save', 'machine_values', 'alerts_since',
            'chain_values', 'chain_facts', 'facts_of_monitor', 'CryptoAgentWrapper', 'Known', 'example', 'own_facts',
-           'gathered', 'facts_of_tape', 'renamed', 'looked_up', 'asking', 'ask_many', 'streamed']
+           'gathered', 'facts_of_tape', 'renamed', 'looked_up', 'writer_of', 'asking', 'ask_many', 'streamed']
 
 # %% ../nbs/12_crypto_agent_wrapper.ipynb #face04
 import asyncio
@@ -205,9 +205,9 @@ class CryptoAgentWrapper:
         also: Sequence[str] = ('tickers', 'derivatives'),   # what else CoinGecko is asked for, a name in coins.PARTS each
         look_ups: int = 0,                         # how often a model may ask for another coin before it writes
     ):
-        name = model if isinstance(model, str) else None
-        if settings and (name or base_url): raise ValueError('the model is named beside settings too; say it once')
-        self.settings = settings or settings_from_environment(os.environ, model=name, base_url=base_url)
+        if settings and (isinstance(model, str) or base_url): raise ValueError('the model is named beside settings too; say it once')
+        self.settings = settings or settings_from_environment(
+            os.environ, model=model if isinstance(model, str) else None, base_url=base_url)
         self.system_prompt, self.access, self.cache, self.offline, self.also = system_prompt, access, cache, offline, tuple(also)
         self.synthetic, self.seed, self.tape, self.monitor, self.look_ups = synthetic, seed, tape, monitor, look_ups
         self._model = None if isinstance(model, str) else model
@@ -227,15 +227,11 @@ class CryptoAgentWrapper:
         self.reports = blocking(ask_many(self, coins, analysis_prompt))
         return {coin: str(one) for coin, one in self.reports.items()}
 
-    def facts(self, coin_id: str, language: str = 'en') -> pd.DataFrame:
-        "What is known about a coin, a row each: name, value, unit, shown, as_of, source, method, reason"
-        return blocking(self.gather(coin_id)).facts.frame(language)
+    def facts(self, coin_id: str, language: str = 'en') -> pd.DataFrame: return blocking(self.gather(coin_id)).facts.frame(language)
     async def gather(self, coin_id: str) -> 'Known': return await gathered(self, coin_id)
     async def ask(self, coin_id: str, analysis_prompt: str) -> Answer: return (await ask_many(self, [coin_id], analysis_prompt))[coin_id]
     def stream(self, coin_id: str, analysis_prompt: str) -> AsyncIterator[str]: return streamed(self, coin_id, analysis_prompt)
-    def __repr__(self) -> str:
-        writer = f'{self.settings.model} at {place_of(self.settings)}' if self._model is None else type(self._model).__name__
-        return f'CryptoAgentWrapper({writer if self.has_model else "rules"})'
+    def __repr__(self) -> str: return f'CryptoAgentWrapper({writer_of(self)})'
 
 # %% ../nbs/12_crypto_agent_wrapper.ipynb #own02
 OWN_HEADINGS = {key: names for name in HEADINGS for key, names in ((('chain', ('On the chain', '链上情况')),) if name == 'risk' else ())
@@ -291,6 +287,7 @@ def example(wrapper: CryptoAgentWrapper, choice: Choice, why: tuple[str, str]) -
     note = tuple(text.format(why=reason, seed=wrapper.seed) for text, reason in zip(WHY_SYNTHETIC, why))
     return Known(choice, synthetic_facts(choice.id, wrapper.seed), ((note[0], note[1]),))
 
+# %% ../nbs/12_crypto_agent_wrapper.ipynb #face13b
 async def own_facts(wrapper: CryptoAgentWrapper, coin_id: str | None, now_ns: int, looked_up: bool) -> list[Fact]:
     "What the tape and the monitor tell; nothing where another coin than the one asked about is looked up"
     book = [] if wrapper.tape is None or looked_up else await asyncio.to_thread(facts_of_tape, wrapper.tape)
@@ -347,6 +344,11 @@ async def looked_up(
     return facts
 
 # %% ../nbs/12_crypto_agent_wrapper.ipynb #face15
+def writer_of(wrapper: CryptoAgentWrapper) -> str:
+    "Who would write, without a key"
+    if not wrapper.has_model: return 'rules'
+    return f'{wrapper.settings.model} at {place_of(wrapper.settings)}' if wrapper._model is None else type(wrapper._model).__name__
+
 @contextlib.asynccontextmanager
 async def asking(wrapper: CryptoAgentWrapper) -> AsyncIterator[LanguageModel | None]:
     "The model that is configured, open; None: there is none"

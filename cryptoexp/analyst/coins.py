@@ -559,6 +559,7 @@ class Access:
     @property
     def headers(self) -> dict[str, str]: return {PLANS[self.plan].header: self.secret} if PLANS[self.plan].header else {}
 
+# %% ../../nbs/analyst/05_coins.ipynb #k49b
 def access_from(
     environment: Mapping[str, str],   # usually os.environ; an empty value is an absent one
 ) -> Access:                          # with a key and no plan: the Demo plan
@@ -662,6 +663,7 @@ def refusal_of(error: NetError, access: Access) -> tuple[str, str, str]:   # wha
     return (f'CoinGecko refused the question ({http})', 'check COINGECKO_URL if it is set; else report it with what was asked',
             f'CoinGecko 拒绝了该请求（{http}）。处理办法：若设置了 COINGECKO_URL，请检查它。')
 
+# %% ../../nbs/analyst/05_coins.ipynb #k56b
 def explained(
     error: NetError,    # what happened
     access: Access,     # how was asked

@@ -1210,6 +1210,7 @@ def joined(so_far: Outcome, more: Outcome) -> Outcome:
     written = so_far.tokens_out if more.tokens_out is None else more.tokens_out
     return Outcome('', finish, so_far.refusal + more.refusal, read, written, more.model or so_far.model)
 
+# %% ../../nbs/analyst/01_llm.ipynb #llm082b
 class Blot:
     "Takes a key out of words that come in pieces: what may be its beginning is held until it is clear"
     def __init__(self, key: Secret | str | None):

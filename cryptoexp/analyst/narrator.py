@@ -49,6 +49,7 @@ def usable(phrase: Phrase, facts: Facts) -> bool:
     values = {key: value for key, value in known.items() if value is not None}
     return len(values) == len(set(phrase.needs)) and phrase.when(values)
 
+# %% ../../nbs/analyst/03_narrator.ipynb #narr09a
 class Group(NamedTuple):
     "Facts that are told in one breath where many of them are absent"
     ids: str    # regular expression for whole ids
@@ -78,6 +79,7 @@ def told_absences(facts: Facts, language: str, groups: Sequence[Group] = ()) -> 
         if names: parts.append((f'{", ".join(names)} ({said[place]})', f'{"、".join(names)}（{said[place]}）')[place])
     return ('Not known: ' + '; '.join(parts) + '.', '以下数据未知：' + '；'.join(parts) + '。')[place] if parts else ''
 
+# %% ../../nbs/analyst/03_narrator.ipynb #narr09b
 def narrate(
     facts: Facts,                                  # about one subject
     phrases: Iterable[Phrase],                     # in the order in which they are told

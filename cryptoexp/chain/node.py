@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STARTING', 'Ask', 'CHAINS', 'SETTLE', 'Message', 'Answer', 'Questions', 'in_order', 'Notice', 'read_notice', 'TxOut',
            'previous_output', 'NodeStory', 'added', 'fetch', 'with_spent_outputs', 'connected', 'NodeHeader',
-           'header_of', 'the_answer', 'heard', 'PoolPicture', 'put_right', 'NodeSource', 'read_login', 'check_chain',
-           'notices', 'understood']
+           'header_of', 'the_answer', 'SmartFee', 'told_rate', 'heard', 'PoolPicture', 'put_right', 'NodeSource',
+           'read_login', 'check_chain', 'notices', 'understood']
 
 # %% ../../nbs/chain/07_node.ipynb #c04
 import base64
@@ -20,7 +20,7 @@ import aiohttp
 import msgspec
 from .block import read_block
 from .connection import Source
-from .events import Chain, Event, Gap, Pool, Removed, Unreadable
+from .events import Chain, Conditions, Event, Gap, Pool, Removed, Unreadable
 from .script import MAINNET, Network
 from .transaction import COIN, BlockPlace, Outpoint, PreviousOutput, Transaction, parse_transaction, with_previous
 from ..net import NetError, Session, check_url, connection_failure
@@ -121,6 +121,7 @@ class NodeStory:
         self.leaving = dict[str, int]()           # removed, and when: it may turn out that they were replaced
         self.counters = dict[bytes, int]()        # the last number of each topic
         self.number = -1                          # of the last change of the pool that is in the picture
+        self.rate = 0.0                           # that gets into the next block, as told last
 
     def missed(self, topic: bytes, counter: bytes) -> int | None:
         "How many messages of a topic are missing before this one; None: unknown, for the numbers start anew"
@@ -206,6 +207,19 @@ async def the_answer(ask: Ask, name: str, *arguments: Any) -> bytes:
     raise NetError('node', f'{name}: {answer.error.get("message")}', 'ask again', transient=True)
 
 # %% ../../nbs/chain/07_node.ipynb #c16
+class SmartFee(msgspec.Struct, frozen=True):
+    "What we use of the answer to `estimatesmartfee`"
+    feerate: Decimal | None = None      # BTC for 1,000 virtual bytes; None: the node has seen too little to say
+
+async def told_rate(story: NodeStory, ask: Ask, now: int) -> list[Event]:
+    "The rate that gets into one of the next two blocks, where the node can tell and it has changed"
+    answer, = await ask([('estimatesmartfee', (1, 'economical'))])
+    told = SmartFee() if answer.error else msgspec.json.decode(answer.result, type=SmartFee)
+    rate = float(told.feerate * COIN / 1000) if told.feerate else 0.0
+    if rate in (0.0, story.rate): return []
+    story.rate = rate
+    return [Conditions(now, story.name, rate)]
+
 async def heard(story: NodeStory, ask: Ask, notice: Notice, now: int) -> list[Event]:
     "A change was called out"
     if notice.number is not None:
@@ -217,7 +231,7 @@ async def heard(story: NodeStory, ask: Ask, notice: Notice, now: int) -> list[Ev
         else: return [Removed(now, story.name, notice.hash)]
         return []
     events = story.settle(now)
-    if notice.letter == 'C': return [*events, *await connected(story, ask, notice.hash, now)]
+    if notice.letter == 'C': return [*events, *await connected(story, ask, notice.hash, now), *await told_rate(story, ask, now)]
     return [*events, *story.chain.disconnect(notice.hash, now)]
 
 # %% ../../nbs/chain/07_node.ipynb #c18
@@ -246,6 +260,7 @@ async def put_right(story: NodeStory, ask: Ask, now: int, backlog: bool) -> Asyn
         if first and not backlog: story.pool.waiting[txid] = ()      # noted, and not told
         else:
             for event in await added(story, ask, txid, now): yield event
+    for event in await told_rate(story, ask, now): yield event
 
 # %% ../../nbs/chain/07_node.ipynb #c22
 CHAINS = {'mainnet': 'main', 'testnet3': 'test'}   # networks that Bitcoin Core calls otherwise

@@ -59,7 +59,9 @@ def resumed(watch: Watch, state: State, large: bytes) -> Watch:   # the same wat
     "Go on from what was kept; addresses watched then are watched again"
     try: past = msgspec.msgpack.decode(large, type=Past)
     except (msgspec.DecodeError, RecursionError) as error: raise ValueError(f'the history can not be read: {error}') from None
+    rate = watch.scorer.next_block_rate
     restore(past.machine, watch.scorer)
+    watch.scorer.next_block_rate, watch.scorer.told_volume = rate, None     # what was told of the network then is old
     for script, address in state.watched.items(): watch.add(bytes.fromhex(script), address)
     watch.counts = Counter(state.counts)
     watch.told, watch.coinbases = OrderedDict(state.told), OrderedDict(state.coinbases)

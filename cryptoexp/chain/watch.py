@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 import msgspec
 from .events import (
-    AnyEvent, BlockConnected, BlockDisconnected, Confirmed, Gap, Removed, Replaced, Seen, Unreadable)
+    AnyEvent, BlockConnected, BlockDisconnected, Conditions, Confirmed, Gap, Removed, Replaced, Seen, Unreadable)
 from .history import descendants
 from .scoring import ScoredTransaction, Scorer
 from .sources import Movement, movements
@@ -145,6 +145,10 @@ def push(watch: Watch, heard: AnyEvent) -> list[Told]:
         if heard.block.height is not None: watch.scorer.height = heard.block.height
         return []
     if isinstance(heard, BlockDisconnected): return disconnected(watch, heard)
+    if isinstance(heard, Conditions):
+        if heard.next_block_rate is not None: watch.scorer.next_block_rate = heard.next_block_rate
+        if heard.day_volume is not None: watch.scorer.told_volume = heard.day_volume
+        return []
     if isinstance(heard, Gap):
         missed = 'an unknown number of messages' if heard.missed is None else f'{heard.missed:,} messages'
         return [Told('gap', heard.time, heard.source, reason=f'{heard.reason} ({missed})')]

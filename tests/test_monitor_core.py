@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -593,12 +592,12 @@ def test_everything_unknown_is_judged_too() -> None:
 transfers = st.lists(st.tuples(st.lists(st.integers(0, 11), min_size=1, max_size=3), st.integers(0, 11), st.booleans()), max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(transfers, st.integers(1, 4), st.integers(2, 6))
 def test_clusters_are_those_of_a_history_that_forgets_nothing(moves: list[tuple[list[int], int, bool]], depth: int, most: int) -> None:
     "Given up, found again, given up again, saved and restored, withdrawn: looked at, the addresses stand in the same clusters"
     def script(number: int) -> bytes: return b'\0\x14' + bytes((number,)) * 20
-    with tempfile.TemporaryDirectory() as place, AddressStore(Path(place)/'addresses.sqlite') as store:
+    with AddressStore(':memory:') as store:
         large, small = Scorer(history=History(depth)), Scorer(history=History(depth, most))
         attach(small.history, store)
         for number, (payers, payee, again) in enumerate(moves):

@@ -99,7 +99,7 @@ def utx_weight(
 ) -> tuple[int | None, bool | None]:   # weight; whether there is a witness; None: unknown
     "The weight of a transaction whose witness was not told"
     if size is None: return None, None
-    told = scripts if None not in scripts else [script for script in scripts if script is not None]
+    told = [script for script in scripts if script is not None]
     if len(told) < len(scripts):
         return (4 * size, False) if all(one is not None and one.kind in BARE for one in spent) else (None, None)
     base = size_without_witness(told, outputs)

@@ -63,7 +63,10 @@ def read_account(store: AddressStore, key: bytes) -> Account | None:
     "The account of a key; None: it is not there"
     with said(store.path):
         row = store.base.execute(f'SELECT {", ".join(COLUMNS)} FROM accounts WHERE key = ?', (key,)).fetchone()
-    return None if row is None else Account(*row[:-1], (), row[-1])
+    if row is None: return None
+    account = Account(*row[:-1])
+    account.link = row[-1]
+    return account
 
 def keep_accounts(store: AddressStore, accounts: Iterable[tuple[bytes, Account]]) -> None:
     "Write accounts, in the place of what was there; all of them or none. Those that may still change belong into a snapshot"

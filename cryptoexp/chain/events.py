@@ -49,6 +49,7 @@ class BlockDisconnected(Event, frozen=True, tag='block disconnected'):
     "A block is no longer in the chain: every confirmation in it is withdrawn"
     block: BlockPlace
 
+# %% ../../nbs/chain/03_events.ipynb #c07b
 class Gap(Event, frozen=True, tag='gap'):
     "Something may have been missed"
     reason: str

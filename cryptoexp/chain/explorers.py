@@ -173,6 +173,7 @@ class BlockchainInfo:
     def interrupted(self, reason: str, time: int) -> list[Event]:
         return [Gap(time, self.name, f'{reason}; what was sent meanwhile is not sent again')]
 
+# %% ../../nbs/chain/04_explorers.ipynb #c18b
 class InfoMessage(msgspec.Struct, frozen=True):
     "What every message of blockchain.info has"
     op: str
@@ -378,6 +379,7 @@ def told_whole(site: MempoolSpace, raw: msgspec.Raw, time: int, block: BlockPlac
     site.pool.forget(record.txid)
     return [Confirmed(time, site.name, record.txid, record.block, record)]
 
+# %% ../../nbs/chain/04_explorers.ipynb #c28b
 def told_changes(site: MempoolSpace, told: MempoolMessage, time: int) -> Iterator[Event]:
     "A numbered message: what was mined, replaced, removed, added"
     delta = told.delta or told.txids

@@ -178,6 +178,7 @@ def found_again(history: 'History', key: bytes, link: bytes) -> None:
     clusters.settled.join((key, link))
     clusters.joined((key, link))
 
+# %% ../../nbs/chain/11_history.ipynb #c13b
 def cluster_of(
     clusters: Clusters,
     key: bytes,                 # of a script

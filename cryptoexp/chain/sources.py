@@ -63,6 +63,7 @@ class WebsiteSource(Source):
 
     def interrupted(self, reason: str, at: int) -> list[Event]: return self.dialect.interrupted(reason, at)
 
+# %% ../../nbs/chain/08_sources.ipynb #c08b
 HOUR, AGAIN = 3600 * 10**9, 10 * 10**9   # ns between two questions; and after one that the end of the line cut off
 
 def not_answered(source: WebsiteSource) -> None:

@@ -55,6 +55,7 @@ def state_of(
     return State(SCHEMA, time, source, network, {script.hex(): address for script, address in watch.watched.items()}, dict(watch.counts),
                  list(watch.told.items()), list(watch.coinbases.items()), len(watch.known), f'{PAST}_{digest[:16]}.msgpack', digest), large
 
+# %% ../../nbs/chain/22_state.ipynb #st07b
 def resumed(watch: Watch, state: State, large: bytes) -> Watch:   # the same watch; raises ValueError where the bytes are damaged
     "Go on from what was kept; addresses watched then are watched again"
     try: past = msgspec.msgpack.decode(large, type=Past)

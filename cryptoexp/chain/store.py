@@ -92,6 +92,7 @@ def relink(
     rows = [(link, key) for key, link in links.items()]
     with said(store.path): store.base.executemany('UPDATE accounts SET link = ? WHERE key = ?', rows)
 
+# %% ../../nbs/chain/19_store.ipynb #c08b
 def trim(
     store: AddressStore,
     most: int,             # rows that may stay

@@ -73,12 +73,17 @@ class Site:
     "A websocket server that follows a plan: a list of steps for each connection, the last of which stays open"
     def __init__(self, *plan: Sequence[Any]):
         self.plan, self.asked, self.connections, self.pings = list(plan), list[dict[str, Any]](), 0, 0
+        self.stats, self.stats_asked = '', 0     # what stands beside the websocket; empty: an error
 
     def understands(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         "What is answered at once to a request"
         raise NotImplementedError
 
     def begins(self, requests: int) -> bool: return requests >= 2   # both sites are greeted with two requests
+
+    async def statistics(self, request: web.Request) -> web.Response:
+        self.stats_asked += 1
+        return web.Response(text=self.stats, status=200 if self.stats else 404)
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         line = web.WebSocketResponse()
@@ -105,6 +110,7 @@ class Site:
                     await line.close()
                     return line
                 if isinstance(step, float): await asyncio.sleep(step)
+                elif isinstance(step, asyncio.Event): await step.wait()
                 else: await line.send_str(step if isinstance(step, str) else json.dumps(step))
             await listening
         except ConnectionError: pass
@@ -143,6 +149,7 @@ class MempoolSite(Site):
 async def open_site(site: Site) -> AsyncIterator[str]:
     "The site on this machine; yields the address of its websocket"
     application = web.Application()
+    application.router.add_get('/stats', site.statistics)
     application.router.add_get('/{path:.*}', site.serve)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()

@@ -264,9 +264,36 @@ def test_a_claimed_length_costs_nothing() -> None:
                  head + one + '00ffffffff' '00' + most + '00' * 50, head + one + '00ffffffff' '00' '01' + most + '00' * 50,
                  '02000000' 'ffffffffffffffffff' + '00' * 50):
         with pytest.raises(ParseError): parse_transaction(text)
+    header, huge = bytes(76) + b'\1\0\0\0', (b'\xfe\xff\xff\xff\1', b'\xff' * 9, b'\xfe\xff\xff\xff\xff')
+    for length in huge:
+        for read in (lambda claim: read_block(header + claim + bytes(60)), lambda claim: read_spent(bytes(8) + claim + bytes(60)),
+                     lambda claim: list(read_block_file(MAINNET.magic + claim[-4:] + bytes(60))),
+                     lambda claim: read_inventory(claim + bytes(60)), lambda claim: read_headers(claim + bytes(60))):
+            with pytest.raises(ValueError): read(length)
+        talk = Conversation('peer')
+        for command in ('tx', 'block', 'inv', 'headers', 'notfound', 'version'): talk.hear(command, length + bytes(60), 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+def test_a_peer_that_claims_a_long_message_gets_no_memory_for_it() -> None:
+    "Four million bytes claimed, twenty sent: what is set aside is what came"
+    import asyncio
+    import tracemalloc
+
+    from cryptoexp.chain.peer import message_bytes, read_message
+
+    async def read() -> int:
+        reader = asyncio.StreamReader()
+        reader.feed_data(message_bytes(MAINNET, 'tx', b'')[:16] + (4_000_000).to_bytes(4, 'little') + bytes(24))
+        reader.feed_eof()
+        tracemalloc.start()
+        with pytest.raises(asyncio.IncompleteReadError): await read_message(reader, MAINNET)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+    assert asyncio.run(read()) < 100_000
 
 
 # ---- what is known of the blocks

@@ -587,3 +587,31 @@ def test_everything_unknown_is_judged_too() -> None:
     bare = Transaction('t', None, None, None, (Input(None, None, None, None),), (Output(5 * COIN, script('a')),))
     event = Scorer().step(bare)
     assert event and event.data == 'S' and event.fee is None and event.significance.upper_bound is False and event.value == 5 * COIN
+
+
+transfers = st.lists(st.tuples(st.lists(st.integers(0, 11), min_size=1, max_size=3), st.integers(0, 11), st.booleans()), max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(transfers, st.integers(1, 4), st.integers(2, 6))
+def test_clusters_are_those_of_a_history_that_forgets_nothing(moves: list[tuple[list[int], int, bool]], depth: int, most: int) -> None:
+    "Given up, found again, given up again, saved and restored, withdrawn: looked at, the addresses stand in the same clusters"
+    def script(number: int) -> bytes: return b'\0\x14' + bytes((number,)) * 20
+    with AddressStore(':memory:') as store:
+        large, small = Scorer(history=History(depth)), Scorer(history=History(depth, most))
+        attach(small.history, store)
+        for number, (payers, payee, again) in enumerate(moves):
+            inputs = tuple(Input(f'{number:060x}{at:04x}', 0, b'', 1, (), PreviousOutput(10, script(one))) for at, one in enumerate(payers))
+            tx = Transaction(f'{number:064x}', None, 2, 0, inputs, (Output(5, script(payee)),), 100, 400)
+            for one in (large, small): one.history.apply(tx, number)
+            if again and number % 3 == 0:
+                for one in (large, small): one.history.withdraw(tx.txid)
+            elif again and number % 3 == 1: flush(small.history, store)
+            elif again:
+                flush(small.history, store)
+                small = restore(small.snapshot(), Scorer(history=History(depth, most)))
+                attach(small.history, store)
+        for number in range(12): small.history.account(script(number))
+        assert small.history.clusters.live.sets() == large.history.clusters.live.sets()
+        assert small.history.clusters.settled.sets() == large.history.clusters.settled.sets()
+        for number in range(12): assert small.history.account(script(number)) == large.history.account(script(number))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AnyEvent', 'ENCODER', 'DECODER', 'Event', 'Seen', 'Confirmed', 'Replaced', 'Removed', 'BlockConnected',
-           'BlockDisconnected', 'Gap', 'Unreadable', 'event_line', 'event_of', 'Pool', 'remembered', 'displaced',
-           'Chain']
+           'BlockDisconnected', 'Gap', 'Unreadable', 'Conditions', 'event_line', 'event_of', 'Pool', 'remembered',
+           'displaced', 'Chain']
 
 # %% ../../nbs/chain/03_events.ipynb #c04
 from collections import Counter, OrderedDict
@@ -49,6 +49,7 @@ class BlockDisconnected(Event, frozen=True, tag='block disconnected'):
     "A block is no longer in the chain: every confirmation in it is withdrawn"
     block: BlockPlace
 
+# %% ../../nbs/chain/03_events.ipynb #c07b
 class Gap(Event, frozen=True, tag='gap'):
     "Something may have been missed"
     reason: str
@@ -59,7 +60,12 @@ class Unreadable(Event, frozen=True, tag='unreadable'):
     reason: str
     beginning: str = ''             # of the message
 
-AnyEvent = Seen | Confirmed | Replaced | Removed | BlockConnected | BlockDisconnected | Gap | Unreadable
+class Conditions(Event, frozen=True, tag='conditions'):
+    "What the network is like just now; None: not told this time"
+    next_block_rate: float | None = None    # satoshi a virtual byte that gets into the next block
+    day_volume: int | None = None           # satoshi that changed hands within 24 hours, as the source estimates it
+
+AnyEvent = Seen | Confirmed | Replaced | Removed | BlockConnected | BlockDisconnected | Gap | Unreadable | Conditions
 
 # %% ../../nbs/chain/03_events.ipynb #c09
 ENCODER, DECODER = msgspec.json.Encoder(), msgspec.json.Decoder(AnyEvent)

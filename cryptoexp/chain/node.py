@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STARTING', 'Ask', 'CHAINS', 'SETTLE', 'Message', 'Answer', 'Questions', 'in_order', 'Notice', 'read_notice', 'TxOut',
            'previous_output', 'NodeStory', 'added', 'fetch', 'with_spent_outputs', 'connected', 'NodeHeader',
-           'header_of', 'the_answer', 'heard', 'PoolPicture', 'put_right', 'NodeSource', 'read_login', 'check_chain',
-           'notices', 'understood']
+           'header_of', 'the_answer', 'SmartFee', 'told_rate', 'heard', 'PoolPicture', 'put_right', 'NodeSource',
+           'read_login', 'check_chain', 'check_topics', 'shaken', 'notices', 'still_right', 'understood']
 
 # %% ../../nbs/chain/07_node.ipynb #c04
 import base64
@@ -20,7 +20,7 @@ import aiohttp
 import msgspec
 from .block import read_block
 from .connection import Source
-from .events import Chain, Event, Gap, Pool, Removed, Unreadable
+from .events import Chain, Conditions, Event, Gap, Pool, Removed, Unreadable
 from .script import MAINNET, Network
 from .transaction import COIN, BlockPlace, Outpoint, PreviousOutput, Transaction, parse_transaction, with_previous
 from ..net import NetError, Session, check_url, connection_failure
@@ -121,6 +121,8 @@ class NodeStory:
         self.leaving = dict[str, int]()           # removed, and when: it may turn out that they were replaced
         self.counters = dict[bytes, int]()        # the last number of each topic
         self.number = -1                          # of the last change of the pool that is in the picture
+        self.after_block = False                  # whether the last change called out was that of a block
+        self.rate = 0.0                           # that gets into the next block, as told last
 
     def missed(self, topic: bytes, counter: bytes) -> int | None:
         "How many messages of a topic are missing before this one; None: unknown, for the numbers start anew"
@@ -128,6 +130,11 @@ class NodeStory:
         self.counters[topic] = now
         if last is None or now == (last + 1) % 2**32: return 0
         return now - last - 1 if now > last else None
+
+    def skipped(self, notice: Notice) -> bool:
+        "Whether changes of the pool are missing before this one; a block takes numbers of its own, which are not called out"
+        after_block, self.after_block = self.after_block, notice.number is None
+        return notice.number is not None and notice.number > self.number + 1 and not after_block
 
     def called_out(self, body: bytes, now: int) -> None:
         "A transaction came as bytes; raises ValueError"
@@ -206,6 +213,19 @@ async def the_answer(ask: Ask, name: str, *arguments: Any) -> bytes:
     raise NetError('node', f'{name}: {answer.error.get("message")}', 'ask again', transient=True)
 
 # %% ../../nbs/chain/07_node.ipynb #c16
+class SmartFee(msgspec.Struct, frozen=True):
+    "What we use of the answer to `estimatesmartfee`"
+    feerate: Decimal | None = None      # BTC for 1,000 virtual bytes; None: the node has seen too little to say
+
+async def told_rate(story: NodeStory, ask: Ask, now: int) -> list[Event]:
+    "The rate that gets into one of the next two blocks, where the node can tell and it has changed"
+    answer, = await ask([('estimatesmartfee', (1, 'economical'))])
+    told = SmartFee() if answer.error else msgspec.json.decode(answer.result, type=SmartFee)
+    rate = float(told.feerate * COIN / 1000) if told.feerate else 0.0
+    if rate in (0.0, story.rate): return []
+    story.rate = rate
+    return [Conditions(now, story.name, rate)]
+
 async def heard(story: NodeStory, ask: Ask, notice: Notice, now: int) -> list[Event]:
     "A change was called out"
     if notice.number is not None:
@@ -217,7 +237,7 @@ async def heard(story: NodeStory, ask: Ask, notice: Notice, now: int) -> list[Ev
         else: return [Removed(now, story.name, notice.hash)]
         return []
     events = story.settle(now)
-    if notice.letter == 'C': return [*events, *await connected(story, ask, notice.hash, now)]
+    if notice.letter == 'C': return [*events, *await connected(story, ask, notice.hash, now), *await told_rate(story, ask, now)]
     return [*events, *story.chain.disconnect(notice.hash, now)]
 
 # %% ../../nbs/chain/07_node.ipynb #c18
@@ -246,6 +266,7 @@ async def put_right(story: NodeStory, ask: Ask, now: int, backlog: bool) -> Asyn
         if first and not backlog: story.pool.waiting[txid] = ()      # noted, and not told
         else:
             for event in await added(story, ask, txid, now): yield event
+    for event in await told_rate(story, ask, now): yield event
 
 # %% ../../nbs/chain/07_node.ipynb #c22
 CHAINS = {'mainnet': 'main', 'testnet3': 'test'}   # networks that Bitcoin Core calls otherwise
@@ -271,6 +292,7 @@ class NodeSource(Source):
         async with Session() as session:
             questions = Questions(session, self.rpc, read_login(self.login))
             await check_chain(self, questions)
+            await check_topics(self, questions)
             async with aclosing(notices(self.zmq)) as stream:
                 await anext(stream)       # subscribed: from here on nothing is missed
                 self.opened()
@@ -281,8 +303,9 @@ class NodeSource(Source):
 
 def read_login(login: str | Path) -> str:   # user:password
     "The password, or what the cookie file holds"
-    if isinstance(login, str): return login
-    try: return login.expanduser().read_text().strip()
+    path = Path(login).expanduser()
+    if isinstance(login, str) and ':' in login and not path.is_file(): return login
+    try: return path.read_text().strip()
     except OSError as error:
         reason = f'the cookie file {login} can not be read ({error.strerror})'
         raise NetError('node', reason, 'start the node, or name user and password', transient=True) from None
@@ -295,9 +318,25 @@ async def check_chain(source: NodeSource, questions: Questions) -> None:
     if told == wanted: return
     raise NetError(source.rpc, f'this node follows the chain {told!r}, not {wanted!r}', 'name another node or another network')
 
+async def check_topics(source: NodeSource, questions: Questions) -> None:
+    "Raise `NetError` when the node publishes no changes; whether it publishes them where we listen shows later"
+    answer, = await questions.ask_all([('getzmqnotifications', ())])
+    if answer.error: return        # it does not say
+    if any(one.get('type') == 'pubsequence' for one in msgspec.json.decode(answer.result, type=list[dict[str, Any]])): return
+    raise NetError(source.rpc, 'this node does not publish what happens', f'start it with -zmqpubrawtx={source.zmq} '
+                   f'-zmqpubsequence={source.zmq}')
+
 # %% ../../nbs/chain/07_node.ipynb #c25
 SETTLE = 0.3   # s after which a removed transaction counts as not replaced
 Message = tuple[bytes, bytes, bytes] | None   # topic, content, counter; None: silence
+
+async def shaken(socket: Any, monitor: Any, address: str, seconds: float = 10.0) -> None:
+    "Wait until a publisher has answered: ZeroMQ connects behind our back, and what is called out before is lost without a number"
+    answered = await monitor.poll(int(1000 * seconds))
+    socket.disable_monitor()
+    if answered: return
+    hint = 'start the node with -zmqpubrawtx and -zmqpubsequence at this address, or name the right one'
+    raise NetError(address, f'nobody publishes there (no answer within {seconds:g} s)', hint, transient=True)
 
 async def notices(address: str) -> AsyncGenerator[Message, None]:   # first a None: subscribed
     "What a node calls out; None after every silence of `SETTLE` seconds"
@@ -310,8 +349,10 @@ async def notices(address: str) -> AsyncGenerator[Message, None]:   # first a No
         socket = context.socket(zmq.SUB)
         socket.setsockopt(zmq.RCVHWM, 0)     # we rather hold messages than lose them
         for topic in ('rawtx', 'sequence'): socket.subscribe(topic)
+        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         try: socket.connect(address)
         except zmq.ZMQError as error: raise NetError(address, f'no address of ZeroMQ ({error})', 'write tcp://host:port') from None
+        await shaken(socket, monitor, address)
         yield None
         while True:
             if not await socket.poll(int(1000 * SETTLE)): yield None
@@ -320,14 +361,22 @@ async def notices(address: str) -> AsyncGenerator[Message, None]:   # first a No
                 yield frames[0], frames[1] if len(frames) > 1 else b'', frames[2] if len(frames) > 2 else bytes(4)
     finally: context.destroy(linger=0)
 
+# %% ../../nbs/chain/07_node.ipynb #c26
+async def still_right(source: NodeSource, questions: Questions, now: int) -> AsyncIterator[Event]:
+    "After a long silence: whether the node lives (raises `NetError`), and whether it went on without calling it out"
+    best, tip = msgspec.json.decode(await questions.ask('getbestblockhash'), type=str), source.story.chain.tip
+    if tip is not None and tip.hash == best: return
+    yield Gap(now, source.name, 'the node went on without calling it out')
+    async for event in put_right(source.story, questions.ask_all, now, source.backlog): yield event
+
 async def understood(source: NodeSource, questions: Questions, message: Message) -> AsyncIterator[Event]:
     "The events of one message, or of a silence"
     story, now = source.story, source.clock()
     for event in story.settle(now, int(SETTLE * 1e9)): yield event
     if message is None:
         if now - source.heard_at > source.pulse * 1e9:
-            await questions.ask('getblockcount')     # raises `NetError` when the node is gone
             source.heard_at = now
+            async for event in still_right(source, questions, now): yield event
         return
     source.heard_at = now
     topic, body, counter = message
@@ -335,9 +384,10 @@ async def understood(source: NodeSource, questions: Questions, message: Message)
     missed = story.missed(topic, counter)
     try:
         if topic == b'rawtx': story.called_out(body, now)
-        if missed != 0 and topic == b'sequence':
-            yield Gap(now, source.name, 'messages of the node are missing', missed)
+        if topic != b'sequence': return
+        notice = read_notice(body)
+        if missed != 0 or story.skipped(notice):
+            yield Gap(now, source.name, 'messages of the node are missing', missed or None)
             async for event in put_right(story, questions.ask_all, now, source.backlog): yield event
-        if topic == b'sequence':
-            for event in await heard(story, questions.ask_all, read_notice(body), now): yield event
+        for event in await heard(story, questions.ask_all, notice, now): yield event
     except ValueError as error: yield Unreadable(now, source.name, str(error), body[:32].hex())

@@ -238,7 +238,9 @@ class PeerSource(Source):
             if not self.talk.ready: await tell_network(self)
             reason = f'the node fell silent or hung up ({type(error).__name__})'
             raise NetError(self.address, reason, 'connect again', transient=True) from None
-        except ValueError as error: raise NetError(self.address, str(error), 'name another node or another network') from None
+        except ValueError as error:      # garbage in the middle of a conversation is a line to be made anew
+            hint = 'connect again' if self.talk.ready else 'name another node or another network'
+            raise NetError(self.address, str(error), hint, transient=self.talk.ready) from None
         finally:
             pinging.cancel()
             writer.close()

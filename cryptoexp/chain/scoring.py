@@ -305,6 +305,7 @@ def restore(
         for key, number in numbers: partition.members.setdefault(number, set()).add(key)
         partition.number, partition.next = dict(numbers), max((number for _, number in numbers), default=-1) + 1
     clusters.owners = dict(saved.owners)
+    clusters.absent = clusters.settled.number.keys() - history.accounts.keys()
     for txid, keys in saved.owners: clusters.recent.setdefault(clusters.live.number[keys[0]], set()).add(txid)
     for key, number in saved.live:
         if clusters.labelled(key): clusters.marked.setdefault(number, set()).add(key)

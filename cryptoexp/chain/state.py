@@ -55,11 +55,14 @@ def state_of(
     return State(SCHEMA, time, source, network, {script.hex(): address for script, address in watch.watched.items()}, dict(watch.counts),
                  list(watch.told.items()), list(watch.coinbases.items()), len(watch.known), f'{PAST}_{digest[:16]}.msgpack', digest), large
 
+# %% ../../nbs/chain/22_state.ipynb #st07b
 def resumed(watch: Watch, state: State, large: bytes) -> Watch:   # the same watch; raises ValueError where the bytes are damaged
     "Go on from what was kept; addresses watched then are watched again"
     try: past = msgspec.msgpack.decode(large, type=Past)
     except (msgspec.DecodeError, RecursionError) as error: raise ValueError(f'the history can not be read: {error}') from None
+    rate = watch.scorer.next_block_rate
     restore(past.machine, watch.scorer)
+    watch.scorer.next_block_rate, watch.scorer.told_volume = rate, None     # what was told of the network then is old
     for script, address in state.watched.items(): watch.add(bytes.fromhex(script), address)
     watch.counts = Counter(state.counts)
     watch.told, watch.coinbases = OrderedDict(state.told), OrderedDict(state.coinbases)

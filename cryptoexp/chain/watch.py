@@ -10,8 +10,8 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 import msgspec
 from .events import (
-    AnyEvent, BlockConnected, BlockDisconnected, Confirmed, Gap, Removed, Replaced, Seen, Unreadable)
-from .history import descendants
+    AnyEvent, BlockConnected, BlockDisconnected, Conditions, Confirmed, Gap, Removed, Replaced, Seen, Unreadable)
+from .history import descendants, rivals
 from .scoring import ScoredTransaction, Scorer
 from .sources import Movement, movements
 from .transaction import COIN, BlockPlace, Transaction
@@ -102,10 +102,13 @@ def confirmed(watch: Watch, heard: Confirmed) -> list[Told]:
     if heard.tx is not None and heard.tx.is_coinbase and heard.block.hash:
         watch.coinbases[heard.block.hash] = heard.txid
         if len(watch.coinbases) > 144: watch.coinbases.popitem(last=False)
-    if heard.tx is not None and half(heard.txid) not in watch.known: return judged(watch, heard.tx, heard.time, heard.block)
-    if heard.txid not in watch.told: return []
+    lost = rivals(watch.scorer.history, heard.tx) if heard.tx is not None and not heard.tx.is_coinbase else []
+    said = [told for one in lost for told in withdrawn(watch, one, heard.time, heard.source, 'a block holds another one that spends '
+                                                       'the same output', heard.txid)]
+    if heard.tx is not None and half(heard.txid) not in watch.known: return said + judged(watch, heard.tx, heard.time, heard.block)
+    if heard.txid not in watch.told: return said
     watch.told[heard.txid] = heard.block.hash
-    return [Told('confirmed', heard.time, heard.source, heard.txid, block=heard.block)]
+    return [*said, Told('confirmed', heard.time, heard.source, heard.txid, block=heard.block)]
 
 # %% ../../nbs/chain/20_watch.ipynb #wt12
 def withdrawn(
@@ -162,6 +165,10 @@ def push(watch: Watch, heard: AnyEvent) -> list[Told]:
         if heard.block.height is not None: watch.scorer.height = heard.block.height
         return []
     if isinstance(heard, BlockDisconnected): return disconnected(watch, heard)
+    if isinstance(heard, Conditions):
+        if heard.next_block_rate is not None: watch.scorer.next_block_rate = heard.next_block_rate
+        if heard.day_volume is not None: watch.scorer.told_volume = heard.day_volume
+        return []
     if isinstance(heard, Gap):
         missed = 'an unknown number of messages' if heard.missed is None else f'{heard.missed:,} messages'
         return [Told('gap', heard.time, heard.source, reason=f'{heard.reason} ({missed})')]

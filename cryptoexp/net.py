@@ -200,11 +200,17 @@ class Socket:
     ):
         self.url, self.connection, self.silence = url, connection, silence
         self.close_code: int | None = None            # the venue's goodbye, where there was one
+        self.given_up = ''                            # why we hung up ourselves
 
     async def send(self, text: str) -> None:
         "Send a text message, such as a subscription"
         try: await self.connection.send_str(text)
         except (aiohttp.ClientError, OSError) as error: raise connection_failure(self.url, error) from None
+
+    async def hang_up(self, reason: str) -> None:
+        "Close it from our side; whoever waits for a message gets `NetError` with this reason"
+        self.given_up = reason
+        await self.connection.close()
 
     def __aiter__(self) -> Self: return self
 
@@ -226,6 +232,7 @@ class Socket:
         if message.type is aiohttp.WSMsgType.TEXT: return str(message.data).encode()
         if message.type is aiohttp.WSMsgType.BINARY: return bytes(message.data)
         self.close_code = self.connection.close_code
+        if self.given_up: raise NetError(self.url, self.given_up, 'connect again', transient=True)
         if message.type is aiohttp.WSMsgType.ERROR:
             raise NetError(self.url, f'the stream broke: {message.data}', 'connect again', transient=True)
         if self.close_code in (1000, 1001): return None

@@ -253,7 +253,8 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 # %% ../nbs/02_durable.ipynb #inf04
-Given, Made = ParamSpec('Given'), TypeVar('Made')
+Given = ParamSpec('Given')
+Made = TypeVar('Made')
 
 async def in_full(
     write: Callable[Given, Made], *arguments: Given.args, **named: Given.kwargs,

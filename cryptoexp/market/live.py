@@ -518,7 +518,7 @@ def due_requests(link: Link) -> list[bytes]:
         link.asks[symbol] = link.asks[symbol] + 1 if (now_ns - link.asked[symbol]) / 1e9 < CALM else 1
         link.asked[symbol] = now_ns
         link.not_before[symbol] = now_ns + round(backoff(link.asks[symbol], link.wire.generator) * 1e9)
-    return stream.requests(held)
+    return stream.requests(held) if held else stream.requests()
 
 # %% ../../nbs/market/14_live.ipynb #c23a
 def note_rows(link: Link, symbol: str, rows: Events) -> None:

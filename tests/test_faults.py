@@ -5,6 +5,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -353,6 +354,22 @@ def test_a_checksum_that_never_fits_is_not_a_storm(venue: str) -> None:
     states, rows, times = asyncio.run(session())
     assert states == ['stale', 'live'] and STALE not in controls(concat(rows))
     assert 3 <= len(times) <= 7, times   # waits of up to 0.5, 1, 2, 4 s; without them it would be two a second
+
+
+@pytest.mark.parametrize('venue', ['coinbase', 'binance_usdm'])
+def test_a_finer_grid_is_told(venue: str) -> None:
+    "The venue quotes between our ticks: no checksum would notice, so the health says it, with what to do"
+    async def session() -> Health:
+        async with MadeServer(venue) as server:
+            one, = (instruments_of(venue)[PAIRS[venue][0]],)
+            market = LiveFeed(venue, PAIRS[venue][0], server.rest_url, server.websocket_url, warm_up_ns=200_000_000, sleep=hurried,
+                              instrument=replace(one, tick_size=one.tick_size*10))
+            async with asyncio.timeout(60), market:
+                async for _ in market:
+                    if market.health.rows > 300: return replace(market.health)
+            raise AssertionError('the feed has ended')
+    problems = asyncio.run(session()).problems
+    assert any('off the grid of 0.1' in reason and 'opened anew' in reason and count > 20 for reason, count in problems.items()), problems
 
 
 async def opened(server: MadeServer) -> str:

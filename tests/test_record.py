@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def test_a_recording_holds_the_market(venue: str, tmp_path: Path) -> None:
         tape = load_tape(path)
         book = OrderBook(tape.instrument).apply(tape.timeline())
         assert len(tape) > 200 and book.crossed == 0 and not book.stale
+        assert re.search(r'by [+-]\d+\.\d{6} ms$', tape.clock.remark), tape.clock.remark   # the raw times can be had again
 
 
 async def with_program(server: MadeServer, words: list[str], rounds: int, seconds: float) -> None:

@@ -794,6 +794,7 @@ class BinanceStream(VenueStream):
     @property
     def counts(self) -> dict[str, Counter[str]]: return {symbol: sync.counts for symbol, sync in self.syncs.items()}
     def gaps(self, symbol: str) -> int: return self.syncs[symbol].counts['gaps'] - self.interruptions[symbol]
+    def off_grid(self, symbol: str) -> int: return self.syncs[symbol].counts['levels off the grid']
     def unusable(self) -> Counter[str]: return sum((one.problems.counts for one in self.decoders.values()), Counter(self.problems.counts))
     def requests(self, held: Collection[str] = ()) -> list[bytes]:
         wanted, self._requests = self._requests, []

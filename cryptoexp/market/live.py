@@ -7,8 +7,8 @@ __all__ = ['Line', 'NEXT_CONNECTION', 'DROPPED', 'VENUES', 'OFFLINE', 'STALLED',
            'PULSE', 'DIFF_ONLY', 'raw_rows', 'settled_rows', 'Wire', 'drop', 'lose', 'trouble', 'send', 'Road',
            'open_road', 'close_road', 'nap', 'read', 'keep_alive', 'listen', 'stay', 'follow', 'take_over',
            'until_first', 'Access', 'FeedError', 'feed_error', 'ask_instruments', 'Link', 'doubt_silence', 'Snapshots',
-           'feel_pulse', 'next_lines', 'look_after', 'due_requests', 'note_rows', 'opened_link', 'LiveFeed',
-           'BinanceFeed', 'Batch', 'Markets', 'feed']
+           'feel_pulse', 'next_lines', 'look_after', 'due_requests', 'note_rows', 'note_off_grid', 'opened_link',
+           'LiveFeed', 'BinanceFeed', 'Batch', 'Markets', 'feed']
 
 # %% ../../nbs/market/14_live.ipynb #c04
 import asyncio
@@ -507,6 +507,7 @@ def look_after(link: Link, rows: Mapping[str, Events]) -> None:
         health.clamped_rows, health.lag_ms, health.gaps = clock.clamped_rows, clock.lag_ms, stream.gaps(symbol)
         if clock.offset_ns is not None: health.clock_ms = clock.offset_ns / 1e6
         vars(health).update(shared)
+        if off := stream.off_grid(symbol): health.problems = note_off_grid(link, symbol, off)
 
 # %% ../../nbs/market/14_live.ipynb #due01
 def due_requests(link: Link) -> list[bytes]:
@@ -532,6 +533,15 @@ def note_rows(link: Link, symbol: str, rows: Events) -> None:
         if link.broken[symbol]:
             health.resyncs, link.broken[symbol] = health.resyncs + 1, False
             logger.info('{} {}: the book is whole again', link.venue, symbol)
+
+# %% ../../nbs/market/14_live.ipynb #off02
+def note_off_grid(link: Link, symbol: str, count: int) -> Counter[str]:
+    "The problems of a connection, and that levels of one symbol lie between two ticks"
+    tick = link.instruments[symbol].tick_size
+    reason = f'levels off the grid of {tick}: if this grows, {link.venue} has changed the grid of {symbol}: the feed must be opened anew'
+    if reason not in link.unusable: logger.warning('{}: {}', link.venue, reason)
+    link.unusable.add(reason)
+    return link.healths[symbol].problems + Counter({reason: count})
 
 # %% ../../nbs/market/14_live.ipynb #c25
 DIFF_ONLY = ('diff-only: the live book follows the depth diffs, ten a second, and not the best quotes in between; a replay of what was '

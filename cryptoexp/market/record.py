@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'ROWS', 'SEAL_ROWS', 'DAY_NS', 'CLOCK', 'picture', 'day_of', 'MarketRecorder', 'seal_rows', 'sealed_before',
-           'seal_left_behind', 'record', 'close_all', 'warm_up', 'next_batch']
+           'seal_left_behind', 'record', 'close_all', 'told_clock', 'warm_up', 'next_batch']
 
 # %% ../../nbs/market/15_record.ipynb #c04
 import asyncio
@@ -56,7 +56,7 @@ class MarketRecorder:
         self.instrument, self.source, self.synthetic, self.rows, self.tapes = instrument, source, synthetic, 0, list[Path]()
         with explained(self.folder): make_folder(self.folder)
         self.journal = Journal(self.folder/'now.journal')
-        self.waiting, self.book = list[Events](), OrderBook(instrument)
+        self.waiting, self.book, self.clock = list[Events](), OrderBook(instrument), CLOCK
         if self.journal.count: seal_left_behind(self)
         else: self.journal.append(self._about())
 
@@ -66,7 +66,7 @@ class MarketRecorder:
     def _save(self, events: Events, instrument: Instrument, path: Path | None = None) -> Path:   # path: of a tape to be replaced
         day, number = day_of(int(events.local_ns[0])), 0
         while path is None or (number and path.exists()): path, number = self.folder/f'{day}-{number + 1:03d}.parquet', number + 1
-        self.tapes.append(Tape(events, instrument, CLOCK, (self.source,), self.synthetic).save(path))
+        self.tapes.append(Tape(events, instrument, self.clock, (self.source,), self.synthetic).save(path))
         return path
 
     def add(self, events: Events) -> None:
@@ -148,6 +148,7 @@ async def record(
                 if name not in recorders:
                     source = f'{name[0]} {name[1]}, live'
                     recorders[name] = await in_full(MarketRecorder, folder, batch.instrument, source, False, name[0])
+                recorders[name].clock = told_clock(markets.health[name].clock_ms)
                 await in_full(recorders[name].add, batch.events)
                 if on_turn: on_turn(markets, recorders)
         finally: close_all(list(recorders.values()))
@@ -160,6 +161,10 @@ def close_all(recorders: Sequence[MarketRecorder]) -> None:
         try: recorder.close()
         except OSError as error: failures.append(error)
     if failures: raise failures[0]
+
+def told_clock(correction_ms: float) -> Clock:
+    "That times are corrected already, and by how much: what to take away to have the raw times of receipt again"
+    return Clock(remark=f'{CLOCK.remark}, by {correction_ms:+.6f} ms')
 
 def warm_up() -> None:
     "Compile what keeps a book, before there are messages that would have to wait for it"

@@ -794,6 +794,7 @@ class VenueStream(ABC):
     def wanted(self) -> list[str]: return []  # symbols for which a whole book of REST would help now
     def behind(self, symbol: str) -> int: return 0  # ns: since when something has been ahead of a book that is whole; 0: nothing is
     def gaps(self, symbol: str) -> int: return self.counts[symbol]['gaps']  # holes in the venue's numbering
+    def off_grid(self, symbol: str) -> int: return self.counts[symbol]['levels off the grid']  # left out: no tick of ours is theirs
     def unusable(self) -> Counter[str]: return Counter(self.problems.counts)  # lines, by reason
 
 # %% ../../nbs/market/12_wire.ipynb #v02
@@ -844,6 +845,7 @@ class BookStream(Dialect):
 
     def whole(self, symbol: str) -> bool: return bool(self.machine[self.places[symbol], WHOLE])
     def gaps(self, symbol: str) -> int: return int(self.machine[self.places[symbol], GAPS])
+    def off_grid(self, symbol: str) -> int: return int(self.machine[self.places[symbol], OFF_GRID])
 
     @property
     def counts(self) -> dict[str, Counter[str]]:

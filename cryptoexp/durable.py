@@ -70,6 +70,7 @@ def make_folder(
     folder.mkdir(parents=True, exist_ok=True)
     for one in missing: sync_folder(one.parent)
 
+# %% ../nbs/02_durable.ipynb #c09b
 def replace_bytes(
     path: str | Path,  # the file to make or replace; its folder must exist
     data: bytes,       # all of its new contents

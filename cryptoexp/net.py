@@ -192,6 +192,7 @@ def is_local(host: str) -> bool:
 # %% ../nbs/01_net.ipynb #c31
 class Socket:
     "An open websocket; `async for message in socket` yields bytes until the venue says goodbye"
+    given_up = ''   # why we hung up ourselves
     def __init__(
         self,
         url: str,                                     # for errors
@@ -200,34 +201,31 @@ class Socket:
     ):
         self.url, self.connection, self.silence = url, connection, silence
         self.close_code: int | None = None            # the venue's goodbye, where there was one
-        self.given_up = ''                            # why we hung up ourselves
 
-    async def send(self, text: str) -> None:
-        "Send a text message, such as a subscription"
+    async def send(self, text: str) -> None:   # such as a subscription
         try: await self.connection.send_str(text)
         except (aiohttp.ClientError, OSError) as error: raise connection_failure(self.url, error) from None
 
     async def hang_up(self, reason: str) -> None:
-        "Close it from our side; whoever waits for a message gets `NetError` with this reason"
-        self.given_up = reason
+        self.given_up = reason   # whoever waits for a message gets it as `NetError`
         await self.connection.close()
 
     def __aiter__(self) -> Self: return self
 
     async def __anext__(self) -> bytes:
         message = await self.receive()
-        if message is None: raise StopAsyncIteration
-        return message
+        if message is not None: return message
+        raise StopAsyncIteration
 
     async def receive(self) -> bytes | None:  # one message; None: the venue said goodbye
         "The next message; raises `NetError` when the stream is cut, broken or silent"
-        loop, message = asyncio.get_running_loop(), None
+        message, now = None, asyncio.get_running_loop().time
         while message is None:
-            due = loop.time() + self.silence
+            due = now() + self.silence
             try:
                 async with asyncio.timeout_at(due): message = await self.connection.receive()   # its own timeout starts anew at each ping
             except TimeoutError:
-                if loop.time() - due > self.silence / 4: continue   # we stood still ourselves and could hear nothing: listen once more
+                if now() - due > self.silence / 4: continue   # we stood still ourselves and could hear nothing: listen once more
                 raise NetError(self.url, f'the stream has been silent for {self.silence:g} s', 'connect again', transient=True) from None
         if message.type is aiohttp.WSMsgType.TEXT: return str(message.data).encode()
         if message.type is aiohttp.WSMsgType.BINARY: return bytes(message.data)

@@ -801,7 +801,6 @@ class BinanceStream(VenueStream):
         return wanted
 
     def wanted(self) -> list[str]:
-        "The symbols for which a snapshot would help now"
         return [symbol for symbol, sync in self.syncs.items() if sync.needs_snapshot and sync.counts['waited'] > self._waited[symbol]]
     def push(self, lines: Sequence[tuple[int, bytes]]) -> dict[str, Events]:
         "Rows by symbol, in order of arrival"

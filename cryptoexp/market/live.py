@@ -6,9 +6,9 @@
 __all__ = ['Line', 'NEXT_CONNECTION', 'DROPPED', 'VENUES', 'OFFLINE', 'STALLED', 'DOUBTED', 'QUIET', 'UNANSWERED', 'CALM',
            'PULSE', 'DIFF_ONLY', 'raw_rows', 'settled_rows', 'Wire', 'drop', 'lose', 'trouble', 'send', 'Road',
            'open_road', 'close_road', 'nap', 'read', 'keep_alive', 'listen', 'stay', 'follow', 'take_over',
-           'until_first', 'Access', 'FeedError', 'feed_error', 'ask_instruments', 'Link', 'doubt_silence', 'Snapshots',
-           'feel_pulse', 'next_lines', 'look_after', 'due_requests', 'note_rows', 'note_off_grid', 'opened_link',
-           'LiveFeed', 'BinanceFeed', 'Batch', 'Markets', 'feed']
+           'until_first', 'Access', 'FeedError', 'feed_error', 'ask_instruments', 'Link', 'turn_of', 'doubt_silence',
+           'Snapshots', 'feel_pulse', 'next_lines', 'look_after', 'due_requests', 'note_rows', 'note_off_grid',
+           'opened_link', 'LiveFeed', 'BinanceFeed', 'Batch', 'Markets', 'pump', 'feed']
 
 # %% ../../nbs/market/14_live.ipynb #c04
 import asyncio
@@ -245,6 +245,7 @@ async def follow(wire: Wire, road: Road) -> Road | None:
         await until_first(nap(wire, backoff(tries, wire.generator)), road.reading)
     return None
 
+# %% ../../nbs/market/14_live.ipynb #c20b
 def take_over(wire: Wire, road: Road, following: Road) -> None:
     "The next connection is the one in use from now on; if the old one broke before that, messages were lost"
     if not road.reading.done():
@@ -376,14 +377,17 @@ class Link:
         for task in self.tasks: task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for health in self.healths.values(): health.state = 'closed'
-    async def turn(self) -> dict[str, Events]:
-        "The rows that have come, by symbol, after some wait if there are none"
-        lines, now_ns = await next_lines(self), self.clock()
-        parts = raw_rows(self.stream, lines)
-        doubt_silence(self, parts, lines[-1][0] if lines else now_ns, bool(lines))
-        rows = settled_rows(self.clocks, parts, now_ns)
-        look_after(self, rows)
-        return rows
+    async def turn(self) -> dict[str, Events]: return await turn_of(self)
+
+# %% ../../nbs/market/14_live.ipynb #trn01
+async def turn_of(link: Link) -> dict[str, Events]:
+    "The rows that have come, by symbol, after some wait if there are none"
+    lines, now_ns = await next_lines(link), link.clock()
+    parts = raw_rows(link.stream, lines)
+    doubt_silence(link, parts, lines[-1][0] if lines else now_ns, bool(lines))
+    rows = settled_rows(link.clocks, parts, now_ns)
+    look_after(link, rows)
+    return rows
 
 # %% ../../nbs/market/14_live.ipynb #c21
 def doubt_silence(link: Link, parts: dict[str, list[Events]], now_ns: int, living: bool) -> None:
@@ -647,19 +651,8 @@ class Markets:
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
-        self.pumps = [asyncio.create_task(self._pump(link)) for link in self.links]
+        self.pumps = [asyncio.create_task(pump(self, link)) for link in self.links]
         return self
-
-    async def _pump(self, link: Link) -> None:
-        try:
-            while True:
-                for symbol, rows in (await link.turn()).items():
-                    while self.rows > self.most_rows:
-                        self.taken.clear()
-                        await self.taken.wait()
-                    self.rows += len(rows)
-                    await self.queue.put(Batch(link.venue, link.instruments[symbol], rows))
-        except Exception as error: await self.queue.put(error)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for task in self.pumps: task.cancel()
@@ -674,6 +667,19 @@ class Markets:
             self.rows -= len(batch.events)
             self.taken.set()
             yield batch
+
+# %% ../../nbs/market/14_live.ipynb #pmp01
+async def pump(markets: Markets, link: Link) -> None:
+    "Rows of one connection into the queue, as long as there is room; what ends it goes to the reader of the queue"
+    try:
+        while True:
+            for symbol, rows in (await link.turn()).items():
+                while markets.rows > markets.most_rows:
+                    markets.taken.clear()
+                    await markets.taken.wait()
+                markets.rows += len(rows)
+                await markets.queue.put(Batch(link.venue, link.instruments[symbol], rows))
+    except Exception as error: await markets.queue.put(error)
 
 # %% ../../nbs/market/14_live.ipynb #c29
 def feed(

@@ -24,7 +24,7 @@ import numpy as np
 from loguru import logger
 
 from .config import MarketData, MarketMakingConfig, nearest
-from .durable import new_run_folder
+from .durable import in_full, new_run_folder
 from .market import binance, coinbase, tape
 from .market.events import BEST_QUOTE, BUY, CLOCK, CONTROL, KILL, LAST, RESUME, SELL, STALE, START, TRADE, Events, from_rows
 from .market.feed import EventFeed, Feed, embedded_feed
@@ -257,11 +257,14 @@ async def tell(maker: MarketMaker, rows: Events, acts: bool = False) -> None:
         latest_ns = run.engine.intake.latest_ns
         if rows.local_ns[0] < latest_ns:   # a session that goes on has fitted its clock anew
             rows = Events(rows.flags, rows.exchange_ns, np.maximum(rows.local_ns, latest_ns), *rows.columns[3:])
-        await asyncio.to_thread(journal.rows, rows, acts)
+        try: await in_full(journal.rows, rows, acts)
+        except asyncio.CancelledError:   # they are on the disk all the same, so a replay will see them: the engine has to as well
+            run.feed(rows)
+            raise
     run.feed(rows)
     if journal is None: return
     journal.stands(run)
-    if sum(map(len, journal.waiting)) >= SEAL_ROWS: await asyncio.to_thread(seal, journal)
+    if sum(map(len, journal.waiting)) >= SEAL_ROWS: await in_full(seal, journal)
 
 async def act(maker: MarketMaker, code: int) -> None:
     "What the shell does to the engine is a control row, at the time of the newest row, so that a replay does it too"
@@ -299,12 +302,13 @@ async def take_turn(maker: MarketMaker) -> bool:
         while not (batch.done() or stop.done()):
             await asyncio.wait([batch, stop], timeout=LOOK_AT_SWITCH, return_when=asyncio.FIRST_COMPLETED)
             if await heed_switch(maker): break
-    finally: stop.cancel()
-    if not batch.done() or maker._stopping.is_set():
-        batch.cancel()
-        with contextlib.suppress(asyncio.CancelledError): await batch
-        return False
-    rows = batch.result()
+    finally:
+        stop.cancel()
+        if last := not batch.done() or maker._stopping.is_set():   # also where somebody cancels: nobody may wait for rows after the end
+            batch.cancel()
+            await asyncio.wait([batch])
+    rows = None if batch.cancelled() else batch.result()
+    if last: return False
     if rows is None: return False
     if maker._skip:   # of a session that goes on: what its journal has already
         rows, maker._skip = rows[maker._skip:], maker._skip - min(maker._skip, len(rows))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'SECRET', 'LONG_KEY', 'LOGIN', 'Texts', 'Answered', 'shown_url', 'redacted', 'NetError',
            'retry_after_seconds', 'refusal', 'connection_failure', 'backoff', 'RateLimit', 'check_url', 'is_local',
-           'Socket', 'read_json', 'Pool', 'Session', 'attempt_get', 'get_bytes', 'open_socket', 'blocking']
+           'Socket', 'read_json', 'Pool', 'Session', 'attempt_get', 'heed_refusal', 'get_bytes', 'open_socket',
+           'blocking']
 
 # %% ../nbs/01_net.ipynb #c03
 import asyncio
@@ -191,6 +192,7 @@ def is_local(host: str) -> bool:
 # %% ../nbs/01_net.ipynb #c31
 class Socket:
     "An open websocket; `async for message in socket` yields bytes until the venue says goodbye"
+    given_up = ''   # why we hung up ourselves
     def __init__(
         self,
         url: str,                                     # for errors
@@ -200,27 +202,35 @@ class Socket:
         self.url, self.connection, self.silence = url, connection, silence
         self.close_code: int | None = None            # the venue's goodbye, where there was one
 
-    async def send(self, text: str) -> None:
-        "Send a text message, such as a subscription"
+    async def send(self, text: str) -> None:   # such as a subscription
         try: await self.connection.send_str(text)
         except (aiohttp.ClientError, OSError) as error: raise connection_failure(self.url, error) from None
+
+    async def hang_up(self, reason: str) -> None:
+        self.given_up = reason   # whoever waits for a message gets it as `NetError`
+        await self.connection.close()
 
     def __aiter__(self) -> Self: return self
 
     async def __anext__(self) -> bytes:
         message = await self.receive()
-        if message is None: raise StopAsyncIteration
-        return message
+        if message is not None: return message
+        raise StopAsyncIteration
 
     async def receive(self) -> bytes | None:  # one message; None: the venue said goodbye
         "The next message; raises `NetError` when the stream is cut, broken or silent"
-        try:
-            async with asyncio.timeout(self.silence): message = await self.connection.receive()   # its own timeout starts anew at each ping
-        except TimeoutError:
-            raise NetError(self.url, f'the stream has been silent for {self.silence:g} s', 'connect again', transient=True) from None
+        message, now = None, asyncio.get_running_loop().time
+        while message is None:
+            due = now() + self.silence
+            try:
+                async with asyncio.timeout_at(due): message = await self.connection.receive()   # its own timeout starts anew at each ping
+            except TimeoutError:
+                if now() - due > self.silence / 4: continue   # we stood still ourselves and could hear nothing: listen once more
+                raise NetError(self.url, f'the stream has been silent for {self.silence:g} s', 'connect again', transient=True) from None
         if message.type is aiohttp.WSMsgType.TEXT: return str(message.data).encode()
         if message.type is aiohttp.WSMsgType.BINARY: return bytes(message.data)
         self.close_code = self.connection.close_code
+        if self.given_up: raise NetError(self.url, self.given_up, 'connect again', transient=True)
         if message.type is aiohttp.WSMsgType.ERROR:
             raise NetError(self.url, f'the stream broke: {message.data}', 'connect again', transient=True)
         if self.close_code in (1000, 1001): return None
@@ -282,6 +292,7 @@ class Session(Pool):
         self.deadline, self.attempt_limit, self.attempts, self.max_bytes = deadline, attempt_limit, attempts, max_bytes
         self.rate, self.burst, self.sleep, self.generator = rate, burst, sleep, generator or random.Random()
         self.limits: dict[str, RateLimit] = {}
+        self.closed_until: dict[str, tuple[float, NetError]] = {}   # by host: until when it asked us to wait (time of the loop), and how
         super().__init__()
 
     async def get(self, url: str, params: Texts = None, headers: Texts = None, deadline: float | None = None) -> bytes:
@@ -318,6 +329,21 @@ async def attempt_get(
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error: failure = connection_failure(url, error)
     raise failure     # out here, so that it does not drag the other error, with its headers, along as its context
 
+# %% ../nbs/01_net.ipynb #ban01
+async def heed_refusal(
+    session: Session,
+    url: str,      # what is to be asked
+    end: float,    # time of the loop by which an answer must be there
+) -> None:
+    "Wait as long as its host has asked for; `NetError` where that is beyond `end`"
+    until, said = session.closed_until.get(urlsplit(url).netloc, (0.0, None))
+    wait = until - asyncio.get_running_loop().time()
+    if said is None or wait <= 0: return
+    if until > end:
+        raise NetError(url, f'{said.reason}; that was told before, and is not asked again for another {wait:.0f} s', said.hint, said.status,
+                       transient=said.transient, retry_after=wait)
+    await session.sleep(wait)
+
 # %% ../nbs/01_net.ipynb #c42
 async def get_bytes(
     session: Session,                          # its pool and limits
@@ -333,12 +359,14 @@ async def get_bytes(
     end, failure, attempt = loop.time() + seconds, None, 0
     try:
         async with asyncio.timeout_at(end):
+            await heed_refusal(session, url, end)
             while True:
                 await limit.turn()
                 attempt += 1
                 try: return await attempt_get(session, url, params, headers)
                 except NetError as error: failure = error
                 failure.attempts = attempt
+                if failure.retry_after: session.closed_until[urlsplit(url).netloc] = loop.time() + failure.retry_after, failure
                 if failure.unreached: limit.due -= limit.spacing   # nobody was asked
                 if not failure.transient or attempt >= session.attempts: raise failure
                 wait = max(backoff(attempt, session.generator), failure.retry_after or 0.0)

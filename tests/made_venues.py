@@ -66,6 +66,7 @@ class MadeMarket:
         self.connections: list[Talk] = []
         self.silent: set[str] = set()   # symbols whose book updates are not sent, though the market goes on; until they are asked for anew
         self.asleep: set[str] = set()   # symbols on whose market nothing happens
+        self.wrong_sums: set[str] = set()   # symbols whose checksums fit nothing
         self.earlier: dict[str, bytes] = {}   # whole books as REST told them before
 
     def connect(self) -> Talk:
@@ -75,7 +76,9 @@ class MadeMarket:
     def advance(self) -> list[tuple[str, list[tuple[bool, int, int]], tuple[int, int, bool] | None]]:
         "The market goes on: (symbol, changes of its book, a trade: tick, lots, whether the taker bought)"
         self.now_ms += self.draw.randint(5, 60)
-        symbol = self.draw.choice([one for one in self.symbols if one not in self.asleep])
+        awake = [one for one in self.symbols if one not in self.asleep]
+        if not awake: return []
+        symbol = self.draw.choice(awake)
         book, trade = self.books[symbol], None
         if self.draw.random() < 0.2:
             bought = self.draw.random() < 0.5
@@ -92,6 +95,7 @@ class Talk:
         self.market, self.books, self.trades, self.sequence = market, set[str](), set[str](), -1
         self.quotes = set[str]()   # symbols of which best quotes are told
         self.dumb = False          # nothing is said any more
+        self.deaf = False          # pings are answered, and nothing else
 
     def open(self, path: str) -> None:
         "The path of the connection, in which Binance is told what to send"
@@ -109,8 +113,10 @@ class Talk:
     # ---- what the client says
 
     def receive(self, text: bytes) -> list[bytes]:
+        if self.dumb: return []
         asked = json.loads(text) if text != b'ping' else {}
         kind = asked.get('type') or asked.get('method') or asked.get('op') or 'ping'
+        if self.deaf and kind != 'ping': return []
         if kind == 'ping': return [b'pong'] if self.market.venue == 'okx' else [self.dump(dict(op='pong', method='pong', success=True))]
         if self.market.venue == 'binance_usdm':
             self.subscribe(asked['params'], kind == 'SUBSCRIBE')
@@ -162,7 +168,7 @@ class Talk:
 
     def tell(self, symbol: str, changes: list[tuple[bool, int, int]], trade: tuple[int, int, bool] | None) -> list[tuple[str, bytes]]:
         frames = list[tuple[str, bytes]]()
-        if self.dumb: return frames
+        if self.dumb or self.deaf: return frames
         if trade and symbol in self.trades: frames.append((symbol, self.traded(symbol, *trade)))
         if changes and symbol in self.books and symbol not in self.market.silent: frames.append((symbol, self.update(symbol, changes)))
         if changes and symbol in self.quotes: frames.append((symbol, self.best_quote(symbol)))
@@ -203,7 +209,7 @@ class Talk:
         return self.told(symbol, [(bids, tick, lots) for (bids, tick), lots in last.items()], False)
 
     def told(self, symbol: str, levels: list[tuple[bool, int, int]], whole: bool) -> bytes:
-        venue, book, now = self.market.venue, self.market.books[symbol], self.market.now_ms
+        venue, book, now, wrong = self.market.venue, self.market.books[symbol], self.market.now_ms, symbol in self.market.wrong_sums
         def side(bids: bool) -> list[tuple[int, int]]: return [(tick, lots) for one, tick, lots in levels if one == bids]
         if venue == 'coinbase':
             updates = [dict(side='bid' if bids else 'offer', event_time=self.iso(), price_level=price(tick), new_quantity=amount(lots))
@@ -212,7 +218,7 @@ class Talk:
         if venue == 'kraken':   # numbers, not strings: written by hand, so that every digit stands
             def text(bids: bool) -> str: return ','.join(f'{{"price":{price(tick)},"qty":{amount(lots)}}}' for tick, lots in side(bids))
             return (f'{{"channel":"book","type":"{"snapshot" if whole else "update"}","data":[{{"symbol":"{symbol}","bids":[{text(True)}],'
-                    f'"asks":[{text(False)}],"checksum":{kraken_sum(book)},"timestamp":"{self.iso()}"}}]}}').encode()
+                    f'"asks":[{text(False)}],"checksum":{kraken_sum(book) ^ wrong},"timestamp":"{self.iso()}"}}]}}').encode()
         pairs = {bids: [[price(tick), amount(lots)] for tick, lots in side(bids)] for bids in (True, False)}
         if venue == 'binance_usdm':
             return self.dump(dict(stream=f'{symbol.lower()}@depth@100ms', data=dict(
@@ -224,7 +230,7 @@ class Talk:
             return self.dump(dict(type='l2update', product_id=symbol, changes=changes, time=self.iso()))
         if venue == 'okx':
             data = dict(asks=[[*one, '0', '1'] for one in pairs[False]], bids=[[*one, '0', '1'] for one in pairs[True]], ts=str(now),
-                        checksum=okx_sum(book), prevSeqId=-1 if whole else book.number - 1, seqId=book.number)
+                        checksum=okx_sum(book) ^ wrong, prevSeqId=-1 if whole else book.number - 1, seqId=book.number)
             return self.dump(dict(arg=dict(channel='books', instId=symbol), action='snapshot' if whole else 'update', data=[data]))
         return self.dump(dict(topic=f'orderbook.200.{symbol}', type='snapshot' if whole else 'delta', ts=now,
                               data=dict(s=symbol, b=pairs[True], a=pairs[False], u=book.number, seq=book.number), cts=now))

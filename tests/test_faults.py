@@ -5,6 +5,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -291,6 +292,84 @@ def test_a_connection_on_which_nothing_is_said(venue: str) -> None:
     health, events, opened = asyncio.run(session())
     assert controls(events)[:3] == [RESUME, STALE, RESUME] and opened >= 2 and health.reconnects >= 1
     assert any('silent for' in reason for reason in health.problems), health.problems
+
+
+PINGED = ['kraken', 'okx', 'bybit']   # venues that answer a ping with a message
+
+
+@pytest.mark.parametrize('venue', PINGED)
+def test_a_quiet_connection_is_not_taken_for_dead(venue: str) -> None:
+    "On no market anything happens for four times the silence allowed: the venue answers our pings, and nobody reconnects"
+    async def session() -> tuple[Health, Events, int, int]:
+        async with MadeServer(venue) as server:
+            asleep_at = 0.0
+            def until(market: LiveFeed, rows: Events) -> bool:
+                nonlocal asleep_at
+                now = asyncio.get_running_loop().time()
+                if market.health.rows > 200 and not asleep_at: server.market.asleep, asleep_at = set(PAIRS[venue]), now
+                return bool(asleep_at) and now - asleep_at > 6.0
+            health, events = await watch(server, until, silence=1.5)
+            return health, events, server.opened, sum(b'ping' in text for text in server.heard)
+    health, events, opened, pings = asyncio.run(session())
+    assert opened == 1 and STALE not in controls(events) and health.reconnects == 0 and pings >= 4
+
+
+@pytest.mark.parametrize('venue', PINGED)
+def test_a_venue_that_answers_pings_and_tells_nothing(venue: str) -> None:
+    "It lives, and its market does not come: the quiet book is asked for, no answer comes, the book is stale and the connection made anew"
+    async def session() -> tuple[Health, Events, int]:
+        async with MadeServer(venue) as server:
+            deaf = list[int]()
+            def until(market: LiveFeed, rows: Events) -> bool:
+                if market.health.rows > 400 and not deaf:
+                    deaf.append(1)
+                    for talk in server.sockets.values(): talk.deaf = True
+                return market.health.resyncs >= 1
+            health, events = await watch(server, until, silence=3.0, speed=20.0)
+            return health, events, server.opened
+    health, events, opened = asyncio.run(session())
+    assert controls(events)[:3] == [RESUME, STALE, RESUME] and opened == 2
+    assert any('was asked for and did not come' in reason for reason in health.problems), health.problems
+
+
+@pytest.mark.parametrize('venue', ['kraken', 'okx'])
+def test_a_checksum_that_never_fits_is_not_a_storm(venue: str) -> None:
+    "Every snapshot is refused: the venue is asked again ever more slowly, the other book stays whole, and no order is ever possible"
+    one, other = PAIRS[venue]
+    async def session() -> tuple[list[str], list[Events], list[float]]:
+        async with MadeServer(venue) as server:
+            urls, rows = {f'{venue}_rest': server.rest_url, f'{venue}_websocket': server.websocket_url}, list[Events]()
+            times, heard, begin, now = list[float](), 0, 0.0, asyncio.get_running_loop().time
+            async with asyncio.timeout(60), feed({venue: [one, other]}, urls, warm_up_ns=200_000_000) as markets:
+                async for batch in markets:
+                    if batch.instrument.symbol == other: rows.append(batch.events)
+                    if not begin and all(health.rows > 200 for health in markets.health.values()):
+                        begin, heard, server.market.wrong_sums = now(), len(server.heard), {one}
+                    if begin:
+                        times += [round(now() - begin, 2) for text in server.heard[heard:] if b'unsubscribe' in text]
+                        heard = len(server.heard)
+                    if begin and now() - begin > 6.0: break
+                states = [markets.health[venue, symbol].state for symbol in (one, other)]
+            return states, rows, times
+    states, rows, times = asyncio.run(session())
+    assert states == ['stale', 'live'] and STALE not in controls(concat(rows))
+    assert 3 <= len(times) <= 7, times   # waits of up to 0.5, 1, 2, 4 s; without them it would be two a second
+
+
+@pytest.mark.parametrize('venue', ['coinbase', 'binance_usdm'])
+def test_a_finer_grid_is_told(venue: str) -> None:
+    "The venue quotes between our ticks: no checksum would notice, so the health says it, with what to do"
+    async def session() -> Health:
+        async with MadeServer(venue) as server:
+            one, = (instruments_of(venue)[PAIRS[venue][0]],)
+            market = LiveFeed(venue, PAIRS[venue][0], server.rest_url, server.websocket_url, warm_up_ns=200_000_000, sleep=hurried,
+                              instrument=replace(one, tick_size=one.tick_size*10))
+            async with asyncio.timeout(60), market:
+                async for _ in market:
+                    if market.health.rows > 300: return replace(market.health)
+            raise AssertionError('the feed has ended')
+    problems = asyncio.run(session()).problems
+    assert any('off the grid of 0.1' in reason and 'opened anew' in reason and count > 20 for reason, count in problems.items()), problems
 
 
 async def opened(server: MadeServer) -> str:

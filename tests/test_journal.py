@@ -18,10 +18,11 @@ from replay_server import ReplayServer, made_lines
 
 from cryptoexp.config import load_config
 from cryptoexp.durable import DamagedJournal, Journal, StorageError, parse_journal
-from cryptoexp.market.events import CONTROL, KILL, STALE
+from cryptoexp.market.events import CONTROL, KILL, STALE, Events
 from cryptoexp.market.tape import load_tape
 from cryptoexp.market_making import MarketMaker, replayed, resumed, status_of
-from cryptoexp.trading.journal import NAME, ROWS, read_history, rebuild, replay, standing
+from cryptoexp.trading.journal import NAME, ROWS, SessionJournal, read_history, rebuild, replay, standing
+from cryptoexp.trading.matching import compile_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ('trades.csv', 'orders.csv', 'refusals.csv', 'summary.json')
@@ -188,6 +189,36 @@ def test_a_live_session_replays_to_the_byte(tmp_path: Path) -> None:
     same_files(maker.folder, tmp_path/'other'/f'replay-of-{maker.folder.name}')
     tape = load_tape(maker.folder/'tape-0001.parquet')
     assert len(tape) == maker.result.session.counters['rows'] - 1   # the engine adds the STOP
+
+
+def test_a_cancelled_session_is_the_one_in_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time limit, or Ctrl-C in a notebook, in the very moment in which rows are written: they are on the disk, so the engine has them
+    too, and the replay is the session to the byte; nothing goes on waiting for rows"""
+    real, writing = SessionJournal.rows, list[int]()
+    def slow(self: SessionJournal, events: Events, acts: bool = False) -> None:
+        writing.append(len(events))
+        if len(writing) > 1: time.sleep(0.3)
+        real(self, events, acts)
+    monkeypatch.setattr(SessionJournal, 'rows', slow)
+
+    async def session() -> tuple[MarketMaker, list[str]]:
+        async with ReplayServer(made_lines(120), speed=10) as server:
+            maker = live(server, tmp_path, 110)
+            work = asyncio.create_task(maker.run())
+            while len(writing) < 3 and not work.done(): await asyncio.sleep(0.01)  # noqa: ASYNC110
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError): await work
+            await asyncio.sleep(0)
+            return maker, [str(task) for task in asyncio.all_tasks() if 'take_turn' in str(task) or 'anext' in str(task)]
+    compile_engine()   # which on a busy machine takes longer than the time limit
+    maker, left = asyncio.run(asyncio.wait_for(session(), 120))
+    monkeypatch.undo()
+    assert not left and maker.folder is not None and maker.result is not None
+    assert 'CancelledError' in maker.result.session.notes[-1]
+    assert read_history(maker.folder).count == sum(writing) == maker.result.session.counters['rows'] - 1   # the engine adds the STOP
+    again, _ = replayed(maker.folder, tmp_path/'again', batch_rows=100)
+    assert again.folder is not None
+    same_files(maker.folder, again.folder)
 
 
 def test_stopped_live_and_gone_on(tmp_path: Path) -> None:

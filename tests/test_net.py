@@ -8,6 +8,7 @@ import random
 import shutil
 import ssl
 import subprocess
+import time
 import traceback
 import warnings
 from base64 import b64encode
@@ -395,3 +396,50 @@ def test_a_cancelled_question_is_cancelled() -> None:
             with pytest.raises(asyncio.CancelledError): await task
 
     asyncio.run(action())
+
+
+def test_a_program_that_stood_still_does_not_blame_the_stream() -> None:
+    "The loop was busy for longer than the silence allowed: what came meanwhile is read, and a stream that is really silent still ends"
+    async def handler(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for number in range(8):
+                await socket.send_str(str(number))
+                await asyncio.sleep(0.1)
+            await socket.receive()
+        return socket
+
+    async def action() -> None:
+        async with answering(handler) as host, session() as network, network.socket(f'ws://{host}/', silence=0.6) as socket:
+            async for message in socket:
+                received.append(message)   # while the socket waits for the next one, something else takes all the time
+                if len(received) in (2, 5): asyncio.get_running_loop().call_later(0.02, time.sleep, 1.5)
+
+    received = list[bytes]()
+    assert 'silent for 0.6 s' in str(failing(action))
+    assert received == [str(number).encode() for number in range(8)]
+
+
+def test_a_host_that_asked_to_wait_is_not_asked_anything_until_then() -> None:
+    "A ban is meant by everybody: other questions wait for it, or are told at once that there is no time to"
+    asked, waits = list[str](), Waits()
+
+    async def handler(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=418, headers={'Retry-After': '300'}) if len(asked) == 1 else web.Response(body=b'fine')
+
+    async def action() -> list[NetError]:
+        async with answering(handler) as host, answering(handler) as other, session(sleep=waits) as network:
+            told = list[NetError]()
+            for path in ('one', 'two', 'three'):
+                try: await network.get(f'http://{host}/{path}')
+                except NetError as error: told.append(error)
+            assert await network.get(f'http://{other}/') == b'fine'    # another host knows nothing of it
+            assert await network.get(f'http://{host}/patient', deadline=400.0) == b'fine'
+            return told
+
+    told = asyncio.run(action())
+    assert asked == ['/one', '/', '/patient'] and [error.status for error in told] == [418]*3
+    assert all('told before' in str(error) and 299 <= (error.retry_after or 0) <= 300 for error in told[1:])
+    assert [round(seconds) for seconds in waits.seconds] == [300]

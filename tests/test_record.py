@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def test_a_recording_holds_the_market(venue: str, tmp_path: Path) -> None:
         tape = load_tape(path)
         book = OrderBook(tape.instrument).apply(tape.timeline())
         assert len(tape) > 200 and book.crossed == 0 and not book.stale
+        assert re.search(r'by [+-]\d+\.\d{6} ms$', tape.clock.remark), tape.clock.remark   # the raw times can be had again
 
 
 async def with_program(server: MadeServer, words: list[str], rounds: int, seconds: float) -> None:
@@ -125,6 +127,52 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     for tape in tapes:
         assert OrderBook(tape.instrument).apply(tape.timeline()).crossed == 0
         assert int(tape.events.tick[tape.events.kind == CONTROL].tolist().count(RESUME)) >= 1
+
+
+def test_killed_between_the_tape_and_the_new_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The tape is written, the journal still holds its rows: the next start does not keep them twice"
+    market = SyntheticMarket(7)
+    rows = concat(list(market.batches(60_000_000_000)))
+    recorder = MarketRecorder(tmp_path, market.instrument, 'made up', True)
+    recorder.add(rows)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        def killed(*_: object) -> None: raise SystemExit
+        patch.setattr(Journal, 'restart', killed)
+        recorder.seal()
+    recorder.journal.close()
+    assert len(list(recorder.folder.glob('*.parquet'))) == 1
+    MarketRecorder(tmp_path, market.instrument, 'made up', True).close()
+    (path,) = recorder.folder.glob('*.parquet')
+    kept = load_tape(path).events
+    assert kept[:-1].equals(rows) and (int(kept.kind[-1]), int(kept.tick[-1])) == (CONTROL, STALE)
+
+
+def test_cancelled_while_rows_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A time limit around `record`: the write ends before the file is closed, and what was written becomes a tape"
+    real, begun, inside = Journal.append, list[int](), list[str]()
+    def slow(self: Journal, *records: tuple[int, bytes]) -> None:
+        inside.append('in')
+        if begun: time.sleep(0.3)
+        real(self, *records)
+        inside.append('out')
+    monkeypatch.setattr(Journal, 'append', slow)
+    closed, really = list[list[str]](), MarketRecorder.close
+    def close(self: MarketRecorder) -> None:
+        closed.append(inside[-1:])
+        really(self)
+    monkeypatch.setattr(MarketRecorder, 'close', close)
+
+    async def session() -> None:
+        async with MadeServer('kraken') as server:
+            work = asyncio.create_task(record({'kraken': PAIRS['kraken']}, tmp_path, None, addresses(server), warm_up_ns=100_000_000,
+                                              on_turn=lambda *_: begun.append(1)))
+            while len(begun) < 3 or inside[-1] != 'in': await asyncio.sleep(0.01)  # noqa: ASYNC110
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError): await work
+    asyncio.run(asyncio.wait_for(session(), 60))
+    assert closed and all(one == ['out'] for one in closed)
+    tapes = [load_tape(path) for path in tmp_path.rglob('*.parquet')]
+    assert tapes and all(len(tape) for tape in tapes)
 
 
 def test_mistakes_ask_nobody(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ __all__ = ['DECIMALS', 'LARGEST', 'NOT_A_NUMBER', 'TOO_LARGE', 'TOO_FINE', 'FAUL
 # %% ../../nbs/market/03_binance.ipynb #c03
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
@@ -794,13 +794,13 @@ class BinanceStream(VenueStream):
     @property
     def counts(self) -> dict[str, Counter[str]]: return {symbol: sync.counts for symbol, sync in self.syncs.items()}
     def gaps(self, symbol: str) -> int: return self.syncs[symbol].counts['gaps'] - self.interruptions[symbol]
+    def off_grid(self, symbol: str) -> int: return self.syncs[symbol].counts['levels off the grid']
     def unusable(self) -> Counter[str]: return sum((one.problems.counts for one in self.decoders.values()), Counter(self.problems.counts))
-    def requests(self) -> list[bytes]:
+    def requests(self, held: Collection[str] = ()) -> list[bytes]:
         wanted, self._requests = self._requests, []
         return wanted
 
     def wanted(self) -> list[str]:
-        "The symbols for which a snapshot would help now"
         return [symbol for symbol, sync in self.syncs.items() if sync.needs_snapshot and sync.counts['waited'] > self._waited[symbol]]
     def push(self, lines: Sequence[tuple[int, bytes]]) -> dict[str, Events]:
         "Rows by symbol, in order of arrival"

@@ -31,6 +31,7 @@ class Health:
     "How a feed fares"
     state: str = 'opening'    # opening, warming up, syncing, live, stale, ended, closed
     messages: int = 0         # market messages taken in
+    messages_a_second: float = float('nan')  # of late, over the whole connection
     rows: int = 0             # rows handed out
     gaps: int = 0             # holes in the venue's numbering
     resyncs: int = 0          # times the book was made whole again after it had gone stale
@@ -40,6 +41,7 @@ class Health:
     dropped: int = 0          # messages thrown away because nobody fetched them in time
     clamped_rows: int = 0     # rows whose latency did not lie between the base latency and hold_ns
     lag_ms: float = float('nan')  # latency of the latest message that carries a time
+    clock_ms: float = float('nan')  # what is added to raw times of receipt to have them by the venue's clock
     problems: Counter[str] = field(default_factory=Counter)  # what went wrong, and how often
 
     def to_frame(self) -> pd.DataFrame:

@@ -19,7 +19,7 @@ __all__ = ['Line', 'END', 'LINE', 'KIND', 'SYMBOL', 'TIME', 'ID', 'PREVIOUS', 'C
 # %% ../../nbs/market/12_wire.ipynb #c03
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -786,13 +786,15 @@ class VenueStream(ABC):
     def path(self) -> str: return ''   # of the websocket, behind its address
     def subscriptions(self) -> list[bytes]: return []  # what to send right after the connection opens
     def resubscribe(self, symbols: list[str]) -> list[bytes]: return []  # what brings whole books of these anew; nothing: nothing does
-    def requests(self) -> list[bytes]: return []  # what should be sent now, given out once
+    def wishing(self) -> list[str]: return []  # symbols for whose book the next `requests` would ask
+    def requests(self, held: Collection[str] = ()) -> list[bytes]: return []  # what to send now, given out once; of those held: later
     def snapshot_path(self, symbol: str) -> str: return ''  # where REST gives whole books; '': they come over the connection
     def snapshot_line(self, symbol: str, text: bytes) -> bytes: return text  # its answer as a message of the connection
     def examples(self) -> list[bytes]: return [b'{}']  # messages that call for all that is compiled, to have it ready when real ones come
     def wanted(self) -> list[str]: return []  # symbols for which a whole book of REST would help now
     def behind(self, symbol: str) -> int: return 0  # ns: since when something has been ahead of a book that is whole; 0: nothing is
     def gaps(self, symbol: str) -> int: return self.counts[symbol]['gaps']  # holes in the venue's numbering
+    def off_grid(self, symbol: str) -> int: return self.counts[symbol]['levels off the grid']  # left out: no tick of ours is theirs
     def unusable(self) -> Counter[str]: return Counter(self.problems.counts)  # lines, by reason
 
 # %% ../../nbs/market/12_wire.ipynb #v02
@@ -831,10 +833,11 @@ class BookStream(Dialect):
         return _interrupt(self, local_ns)
 
     def doubt(self, symbol: str, local_ns: int) -> Events: return _doubt(self, symbol, local_ns)
-    def requests(self) -> list[bytes]:
-        wanted = np.flatnonzero(self.machine[:-1, WANTS])
-        self.machine[wanted, WANTS] = self.machine[wanted, ASKED] = 0
-        return self.resubscribe([self.symbols[number] for number in wanted.tolist()]) if wanted.size else []
+    def wishing(self) -> list[str]: return [self.symbols[number] for number in np.flatnonzero(self.machine[:-1, WANTS]).tolist()]
+    def requests(self, held: Collection[str] = ()) -> list[bytes]:
+        wanted = [symbol for symbol in self.wishing() if symbol not in held]
+        for symbol in wanted: self.machine[self.places[symbol], [WANTS, ASKED]] = 0
+        return self.resubscribe(wanted) if wanted else []
 
     def book(self, symbol: str) -> tuple[np.ndarray, np.ndarray]:
         "Ticks and lots of the bids and of the asks, each int64 of shape (n, 2), the best first; of a stale book what is left of it"
@@ -842,6 +845,7 @@ class BookStream(Dialect):
 
     def whole(self, symbol: str) -> bool: return bool(self.machine[self.places[symbol], WHOLE])
     def gaps(self, symbol: str) -> int: return int(self.machine[self.places[symbol], GAPS])
+    def off_grid(self, symbol: str) -> int: return int(self.machine[self.places[symbol], OFF_GRID])
 
     @property
     def counts(self) -> dict[str, Counter[str]]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'ROWS', 'SEAL_ROWS', 'DAY_NS', 'CLOCK', 'picture', 'day_of', 'MarketRecorder', 'seal_rows',
-           'seal_left_behind', 'record', 'warm_up', 'next_batch']
+           'seal_left_behind', 'record', 'close_all', 'warm_up', 'next_batch']
 
 # %% ../../nbs/market/15_record.ipynb #c04
 import asyncio
@@ -142,9 +142,16 @@ async def record(
                     recorders[name] = await asyncio.to_thread(MarketRecorder, folder, batch.instrument, source, False, name[0])
                 await asyncio.to_thread(recorders[name].add, batch.events)
                 if on_turn: on_turn(markets, recorders)
-        finally:
-            for recorder in recorders.values(): recorder.close()
+        finally: close_all(list(recorders.values()))
     return recorders
+
+def close_all(recorders: Sequence[MarketRecorder]) -> None:
+    "Close each, whatever becomes of the others; the first failure is raised when all have had their turn"
+    failures = list[OSError]()
+    for recorder in recorders:
+        try: recorder.close()
+        except OSError as error: failures.append(error)
+    if failures: raise failures[0]
 
 def warm_up() -> None:
     "Compile what keeps a book, before there are messages that would have to wait for it"

@@ -330,10 +330,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     verbose = getattr(arguments, 'verbose', False)
-    from loguru import logger
-    logger.remove()
-    logger.add(sys.stderr, level='DEBUG' if verbose else 'WARNING', format='<level>{level: <8}</level> {message}')
-    try: return int(getattr(arguments, 'run', trade)(arguments))
+    try:
+        from loguru import logger
+        logger.remove()
+        logger.add(sys.stderr, level='DEBUG' if verbose else 'WARNING', format='<level>{level: <8}</level> {message}')
+        return int(getattr(arguments, 'run', trade)(arguments))
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         if verbose: raise
         if isinstance(error.__cause__, KeyboardInterrupt): return interrupted()   # it came while a class was being made

@@ -660,7 +660,9 @@ def recognise(path: Path) -> str | Layout:  # 'tape', 'hftbacktest', 'recording'
             with zipfile.ZipFile(path) as archive: names = archive.namelist()
         except zipfile.BadZipFile as error: raise ValueError(f'{path} is damaged: {error}. Fetch it again') from error
         if any(name.endswith('.npy') for name in names): return 'hftbacktest'
-    lines = next((chunk for chunk in text_chunks(path, [])), b'').split(b'\n')[:50]
+    damage = list[str]()
+    lines = next((chunk for chunk in text_chunks(path, damage)), b'').split(b'\n')[:50]
+    if damage and lines == [b'']: raise ValueError(f'{path} is damaged, nothing of it can be read: {damage[0]}. Fetch it again')
     table = layout_of(lines)
     if table: return table
     for line in lines:

@@ -216,7 +216,7 @@ def ended(maker: 'MarketMaker') -> Any:   # Result
     except asyncio.CancelledError: raise KeyboardInterrupt from None
     except (ValueError, LookupError, OSError, RuntimeError):
         if maker.engine is not None and maker.folder is not None and (maker.folder/'session.journal').exists():
-            print(f'cryptoexp: the session broke off, see below; all that it was told until then is in {maker.folder}, and '
+            print(f'cryptoexp: the session has not come to its end, see below; all that it was told until now is in {maker.folder}, and '
                   f'`cryptoexp trade --resume {maker.folder}` goes on from there', file=sys.stderr)
         raise
 

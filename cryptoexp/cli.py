@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import re
 import sys
 import time
@@ -319,6 +320,7 @@ def trade(arguments: argparse.Namespace) -> int:
         console.print(f'files in {maker.paths["summary.json"].parent}:', ', '.join(maker.paths), soft_wrap=True, highlight=False)
     return 0
 
+# %% ../nbs/20_cli.ipynb #c20m
 def main(argv: Sequence[str] | None = None) -> int:
     "The program: 0 when all went well, 2 with a message when it did not"
     from cryptoexp import ask
@@ -334,7 +336,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from loguru import logger
         logger.remove()
         logger.add(sys.stderr, level='DEBUG' if verbose else 'WARNING', format='<level>{level: <8}</level> {message}')
-        return int(getattr(arguments, 'run', trade)(arguments))
+        status = int(getattr(arguments, 'run', trade)(arguments))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:   # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         if verbose: raise
         if isinstance(error.__cause__, KeyboardInterrupt): return interrupted()   # it came while a class was being made

@@ -211,6 +211,14 @@ def test_interrupted_before_anything_began(monkeypatch: pytest.MonkeyPatch, caps
         assert main(['trade']) == 130 and capsys.readouterr().err == 'cryptoexp: interrupted\n'
 
 
+def test_a_reader_that_has_read_enough() -> None:
+    "`cryptoexp … | head -1` is no error"
+    with subprocess.Popen(program('trade', '--presets'), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == '' and process.wait(120) == 0
+
+
 @pytest.mark.skipif(sys.platform == 'win32', reason='POSIX signals')
 @pytest.mark.parametrize('command', ['trade', 'record'])
 def test_interrupted_while_a_host_does_not_answer(command: str, tmp_path: Path) -> None:

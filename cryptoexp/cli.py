@@ -221,6 +221,7 @@ def ended(maker: 'MarketMaker') -> Any:   # Result
                   f'`cryptoexp trade --resume {maker.folder}` goes on from there', file=sys.stderr)
         raise
 
+# %% ../nbs/20_cli.ipynb #c19c
 @contextlib.contextmanager
 def announced(arguments: argparse.Namespace, what: str) -> Iterator[Callable[['MarketMaker'], None] | None]:
     "Say what begins; inside, progress is shown by calling what it yields, see shown_progress"

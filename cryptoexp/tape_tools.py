@@ -379,6 +379,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         status = max(status, int(bool(found)))
     return status
 
+# %% ../nbs/21_tape_tools.ipynb #c31c
 def run_convert(arguments: argparse.Namespace) -> int:
     "Join files of one market, and write them in another form"
     from cryptoexp.market.layouts import open_tape

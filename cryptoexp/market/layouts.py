@@ -671,6 +671,7 @@ def recognise(path: Path) -> str | Layout:  # 'tape', 'hftbacktest', 'recording'
         if line.startswith(b'{') and b'"orderbook.' in line: return 'bybit'
     raise ValueError(f'{path} is nothing known here: it looks like {tape.looks_like(lines[0] or begin)}. Known are {KNOWN}')
 
+# %% ../../nbs/market/13_layouts.ipynb #c53p
 def read_part(path: Path, found: str | Layout, symbol: str | None, problems: list[str]) -> Part:
     "Read one file of another's layout"
     slips = Problems()

@@ -145,6 +145,7 @@ async def record(
         finally: close_all(list(recorders.values()))
     return recorders
 
+# %% ../../nbs/market/15_record.ipynb #c16c
 def close_all(recorders: Sequence[MarketRecorder]) -> None:
     "Close each, whatever becomes of the others; the first failure is raised when all have had their turn"
     failures = list[OSError]()

@@ -11,6 +11,7 @@ __all__ = ['LIVE_VENUES', 'UNITS', 'EXAMPLES', 'RECORD_EXAMPLES', 'seconds', 'sp
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
@@ -215,8 +216,9 @@ def ended(maker: 'MarketMaker') -> Any:   # Result
     compile_engine()   # here and not in the loop, whose thread for it would outlive a Ctrl-C by a minute
     try: return asyncio.run(maker.run())
     except asyncio.CancelledError: raise KeyboardInterrupt from None
-    except (ValueError, LookupError, OSError, RuntimeError):
-        if maker.engine is not None and maker.folder is not None and (maker.folder/'session.journal').exists():
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        in_use = isinstance(error, OSError) and error.errno == errno.EBUSY   # by whoever goes on with it now
+        if not in_use and maker.engine is not None and maker.folder is not None and (maker.folder/'session.journal').exists():
             print(f'cryptoexp: the session has not come to its end, see below; all that it was told until now is in {maker.folder}, and '
                   f'`cryptoexp trade --resume {maker.folder}` goes on from there', file=sys.stderr)
         raise
@@ -276,8 +278,8 @@ def record(arguments: argparse.Namespace) -> int:
     from cryptoexp.durable import StorageError
     try: recorders = asyncio.run(recorded(arguments, urls))
     except asyncio.CancelledError: raise KeyboardInterrupt from None
-    except StorageError:
-        if any(arguments.out.glob(f'{arguments.source}/*/now.journal')):
+    except StorageError as error:
+        if error.errno != errno.EBUSY and any(arguments.out.glob(f'{arguments.source}/*/now.journal')):
             print(f'cryptoexp: the recording broke off, see below; what it has is in {arguments.out}/{arguments.source}. The same command '
                   'goes on, and first seals what waits in a now.journal', file=sys.stderr)
         raise

@@ -278,13 +278,16 @@ def test_two_writers(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match='another process'): Journal(tmp_path/NAME)
 
 
-def test_a_session_that_is_running_is_left_alone(ended: Path, tmp_path: Path) -> None:
+def test_a_session_that_is_running_is_left_alone(ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     "Whoever wants to go on with it while somebody else does is refused, and writes nothing into its folder"
     run = tmp_path/'run'
     shutil.copytree(ended, run)
     (run/'trades.csv').write_text('what the other one writes')
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     with Journal(run/NAME), pytest.raises(StorageError, match='another process'): asyncio.run(resumed(run).run())
+    with Journal(run/NAME): assert main(['trade', '--resume', str(run)]) == 2
+    said = capsys.readouterr().err
+    assert 'another process' in said and 'goes on from there' not in said
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     asyncio.run(resumed(run).run())
     assert (run/'trades.csv').read_bytes() != before['trades.csv']

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['LIVE_VENUES', 'UNITS', 'EXAMPLES', 'RECORD_EXAMPLES', 'seconds', 'speed', 'build_parser', 'configuration',
-           'is_offline', 'source_of', 'describe', 'shown_progress', 'panel', 'anew', 'again', 'announced', 'add_record',
-           'addresses', 'record', 'recorded', 'trade', 'main']
+           'is_offline', 'source_of', 'describe', 'shown_progress', 'panel', 'anew', 'again', 'ended', 'announced',
+           'add_record', 'addresses', 'record', 'recorded', 'trade', 'main', 'interrupted']
 
 # %% ../nbs/20_cli.ipynb #c03
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import re
 import sys
 import time
@@ -82,6 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--duration', type=seconds, metavar='TIME',
         help='market time: 90s, 10m, 4h, 1d (default: embedded 12h, files to their end, live until Ctrl-C)')
     add('--speed', type=speed, default=None, metavar='FACTOR', help='market time against wall time, or max (default: max; live 1)')
+    add('--url', dest='urls', action='append', default=[], metavar='NAME=ADDRESS',
+        help='replace an address of a live source: kraken_websocket=ws://127.0.0.1:8080')
     add('--out', type=Path, default=Path('runs'), metavar='FOLDER', help="where a run's folder is made (default: runs)")
     add('--journal', action='store_true', help='keep a journal of an offline session too, so that it can be resumed (live ones always do)')
     add('--resume', type=Path, metavar='RUN', help='go on with the session of a run folder; it says itself what it trades, and how')
@@ -99,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
 # %% ../nbs/20_cli.ipynb #c13
 def configuration(arguments: argparse.Namespace) -> Any:  # MarketMakingConfig
     "Lay preset, file, environment and options over the defaults; ConfigError naming everything that is wrong"
-    from dataclasses import fields
+    from dataclasses import fields, replace
     from cryptoexp.config import ConfigError, MarketMakingConfig, Problem, load_config, parse_value
     overrides: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -116,10 +120,13 @@ def configuration(arguments: argparse.Namespace) -> Any:  # MarketMakingConfig
         problems.append(Problem('--streams', f'it is for recordings; {arguments.source[0]} leaves no choice, its book is diff-only'))
     if arguments.pair: overrides['trading_pair'] = arguments.pair.upper().replace('-', '/')
     if arguments.seed is not None: overrides['seed'] = arguments.seed
+    urls = dict[str, str]()
+    try: urls = addresses(None if is_offline(arguments.source) else arguments.source[0], arguments.urls)
+    except ConfigError as error: problems += error.problems
     try: config = load_config(arguments.config, arguments.preset, overrides)
     except ConfigError as error: raise ConfigError([*problems, *error.problems]) from None
     if problems: raise ConfigError(problems)
-    return config
+    return replace(config, venue_urls=config.venue_urls | urls) if urls else config
 
 def is_offline(words: Sequence[str]) -> bool:
     "Whether the source is the embedded market or files"
@@ -173,7 +180,7 @@ def panel(title: str, words: dict[str, str]) -> Any:
 # %% ../nbs/20_cli.ipynb #c19a
 def anew(arguments: argparse.Namespace) -> tuple[Any, Any]:   # MarketMaker, Result
     "A new session"
-    config, source = configuration(arguments), source_of(arguments.source)
+    source, config = source_of(arguments.source), configuration(arguments)
     words = {'embedded': f'the embedded market (SYNTHETIC, seed {config.seed})'}
     live = f'{config.trading_pair} on {source}, live, on paper'
     what = words.get(source, live) if isinstance(source, str) else f'replay of {", ".join(path.name for path in source)}'
@@ -181,7 +188,7 @@ def anew(arguments: argparse.Namespace) -> tuple[Any, Any]:   # MarketMaker, Res
     with announced(arguments, what) as turn:
         maker = MarketMaker(config, source=source, preset=arguments.preset, duration=arguments.duration, speed=arguments.speed,
             out=arguments.out, streams=arguments.streams, journal=arguments.journal or None, on_turn=turn)
-        return maker, asyncio.run(maker.run())
+        return maker, ended(maker)
 
 def again(arguments: argparse.Namespace) -> tuple[Any, Any]:
     "A session that has a journal: gone on with, or run again"
@@ -191,14 +198,32 @@ def again(arguments: argparse.Namespace) -> tuple[Any, Any]:
     problems = [Problem(name, 'the run says itself what it trades, and how') for name in given]
     if arguments.resume and arguments.replay: problems.append(Problem('--replay', 'either go on with a run, or run it again'))
     if arguments.reset and not arguments.resume: problems.append(Problem('--reset', 'it belongs to --resume'))
+    if arguments.urls and not arguments.resume: problems.append(Problem('--url', 'a replay asks nobody'))
     if problems: raise ConfigError(problems)
+    from dataclasses import replace
     from cryptoexp.market_making import replayed, resumed
     if arguments.replay:
         with announced(arguments, f'{arguments.replay} once more') : return replayed(arguments.replay, arguments.out)
     with announced(arguments, f'{arguments.resume} goes on') as turn:
         maker = resumed(arguments.resume, reset=arguments.reset, on_turn=turn)
-        return maker, asyncio.run(maker.run())
+        venue = maker.source if isinstance(maker.source, str) and maker.source in LIVE_VENUES else None
+        maker.config = replace(maker.config, venue_urls=maker.config.venue_urls | addresses(venue, arguments.urls))
+        return maker, ended(maker)
 
+def ended(maker: 'MarketMaker') -> Any:   # Result
+    "Run a session to its end; where it breaks off, say how it can go on"
+    from cryptoexp.trading.matching import compile_engine
+    compile_engine()   # here and not in the loop, whose thread for it would outlive a Ctrl-C by a minute
+    try: return asyncio.run(maker.run())
+    except asyncio.CancelledError: raise KeyboardInterrupt from None
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        in_use = isinstance(error, OSError) and error.errno == errno.EBUSY   # by whoever goes on with it now
+        if not in_use and maker.engine is not None and maker.folder is not None and (maker.folder/'session.journal').exists():
+            print(f'cryptoexp: the session has not come to its end, see below; all that it was told until now is in {maker.folder}, and '
+                  f'`cryptoexp trade --resume {maker.folder}` goes on from there', file=sys.stderr)
+        raise
+
+# %% ../nbs/20_cli.ipynb #c19c
 @contextlib.contextmanager
 def announced(arguments: argparse.Namespace, what: str) -> Iterator[Callable[['MarketMaker'], None] | None]:
     "Say what begins; inside, progress is shown by calling what it yields, see shown_progress"
@@ -230,9 +255,10 @@ def add_record(commands: Any) -> None:
     add('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
     parser.set_defaults(run=record)
 
-def addresses(venue: str, words: Sequence[str]) -> dict[str, str]:
+def addresses(venue: str | None, words: Sequence[str]) -> dict[str, str]:   # None: the source is no venue
     "NAME=ADDRESS → by name; ConfigError for a name that is none of the venue's, or what is no address: nobody else is to be asked instead"
     from cryptoexp.config import ConfigError, Problem, address_problem, nearest
+    if words and venue is None: raise ConfigError([Problem('--url', 'it is for live sources: elsewhere nobody is asked')])
     urls, names, problems = dict[str, str](), (f'{venue}_rest', f'{venue}_websocket'), list[Problem]()
     for word in words:
         name, equals, address = word.partition('=')
@@ -249,7 +275,14 @@ def record(arguments: argparse.Namespace) -> int:
     urls = addresses(arguments.source, arguments.urls)
     print(f'recording {", ".join(arguments.symbol)} of {arguments.source} into {arguments.out}; Ctrl-C ends it', file=sys.stderr,
           flush=True)
-    recorders = asyncio.run(recorded(arguments, urls))
+    from cryptoexp.durable import StorageError
+    try: recorders = asyncio.run(recorded(arguments, urls))
+    except asyncio.CancelledError: raise KeyboardInterrupt from None
+    except StorageError as error:
+        if error.errno != errno.EBUSY and any(arguments.out.glob(f'{arguments.source}/*/now.journal')):
+            print(f'cryptoexp: the recording broke off, see below; what it has is in {arguments.out}/{arguments.source}. The same command '
+                  'goes on, and first seals what waits in a now.journal', file=sys.stderr)
+        raise
     for (venue, symbol), recorder in recorders.items(): print(f'{venue} {symbol}: {recorder.rows:,} rows', *recorder.tapes, sep='\n  ')
     if not recorders: print('cryptoexp: nothing came in that time, so nothing was written', file=sys.stderr)
     return 0 if recorders else 2
@@ -258,10 +291,14 @@ async def recorded(arguments: argparse.Namespace, urls: dict[str, str]) -> Any:
     "The recorders, closed; SIGINT and SIGTERM end the recording"
     import signal
     from cryptoexp.market.record import record as keep
-    stop, last, loop = asyncio.Event(), [0.0], asyncio.get_running_loop()
+    stop, last, loop, task, begun = asyncio.Event(), [0.0], asyncio.get_running_loop(), asyncio.current_task(), asyncio.Event()
+    def leave() -> None:
+        stop.set()
+        if not begun.is_set() and task: task.cancel()   # a feed is being opened: nothing is there that would have to be closed
     for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError): loop.add_signal_handler(number, stop.set)
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError): loop.add_signal_handler(number, leave)
     def turn(markets: Any, recorders: Any) -> None:
+        begun.set()
         if time.monotonic() - last[0] < 5: return
         last[0] = time.monotonic()
         print(*(f'{venue} {symbol}: {health.state}, {health.rows:,} rows, {health.gaps} gaps, {health.reconnects} reconnects'
@@ -286,6 +323,7 @@ def trade(arguments: argparse.Namespace) -> int:
         console.print(f'files in {maker.paths["summary.json"].parent}:', ', '.join(maker.paths), soft_wrap=True, highlight=False)
     return 0
 
+# %% ../nbs/20_cli.ipynb #c20m
 def main(argv: Sequence[str] | None = None) -> int:
     "The program: 0 when all went well, 2 with a message when it did not"
     from cryptoexp import ask
@@ -297,11 +335,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     verbose = getattr(arguments, 'verbose', False)
-    from loguru import logger
-    logger.remove()
-    logger.add(sys.stderr, level='DEBUG' if verbose else 'WARNING', format='<level>{level: <8}</level> {message}')
-    try: return int(getattr(arguments, 'run', trade)(arguments))
+    try:
+        from loguru import logger
+        logger.remove()
+        logger.add(sys.stderr, level='DEBUG' if verbose else 'WARNING', format='<level>{level: <8}</level> {message}')
+        status = int(getattr(arguments, 'run', trade)(arguments))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:   # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         if verbose: raise
+        if isinstance(error.__cause__, KeyboardInterrupt): return interrupted()   # it came while a class was being made
         print(f'cryptoexp: {str(error) if not isinstance(error, KeyError) else repr(error)}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt: return interrupted()
+
+def interrupted() -> int:
+    "Ctrl-C where no session has begun that it could end in order: a word, and the status that shells give for it"
+    print('cryptoexp: interrupted', file=sys.stderr)
+    return 130

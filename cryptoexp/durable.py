@@ -27,6 +27,7 @@ HINTS: dict[int, str] = {
     errno.EROFS: 'the file system is read-only; choose a folder on another',
     errno.ENOSPC: 'the disk is full; free some space and try again',
     errno.EDQUOT: 'your share of the disk is used up; free some space and try again',
+    errno.EFBIG: 'a file may not grow any larger here; raise the limit (`ulimit -f`), or choose a folder on another disk',
     errno.ENOTDIR: 'a part of the path is a file; choose another folder',
     errno.EEXIST: 'a file of that name is in the way; choose another folder',
     errno.ENOENT: 'the folder does not exist; make it, or choose another',

@@ -378,7 +378,8 @@ def named(source: Source) -> str | list[str]:
 async def begin(maker: MarketMaker, feed: Feed, source: Source) -> None:
     "A folder, a plan, a journal, and an engine that has seen nothing yet"
     if maker.out is not None:
-        maker.folder = new_run_folder(maker.out, f'{Path(feed.name).name.split(".")[0]}-{feed.instrument.symbol.lower()}')
+        name = source if isinstance(source, str) and not is_file(source) else Path(feed.name).name.split('.')[0]
+        maker.folder = new_run_folder(maker.out, f'{name}-{feed.instrument.symbol.lower()}')
     quoter, levels, compiled = maker._model
     opened = dict(source=named(source), duration_ns=maker.duration_ns, speed=maker.speed, streams=maker.streams)
     plan = Plan(maker.config, feed.instrument, feed.name, feed.synthetic, feed.hold_ns, feed.use_best_quotes, maker.preset, levels,
@@ -393,6 +394,7 @@ def settle(maker: MarketMaker, feed: Feed) -> None:
     "Let the engine finish; write the files of the run, seal its rows, close its journal"
     run, journal, folder = maker._run, maker._journal, maker.folder
     maker._journal = None
+    if maker._history is not None and journal is None: return   # it never went on: the files of its folder are another's
     try:
         if run is not None and run.engine.desk is not None:
             halted = bool(run.engine.desk.state[0].halted)
@@ -400,7 +402,7 @@ def settle(maker: MarketMaker, feed: Feed) -> None:
             maker.result = run.finish(feed.notes)
             if folder is not None: maker.paths = maker.result.write(folder)
             if journal is not None and (sealed := seal(journal)) is not None: maker.paths[sealed.name] = sealed
-        elif folder is not None and journal is None and maker._history is None: folder.rmdir()
+        elif folder is not None and journal is None and not any(folder.iterdir()): folder.rmdir()
     finally:
         if journal is not None: journal.close()
 
@@ -466,8 +468,11 @@ def replayed(
 @contextlib.contextmanager
 def stopped_by_signals(maker: MarketMaker) -> 'Any':
     "Ctrl-C and SIGTERM stop the session while the block runs, SIGUSR1 pulls the kill switch; other threads hear no signals"
-    loop, listening = asyncio.get_running_loop(), []
-    reactions = {signal.SIGINT: maker.stop, signal.SIGTERM: maker.stop}
+    loop, listening, task = asyncio.get_running_loop(), [], asyncio.current_task()
+    def leave() -> None:
+        maker.stop()
+        if maker.feed is None and maker._journal is None and task: task.cancel()   # a feed is being opened: nothing has to end in order
+    reactions = {signal.SIGINT: leave, signal.SIGTERM: leave}
     if hasattr(signal, 'SIGUSR1'): reactions[signal.SIGUSR1] = functools.partial(maker.kill, 'the signal SIGUSR1')
     for number, reaction in reactions.items():
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):

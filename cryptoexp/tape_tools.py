@@ -373,11 +373,13 @@ def run_check(arguments: argparse.Namespace) -> int:
             print(f'cryptoexp: {error}', file=sys.stderr)
             status = 2
             continue
-        print(f'{path}: {f"{len(found)} problems" if found else "sound"}')
+        count = f'{len(found)} problem' + 's' * (len(found) > 1)
+        print(f'{path}: {count if found else "sound"}')
         for one in found: print(f'  {one}')
         status = max(status, int(bool(found)))
     return status
 
+# %% ../nbs/21_tape_tools.ipynb #c31c
 def run_convert(arguments: argparse.Namespace) -> int:
     "Join files of one market, and write them in another form"
     from cryptoexp.market.layouts import open_tape

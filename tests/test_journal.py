@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 from replay_server import ReplayServer, made_lines
 
+from cryptoexp.cli import main
 from cryptoexp.config import load_config
 from cryptoexp.durable import DamagedJournal, Journal, StorageError, parse_journal
 from cryptoexp.market.events import CONTROL, KILL, STALE, Events
@@ -142,7 +145,6 @@ def test_a_full_disk_stops_the_session_and_leaves_what_was_written(tmp_path: Pat
     def full(self: Journal, *records: tuple[int, bytes]) -> None:
         appended[0] += 1
         if appended[0] > 6:
-            import errno
             raise StorageError(errno.ENOSPC, f'cannot write {self.path}: the disk is full')
         real(self, *records)
     monkeypatch.setattr(Journal, 'append', full)
@@ -305,3 +307,46 @@ def test_two_writers(tmp_path: Path) -> None:
     with Journal(tmp_path/NAME) as journal:
         journal.append((ROWS, b'1'))
         with pytest.raises(StorageError, match='another process'): Journal(tmp_path/NAME)
+
+
+def test_a_session_that_is_running_is_left_alone(ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    "Whoever wants to go on with it while somebody else does is refused, and writes nothing into its folder"
+    run = tmp_path/'run'
+    shutil.copytree(ended, run)
+    (run/'trades.csv').write_text('what the other one writes')
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with Journal(run/NAME), pytest.raises(StorageError, match='another process'): asyncio.run(resumed(run).run())
+    with Journal(run/NAME): assert main(['trade', '--resume', str(run)]) == 2
+    said = capsys.readouterr().err
+    assert 'another process' in said and 'goes on from there' not in said
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    asyncio.run(resumed(run).run())
+    assert (run/'trades.csv').read_bytes() != before['trades.csv']
+
+
+def test_a_session_that_breaks_off_says_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    appended, real = [0], Journal.append
+    def full(self: Journal, *records: tuple[int, bytes]) -> None:
+        appended[0] += 1
+        if appended[0] > 6: raise StorageError(errno.ENOSPC, f'cannot write {self.path}: the disk is full')
+        real(self, *records)
+    monkeypatch.setattr(Journal, 'append', full)
+    assert main(['trade', *SHORT[2:], '--out', str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f'--resume {tmp_path}/embedded-btcusdt' in said and 'the disk is full' in said and 'Traceback' not in said
+    monkeypatch.undo()
+    assert main(['trade', '--resume', f'{tmp_path}/embedded-btcusdt', '--json']) == 0
+    assert (tmp_path/'embedded-btcusdt'/'summary.json').exists()
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='POSIX limits')
+def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
+    "The limit of the operating system: the reason and what to do, and the records before it are whole"
+    program_text = ("import resource, sys; from cryptoexp.durable import Journal, StorageError\n"
+                    "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); journal = Journal(sys.argv[1])\n"
+                    "try:\n    while True: journal.append((1, b'x'*100))\n"
+                    "except StorageError as error: print(journal.count, error)\n")
+    done = subprocess.run([sys.executable, '-c', program_text, str(tmp_path/'j')], capture_output=True, text=True, timeout=120, check=True)
+    records, size = parse_journal((tmp_path/'j').read_bytes())
+    assert len(records) == int(done.stdout.split()[0]) == 8 and size == (tmp_path/'j').stat().st_size and 'ulimit -f' in done.stdout

@@ -265,6 +265,17 @@ def test_a_wrong_sum_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='is not what was published'): open_tape(path)
 
 
+def test_a_damaged_zip_is_called_damaged(tmp_path: Path) -> None:
+    "A bit flipped in the middle of a zip without a sum beside it: nothing can be read, which is not `nothing known here`"
+    path = tmp_path/'BTCUSDT-trades-2024-08-08.zip'
+    rows = random.Random(7).randbytes(3000).hex()
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive: archive.writestr('BTCUSDT-trades-2024-08-08.csv', rows)
+    data = bytearray(path.read_bytes())
+    data[len(data)//2] ^= 4
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r'is damaged, nothing of it can be read.*Fetch it again'): open_tape(path)
+
+
 def test_quotes_of_futures_are_put_in_order(tmp_path: Path) -> None:
     draw = random.Random(3)
     begin = 1_711_756_800_000

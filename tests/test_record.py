@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,17 +16,18 @@ from pathlib import Path
 import pytest
 from made_venues import PAIRS, MadeServer
 
-from cryptoexp.cli import LIVE_VENUES, build_parser
+from cryptoexp.cli import LIVE_VENUES, build_parser, configuration, main, recorded
 from cryptoexp.cli import record as command_line
-from cryptoexp.config import ConfigError
+from cryptoexp.config import ConfigError, load_config
 from cryptoexp.durable import Journal, StorageError
 from cryptoexp.market.book import OrderBook
 from cryptoexp.market.events import CONTROL, RESUME, STALE, Events, concat
 from cryptoexp.market.layouts import open_tape
 from cryptoexp.market.live import VENUES
-from cryptoexp.market.record import CLOCK, DAY_NS, MarketRecorder, record
+from cryptoexp.market.record import CLOCK, DAY_NS, MarketRecorder, close_all, record
 from cryptoexp.market.synthetic import SyntheticMarket
 from cryptoexp.market.tape import Tape, load_tape
+from cryptoexp.market_making import MarketMaker, replayed
 
 
 def program(*words: str) -> list[str]:
@@ -199,6 +201,94 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match='disk is full'): asyncio.run(session(30.0))
     monkeypatch.undo()
     assert sum(len(load_tape(path)) for path in tmp_path.rglob('*.parquet')) > 0
+
+
+def test_one_full_disk_keeps_no_other_from_closing(tmp_path: Path) -> None:
+    "Of three recorders the first and the last can't be closed: the one in between is, and the first failure is told"
+    closed = list[str]()
+    class Closing:
+        def __init__(self, name: str, fails: bool): self.name, self.fails = name, fails
+        def close(self) -> None:
+            closed.append(self.name)
+            if self.fails: raise StorageError(errno.ENOSPC, f'{self.name}: the disk is full')
+    with pytest.raises(StorageError, match='a: the disk'): close_all([Closing('a', True), Closing('b', False), Closing('c', True)])  # type: ignore[list-item]
+    assert closed == ['a', 'b', 'c']
+    close_all([Closing('d', False)])  # type: ignore[list-item]
+
+
+def test_addresses_of_a_session() -> None:
+    "`trade --url` replaces one address, and leaves those of a file beside it; where nobody is asked it is an error"
+    def made(*words: str) -> dict[str, str]: return dict(configuration(build_parser().parse_args(['trade', *words])).venue_urls)
+    assert made('--source', 'kraken', '--url', 'kraken_rest=http://127.0.0.1:9') == {'kraken_rest': 'http://127.0.0.1:9'}
+    both = made('--source', 'kraken', '--set', 'venue_urls=kraken_rest=http://127.0.0.1:8', '--url', 'kraken_websocket=ws://127.0.0.1:9')
+    assert both == {'kraken_rest': 'http://127.0.0.1:8', 'kraken_websocket': 'ws://127.0.0.1:9'}
+    for words in (['--url', 'kraken_rest=http://127.0.0.1:9'], ['--source', 'kraken', '--url', 'kraken_rst=http://127.0.0.1:9'],
+                  ['--source', 'kraken', '--url', 'kraken_rest=http://example.org'], ['--source', 'kraken', '--url', 'okx_rest=http://127.0.0.1:9']):
+        with pytest.raises(ConfigError, match='--url'): made(*words)
+
+
+def test_gone_on_at_another_address(tmp_path: Path) -> None:
+    "Killed, and the server is elsewhere by then: --resume takes --url, and the replay of all of it is the same bytes"
+    async def run(server: MadeServer, words: list[str], kill_after: bool = False) -> int:
+        words = words + [word for name, url in addresses(server).items() for word in ('--url', f'{name}={url}')]
+        process = await asyncio.create_subprocess_exec(*program(*words), stdout=subprocess.DEVNULL)
+        journal, until = tmp_path/'kraken-btc-usd'/'session.journal', time.monotonic() + 400
+        while kill_after and time.monotonic() < until:
+            if journal.exists() and journal.stat().st_size > 20_000: break
+            await asyncio.sleep(0.1)
+        if kill_after: process.kill()
+        return await asyncio.wait_for(process.wait(), 400)
+    async def session() -> None:
+        begin = ['trade', '--source', 'kraken', '--pair', 'BTC/USD', '--preset', 'zero-fee-tier', '--duration', '40s']
+        begin, on = [*begin, '--out', str(tmp_path)], ['trade', '--resume', str(tmp_path/'kraken-btc-usd')]
+        async with MadeServer('kraken') as server: assert await run(server, begin, True) == -signal.SIGKILL
+        async with MadeServer('kraken', seed=8) as server: assert await run(server, on) == 0
+    asyncio.run(session())
+    run_folder = tmp_path/'kraken-btc-usd'
+    maker, _ = replayed(run_folder, tmp_path/'again', batch_rows=100)
+    for name in ('trades.csv', 'orders.csv', 'refusals.csv', 'summary.json'):
+        assert (run_folder/name).read_bytes() == maker.paths[name].read_bytes(), name
+
+
+def test_interrupted_before_anything_began(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    "Ctrl-C while the program is loading is a word and status 130, also where Python has wrapped it"
+    def interrupted(arguments: object) -> int: raise KeyboardInterrupt
+    def wrapped(arguments: object) -> int: raise RuntimeError('Error calling __set_name__') from KeyboardInterrupt()
+    for what in (interrupted, wrapped):
+        monkeypatch.setattr('cryptoexp.cli.trade', what)
+        assert main(['trade']) == 130 and capsys.readouterr().err == 'cryptoexp: interrupted\n'
+
+
+def test_a_reader_that_has_read_enough() -> None:
+    "`cryptoexp … | head -1` is no error"
+    with subprocess.Popen(program('trade', '--presets'), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == '' and process.wait(120) == 0
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='POSIX signals')
+@pytest.mark.parametrize('command', ['trade', 'record'])
+def test_interrupted_while_a_host_does_not_answer(command: str, tmp_path: Path) -> None:
+    "A host that takes the connection and says nothing is given up at the first Ctrl-C"
+    async def session() -> None:
+        asked = asyncio.Event()
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.set()
+            await reader.read()
+            writer.close()
+        async with await asyncio.start_server(silent, '127.0.0.1', 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            urls = {'kraken_rest': f'http://127.0.0.1:{port}', 'kraken_websocket': f'ws://127.0.0.1:{port}'}
+            words = ['record', '--source', 'kraken', '--symbol', 'BTC/USD', '--out', str(tmp_path)]
+            maker = MarketMaker(load_config(overrides={'trading_pair': 'BTC/USD', 'venue_urls': urls}), source='kraken', out=tmp_path)
+            working = asyncio.ensure_future(maker.run() if command == 'trade' else recorded(build_parser().parse_args(words), urls))
+            await asyncio.wait_for(asked.wait(), 400)
+            os.kill(os.getpid(), signal.SIGINT)
+            done, _ = await asyncio.wait([working], timeout=5)   # alone the deadline of the host is longer
+            assert done and working.cancelled()
+    asyncio.run(session())
+    assert not list(tmp_path.iterdir())
 
 
 PAPER = {'coinbase': 'BTC/USD', 'kraken': 'BTC/USD', 'coinbase_exchange': 'BTC/USD', 'binance_usdm': 'BTC/USDT'}

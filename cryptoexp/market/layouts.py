@@ -660,7 +660,9 @@ def recognise(path: Path) -> str | Layout:  # 'tape', 'hftbacktest', 'recording'
             with zipfile.ZipFile(path) as archive: names = archive.namelist()
         except zipfile.BadZipFile as error: raise ValueError(f'{path} is damaged: {error}. Fetch it again') from error
         if any(name.endswith('.npy') for name in names): return 'hftbacktest'
-    lines = next((chunk for chunk in text_chunks(path, [])), b'').split(b'\n')[:50]
+    damage = list[str]()
+    lines = next((chunk for chunk in text_chunks(path, damage)), b'').split(b'\n')[:50]
+    if damage and lines == [b'']: raise ValueError(f'{path} is damaged, nothing of it can be read: {damage[0]}. Fetch it again')
     table = layout_of(lines)
     if table: return table
     for line in lines:
@@ -669,6 +671,7 @@ def recognise(path: Path) -> str | Layout:  # 'tape', 'hftbacktest', 'recording'
         if line.startswith(b'{') and b'"orderbook.' in line: return 'bybit'
     raise ValueError(f'{path} is nothing known here: it looks like {tape.looks_like(lines[0] or begin)}. Known are {KNOWN}')
 
+# %% ../../nbs/market/13_layouts.ipynb #c53p
 def read_part(path: Path, found: str | Layout, symbol: str | None, problems: list[str]) -> Part:
     "Read one file of another's layout"
     slips = Problems()

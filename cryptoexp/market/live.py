@@ -307,8 +307,8 @@ VENUES: dict[str, Access] = {
     'bybit': Access(bybit, bybit.BybitStream, bybit.REST_URL, bybit.WEBSOCKET_URL, bybit.listing_path, '/v5/market/time')}
 
 # %% ../../nbs/market/14_live.ipynb #c18
-OFFLINE = ('What works without a network: `--source embedded`, a synthetic market, and `--source FILE`, a recording '
-           '(on the command line; elsewhere source=…).')
+OFFLINE = ('What works without a network: `cryptoexp trade --source embedded`, a synthetic market, and `cryptoexp trade --source FILE`, '
+           'a recording (elsewhere source=…).')
 
 class FeedError(ConnectionError):
     "A feed that can't be opened: which hosts failed and why, and what works instead"

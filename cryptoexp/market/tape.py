@@ -960,7 +960,8 @@ def open_hftbacktest(
     if instrument is None:
         named = symbol or re.match('[A-Za-z0-9]*', place.name)[0].upper()  # type: ignore[index]
         try: instrument = instrument_of(data, named)
-        except ValueError as error: raise ValueError(f'{place}: {error}. A file of hftbacktest does not say what it is of') from error
+        except ValueError as error: raise ValueError(f'{place}: {error}. A file of hftbacktest does not say what it is of: '
+                                                      'name its symbol (on the command line --symbol BTCUSDT)') from error
     try:
         if ((data['ev'] & 0xff) >= ADD_ORDER).any(): return tape_by_order(data, instrument, (place.name,))
         return Tape(from_hftbacktest(data, instrument), instrument, source=(place.name,))

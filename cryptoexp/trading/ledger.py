@@ -446,7 +446,7 @@ def warnings(session: Session) -> list[str]:
     if worst is not None and above:
         times = 'one minute' if above == 1 else f'{above} minutes'
         found.append(f'In {times} our fills were over {PARTICIPATION:.0%} of what was traded, at most {worst:.1%}.')
-    if session.counters['halted']: found.append('A limit halted the session: from then on nothing was quoted.')
+    if session.counters['halted']: found.append('The session was halted, by a limit or the kill switch: from then on nothing was quoted.')
     if late := int(session.counters['late_rows']):
         found.append(f'{late:,} of {session.counters["rows"]:,} rows were under way for longer than the engine waits; '
                      'they count as having happened later than they did.')

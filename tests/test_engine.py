@@ -47,7 +47,7 @@ from cryptoexp.trading.quoting import LEANING, MARKET_ORDER, compile_quoter, con
 from cryptoexp.trading.venue import Latency
 
 TABLES = ('fills', 'orders', 'samples', 'refused')
-LARGE = (3, 5, 9)   # markets in which orders are of more than 127 lots
+LARGE = (44, 45, 55)   # markets in which orders are of more than 127 lots
 TOY = Instrument('nowhere', 'TOY', 'TOY', 'USD', '1', '1')
 Quoter = Callable[..., int]
 
@@ -567,7 +567,7 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
     ('what we take never comes back', 'matching',
      'if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)\n        _apply(', '_apply('),
     ('a taker takes one level only', 'matching',
-     'size, False, BY_TAKING)\n        tick += order.side', 'size, False, BY_TAKING)\n        break'),
+     'size, False, BY_TAKING)\n        tick += int(order.side)', 'size, False, BY_TAKING)\n        break'),
     ('a taker pays his limit', 'matching',
      '_fill(desk, slot, time_ns, tick, size, False, BY_TAKING)', '_fill(desk, slot, time_ns, order.tick, size, False, BY_TAKING)'),
     ('a taker pays the maker fee', 'matching', 'rule.maker_fee_e8 if maker else rule.taker_fee_e8', 'rule.maker_fee_e8'),

@@ -7,8 +7,8 @@ __all__ = ['COUNTERS', 'TABLES', 'MINUTE_NS', 'TRADE_COLUMNS', 'ORDER_COLUMNS', 
            'PARTICIPATION', 'FEW_FILLS', 'LIBRARIES', 'nothing', 'Session', 'count_minutes', 'session_of',
            'find_fundings', 'fundings_of', 'whole_and_decimals', 'decimal_text', 'grid_texts', 'time_texts', 'Account',
            'share_of', 'new_account', 'two_sided', 'fill_mids', 'touches', 'start_mid', 'open_account', 'history',
-           'trade_log', 'order_log', 'refusal_log', 'Totals', 'totals', 'funding_log', 'participation', 'warnings',
-           'plain', 'bps', 'order_counts', 'manifest', 'summary', 'csv_text', 'write_run']
+           'closing', 'trade_log', 'order_log', 'refusal_log', 'Totals', 'totals', 'funding_log', 'participation',
+           'warnings', 'plain', 'bps', 'order_counts', 'manifest', 'summary', 'csv_text', 'write_run']
 
 # %% ../../nbs/trading/04_ledger.ipynb #c03
 import json
@@ -238,6 +238,10 @@ class Account:
     def value(self, mid: int) -> int: return self.worth_at(mid, self.position)
     def equity(self, mid: int) -> int: return self.cash + self.value(mid)
     def unrealised(self, mid: int) -> int: return self.value(mid) - self.cost
+    def closed(self, tick: int, rate_e8: int) -> int:
+        "Equity if all that is held went at one price, after the fee on it"
+        value, scale = self.worth(tick, self.position), 10 ** (self.decimals - 8)
+        return self.cash + value - int(fee_e8(abs(value) // scale, rate_e8)) * scale
     def text(self, money: int) -> str: return decimal_text(money, self.decimals)
 
 # %% ../../nbs/trading/04_ledger.ipynb #c21
@@ -271,10 +275,10 @@ def fill_mids(session: Session) -> list[int]:  # half ticks, one a fill
     return [bid + ask if fine else last
             for fine, bid, ask, last in zip(whole.tolist(), fills.bid_tick.tolist(), fills.ask_tick.tolist(), earlier)]
 
-def touches(session: Session) -> pd.DataFrame:  # columns time_ns and mid (half ticks), sorted by time
+def touches(session: Session) -> pd.DataFrame:  # columns time_ns, mid (half ticks), bid_tick, ask_tick, sorted by time
     "Every mid of the exchange that the session knows, from its samples and fills"
     both = pd.concat([table.loc[two_sided(table), ['time_ns', 'bid_tick', 'ask_tick']] for table in (session.samples, session.fills)])
-    both = both.assign(mid=both.bid_tick + both.ask_tick)[['time_ns', 'mid']]
+    both = both.assign(mid=both.bid_tick + both.ask_tick)[['time_ns', 'mid', 'bid_tick', 'ask_tick']]
     return both.sort_values('time_ns', kind='stable', ignore_index=True)
 
 def start_mid(session: Session) -> int | None:  # half ticks
@@ -311,22 +315,35 @@ def history(session: Session) -> Iterator[tuple[str, int, Account]]:
 
 # %% ../../nbs/trading/04_ledger.ipynb #c33
 TRADE_COLUMNS = ('time', 'time_ns', 'order_id', 'side', 'price', 'amount', 'value', 'fee', 'currency', 'liquidity', 'mid', 'position',
-                 'cash', 'equity', 'realised_pnl', 'unrealised_pnl', 'reason')
+                 'cash', 'equity', 'closing_price', 'liquidation_equity', 'realised_pnl', 'unrealised_pnl', 'reason')
+
+def closing(
+    session: Session, account: Account,
+    bid: int, ask: int,       # the touch, ticks; NO_BID, NO_ASK: none
+) -> tuple[int, int | None]:  # ticks at which the position could be closed (0: none is held, or nobody is there), equity if it were
+    "What the account is worth to somebody who has to leave: sold at the bid, bought back at the ask, after the taker fee"
+    if not account.position: return 0, account.cash
+    tick = bid if account.position > 0 else ask
+    if tick <= 0 or tick >= NO_ASK: return 0, None
+    return tick, account.closed(tick, (session.venue or Venue.from_config(session.config)).taker_fee_e8)
 
 def trade_log(session: Session) -> pd.DataFrame:  # text, columns as TRADE_COLUMNS
     "One row a fill: what moved, and what it moved to"
     fills, mids, after = session.fills, fill_mids(session), []
-    moved = list(zip(*(fills[name].tolist() for name in ('tick', 'lots', 'fee_e8'))))
+    moved = list(zip(*(fills[name].tolist() for name in ('tick', 'lots', 'fee_e8', 'bid_tick', 'ask_tick'))))
     tick, tick_decimals = whole_and_decimals(session.instrument.tick_size)
     lot, lot_decimals = whole_and_decimals(session.instrument.lot_size)
     for table, row, account in history(session):
         if table != 'fills': continue
-        price, lots, fee = moved[row]
+        price, lots, fee, bid, ask = moved[row]
+        close, left = closing(session, account, bid, ask)
         money = (account.cash, account.equity(mids[row]), account.realised, account.unrealised(mids[row]))
         after.append((account.text(abs(account.worth(price, lots))), decimal_text(fee, 8),
                       decimal_text(5 * mids[row] * tick, tick_decimals + 1), decimal_text(account.position * lot, lot_decimals),
-                      *map(account.text, money)))
-    log = pd.DataFrame(after, columns=['value', 'fee', 'mid', 'position', 'cash', 'equity', 'realised_pnl', 'unrealised_pnl'], dtype=str)
+                      *map(account.text, money), decimal_text(close * tick, tick_decimals) if close else '',
+                      '' if left is None else account.text(left)))
+    names = ['value', 'fee', 'mid', 'position', 'cash', 'equity', 'realised_pnl', 'unrealised_pnl', 'closing_price', 'liquidation_equity']
+    log = pd.DataFrame(after, columns=names, dtype=str)
     log = log.assign(
         time=time_texts(fills.time_ns), time_ns=list(map(str, fills.time_ns.tolist())), order_id=list(map(str, fills.order_id.tolist())),
         side=['buy' if side > 0 else 'sell' for side in fills.side.tolist()], price=grid_texts(fills.tick, session.instrument.tick_size),
@@ -368,6 +385,7 @@ class Totals:
     "The sums of a session, exact, in the currency of the account"
     start_equity: Decimal | None   # None: there was no price to value the position at
     final_equity: Decimal | None
+    liquidation: Decimal | None    # what is left of it when the position is closed at the last touch, after the taker fee
     pnl: Decimal | None            # after fees and funding
     cash: Decimal
     position: Decimal              # base currency; of an inverse contract: contracts
@@ -395,7 +413,8 @@ def totals(session: Session) -> Totals:
     final = account.equity(mid or 0) if mid or not account.position else None
     def exact(money: int | None) -> Any: return None if money is None else Decimal(account.text(money))
     pnl = None if start is None or final is None else final - start
-    return Totals(exact(start), exact(final), exact(pnl), exact(account.cash), session.instrument.amount(account.position),
+    left = closing(session, account, *(map(int, known[['bid_tick', 'ask_tick']].iloc[-1]) if len(known) else (0, 0)))[1]
+    return Totals(exact(start), exact(final), exact(left), exact(pnl), exact(account.cash), session.instrument.amount(account.position),
                   exact(account.realised), exact(None if final is None else account.unrealised(mid or 0)),
                   exact(account.fees), exact(maker_fees), exact(volume[1]), exact(volume[0]), exact(account.funding))
 
@@ -496,6 +515,7 @@ def summary(
         source=session.source, synthetic=session.synthetic, preset=session.preset, start=start, end=end, fills=len(session.fills),
         maker_volume=plain(sums.maker_volume), fees=plain(sums.fees), pnl=plain(sums.pnl), pnl_bps_of_volume=bps(sums.pnl, sums.volume),
         final_position=plain(sums.position), final_equity=plain(sums.final_equity),
+        final_liquidation_equity=plain(sums.liquidation),
         max_drawdown=float(session.counters['max_drawdown']), max_exposure=float(session.counters['max_exposure']),
         spread_constraint_bound={'decisions': sum(session.bound.values()), **session.bound}, config=session.config.to_dict(),
         streams=session.streams, refusals=dict(session.refusals), orders=order_counts(session), halted=bool(session.counters['halted']),

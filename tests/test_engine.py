@@ -709,7 +709,7 @@ def test_a_market_order_needs_no_price() -> None:
         engine = play(buys, asks={110: 3, 112: 9}, config=slow, compiled=compiled)
         assert engine.fills[['tick', 'lots', 'reason']].values.tolist() == [[110, 3, 'take'], [112, 4, 'take']]
         assert engine.orders[['tick', 'lots', 'status']].values.tolist() == [[0, 7, 'filled']] and (engine.samples.quote_bid_tick == -1).all()
-    poor = play(buys, asks={110: 3, 112: 9}, config=replace(slow, total_capital=111.))   # one is paid for, at 110
+    poor = play(buys, asks={110: 3, 112: 9}, config=replace(slow, total_capital=111., max_inventory_exposure=1.))   # one is paid for, at 110
     assert poor.fills[['tick', 'lots']].values.tolist()[0] == [110, 1]
     assert not len(play(bids((0, 10))).orders)   # a limit order without a price is refused, as ever
 

@@ -515,13 +515,12 @@ def summary(
         source=session.source, synthetic=session.synthetic, preset=session.preset, start=start, end=end, fills=len(session.fills),
         maker_volume=plain(sums.maker_volume), fees=plain(sums.fees), pnl=plain(sums.pnl), pnl_bps_of_volume=bps(sums.pnl, sums.volume),
         final_position=plain(sums.position), final_equity=plain(sums.final_equity),
-        final_liquidation_equity=plain(sums.liquidation),
         max_drawdown=float(session.counters['max_drawdown']), max_exposure=float(session.counters['max_exposure']),
         spread_constraint_bound={'decisions': sum(session.bound.values()), **session.bound}, config=session.config.to_dict(),
         streams=session.streams, refusals=dict(session.refusals), orders=order_counts(session), halted=bool(session.counters['halted']),
         taker_volume=plain(sums.taker_volume), realised_pnl=plain(sums.realised), unrealised_pnl=plain(sums.unrealised),
         funding=plain(sums.funding), fundings=len(session.fundings), kind=session.kind, currency=session.currency,
-        start_equity=plain(sums.start_equity), market_volume=plain(int(session.counters['market_lots']) * instrument.lot_size),
+        start_equity=plain(sums.start_equity), final_liquidation_equity=plain(sums.liquidation), market_volume=plain(int(session.counters['market_lots']) * instrument.lot_size),
         participation={'overall': overall, 'worst_minute': worst, 'minutes_above': above, 'limit': PARTICIPATION},
         warnings=warnings(session), notes=list(session.notes), instrument=to_dict(instrument))
     if session.kind == 'inverse': result['contract_size'] = plain(session.contract_size)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COUNTERS', 'TABLES', 'MINUTE_NS', 'TRADE_COLUMNS', 'ORDER_COLUMNS', 'REFUSAL_COLUMNS', 'FUNDING_COLUMNS',
-           'PARTICIPATION', 'FEW_FILLS', 'LIBRARIES', 'nothing', 'Session', 'count_minutes', 'session_of',
-           'find_fundings', 'fundings_of', 'whole_and_decimals', 'decimal_text', 'grid_texts', 'time_texts', 'Account',
-           'share_of', 'new_account', 'two_sided', 'fill_mids', 'touches', 'start_mid', 'open_account', 'history',
-           'closing', 'trade_log', 'order_log', 'refusal_log', 'Totals', 'totals', 'funding_log', 'participation',
-           'warnings', 'plain', 'bps', 'order_counts', 'manifest', 'summary', 'csv_text', 'write_run']
+           'PARTICIPATION', 'MANY_CROSSED', 'FEW_FILLS', 'LIBRARIES', 'nothing', 'Session', 'count_minutes',
+           'session_of', 'find_fundings', 'fundings_of', 'whole_and_decimals', 'decimal_text', 'grid_texts',
+           'time_texts', 'Account', 'share_of', 'new_account', 'two_sided', 'fill_mids', 'touches', 'start_mid',
+           'open_account', 'history', 'closing', 'trade_log', 'order_log', 'refusal_log', 'Totals', 'totals',
+           'funding_log', 'participation', 'warnings', 'plain', 'bps', 'order_counts', 'manifest', 'summary',
+           'csv_text', 'write_run']
 
 # %% ../../nbs/trading/04_ledger.ipynb #c03
 import json
@@ -454,6 +455,7 @@ def participation(
               if session.minute_lots]
     return own / market if market else None, max(shares) if shares else None, sum(share > PARTICIPATION for share in shares)
 
+MANY_CROSSED = 0.01  # part of the decisions at which a book may be crossed: the streams of a feed may disagree for a moment
 FEW_FILLS = 100  # below this many, one lucky fill decides the sign
 
 def warnings(session: Session) -> list[str]:
@@ -474,6 +476,11 @@ def warnings(session: Session) -> list[str]:
     if 0 < len(session.fills) < FEW_FILLS:
         found.append(f'{len(session.fills)} fills are too few to tell a profit or a loss from luck.')
     if not len(session.samples): found.append('There was never a book with two sides: nothing was quoted.')
+    crossed = session.samples.time_ns[session.samples.bid_tick >= session.samples.ask_tick]
+    if len(crossed) > MANY_CROSSED * len(session.samples):
+        found.append(f'The book of the exchange was crossed, its best bid at or above its best ask, at {len(crossed):,} of '
+                     f'{len(session.samples):,} decisions, first at {time_texts(crossed[:1])[0]}: no venue shows such a book, and '
+                     'nothing is quoted on one. The tape lacks or invents rows before that.')
     return found
 
 # %% ../../nbs/trading/04_ledger.ipynb #c52
@@ -520,7 +527,8 @@ def summary(
         streams=session.streams, refusals=dict(session.refusals), orders=order_counts(session), halted=bool(session.counters['halted']),
         taker_volume=plain(sums.taker_volume), realised_pnl=plain(sums.realised), unrealised_pnl=plain(sums.unrealised),
         funding=plain(sums.funding), fundings=len(session.fundings), kind=session.kind, currency=session.currency,
-        start_equity=plain(sums.start_equity), final_liquidation_equity=plain(sums.liquidation), market_volume=plain(int(session.counters['market_lots']) * instrument.lot_size),
+        start_equity=plain(sums.start_equity), final_liquidation_equity=plain(sums.liquidation),
+        market_volume=plain(int(session.counters['market_lots']) * instrument.lot_size),
         participation={'overall': overall, 'worst_minute': worst, 'minutes_above': above, 'limit': PARTICIPATION},
         warnings=warnings(session), notes=list(session.notes), instrument=to_dict(instrument))
     if session.kind == 'inverse': result['contract_size'] = plain(session.contract_size)

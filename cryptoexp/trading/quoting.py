@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'FORCE', 'POST_ONLY', 'GOOD_TILL_CANCELLED',
-           'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
+           'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'FRACTION', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
            'VOLATILITY', 'FLOOR', 'LEANING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE', 'MAKER_FEE', 'MIN_PROFIT',
-           'TARGET', 'THRESHOLD', 'MODELS', 'View', 'new_view', 'Checked', 'compile_quoter', 'floor_half_spread',
-           'outward', 'update_volatility', 'constant_spread', 'Model', 'model_of']
+           'TARGET', 'THRESHOLD', 'MODELS', 'View', 'new_view', 'Wishes', 'Checked', 'compile_quoter',
+           'floor_half_spread', 'outward', 'update_volatility', 'constant_spread', 'Model', 'model_of']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
@@ -62,6 +62,16 @@ from numba.core.untyped_passes import IRProcessing
 from numba.extending import intrinsic
 
 # %% ../../nbs/trading/01_quoting.ipynb #nan03
+FRACTION = 'a price in ticks and an amount in lots are whole numbers: round what is written, math.floor for a bid, math.ceil for an ask'
+
+class Wishes(np.ndarray):
+    "The wishes of a model that runs in Python: what is written into them has to be whole"
+    def __setitem__(self, place: Any, value: Any) -> None:
+        if not isinstance(value, (int, np.integer)):
+            given = np.asarray(value)
+            if given.dtype.kind == 'f' and (np.isfinite(given) & (given != np.trunc(given))).any(): raise ValueError(FRACTION)
+        super().__setitem__(place, value)
+
 def _same_or_error(checked: bool, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     "Machine code that answers its last argument, or raises where no int64 is near that"
     kind, value = signature.args[-1], arguments[-1]
@@ -73,6 +83,9 @@ def _same_or_error(checked: bool, context: Any, builder: Any, signature: Any, ar
     fits = builder.and_(builder.fcmp_ordered('>=', number, least), builder.fcmp_ordered('<', number, beyond))
     with builder.if_then(builder.not_(fits), likely=False):
         error(builder, OverflowError, ('cannot convert float infinity to integer',))
+    if len(signature.args) == 1: return value
+    cut = builder.sitofp(builder.fptosi(number, context.get_value_type(types.int64)), number.type)
+    with builder.if_then(builder.fcmp_ordered('!=', cut, number), likely=False): error(builder, ValueError, (FRACTION,))
     return value
 
 @intrinsic

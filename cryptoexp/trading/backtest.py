@@ -107,7 +107,7 @@ def backtest(
 def checked_tape(tape: Tape) -> Tape:
     "The tape; TypeError for what is none, ValueError for one without a row"
     if not isinstance(tape, Tape):
-        raise TypeError(f'a backtest runs on a Tape, as read_tape, read_recording or Tape(rows, instrument) make one, '
+        raise TypeError(f'a backtest runs on a Tape, as Tape.load, read_recording or Tape(rows, instrument) make one, '
                         f'not on a {type(tape).__name__}')
     if not len(tape): raise ValueError(f'{source_name(tape)} has no rows, so there is nothing to trade on')
     return tape

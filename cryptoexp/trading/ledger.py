@@ -242,7 +242,8 @@ class Account:
     def closed(self, tick: int, rate_e8: int) -> int:
         "Equity if all that is held went at one price, after the fee on it"
         value, scale = self.worth(tick, self.position), 10 ** (self.decimals - 8)
-        return self.cash + value - int(fee_e8(abs(value) // scale, rate_e8)) * scale
+        fee = share_of(abs(value) // scale if rate_e8 >= 0 else -(abs(value) // scale), abs(rate_e8), MONEY_SCALE)
+        return self.cash + value - fee * scale
     def text(self, money: int) -> str: return decimal_text(money, self.decimals)
 
 # %% ../../nbs/trading/04_ledger.ipynb #c21

@@ -45,7 +45,7 @@ from cryptoexp.trading.limits import (
 from cryptoexp.trading.quoting import (
     ASK, BID, BOUND, FILL_OR_KILL, FORCE, GOOD_TILL_CANCELLED, HEARD, IMMEDIATE, LOTS, MARKET_ORDER, OWN, POST_ONLY, SCRATCH,
     SIGNALS,
-    SIGNATURE, TICK, Quoter, View, Wishes, compile_quoter, model_of, new_view,
+    SIGNATURE, TICK, Quoter, View, compile_quoter, model_of, new_view,
 )
 from .venue import QUEUE_BEHIND, QUEUE_L3, Venue, entry_latency, queue_after, response_latency
 
@@ -2229,7 +2229,7 @@ def _ask(desk: Desk, python: Quoter) -> None:
     count, heard = (int(desk.state[config][name]) * int(clock.own_orders) for name in ('order_count', 'heard_count'))
     view = desk.seen._replace(orders=desk.own[:count], fills=desk.heard[config, :heard])
     with np.errstate(divide='raise', invalid='raise'):   # a division by zero ends compiled code, so it does here
-        answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes.view(Wishes))
+        answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes)
     if answer is None: raise TypeError(f'{getattr(python, "__name__", "the model")} answers None: a model has to return an int, such as 0')
     clock.answer = answer
 

@@ -239,11 +239,6 @@ class Account:
     def value(self, mid: int) -> int: return self.worth_at(mid, self.position)
     def equity(self, mid: int) -> int: return self.cash + self.value(mid)
     def unrealised(self, mid: int) -> int: return self.value(mid) - self.cost
-    def closed(self, tick: int, rate_e8: int) -> int:
-        "Equity if all that is held went at one price, after the fee on it"
-        value, scale = self.worth(tick, self.position), 10 ** (self.decimals - 8)
-        fee = share_of(abs(value) // scale if rate_e8 >= 0 else -(abs(value) // scale), abs(rate_e8), MONEY_SCALE)
-        return self.cash + value - fee * scale
     def text(self, money: int) -> str: return decimal_text(money, self.decimals)
 
 # %% ../../nbs/trading/04_ledger.ipynb #c21
@@ -327,7 +322,10 @@ def closing(
     if not account.position: return 0, account.cash
     tick = bid if account.position > 0 else ask
     if tick <= 0 or tick >= NO_ASK: return 0, None
-    return tick, account.closed(tick, (session.venue or Venue.from_config(session.config)).taker_fee_e8)
+    value, scale = account.worth(tick, account.position), 10 ** (account.decimals - 8)
+    rate = (session.venue or Venue.from_config(session.config)).taker_fee_e8
+    fee = share_of(abs(value) // scale if rate >= 0 else -(abs(value) // scale), abs(rate), MONEY_SCALE)
+    return tick, account.cash + value - fee * scale
 
 def trade_log(session: Session) -> pd.DataFrame:  # text, columns as TRADE_COLUMNS
     "One row a fill: what moved, and what it moved to"

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 900
-BASE = re.compile(r"(?<=\.)base\b|(?<=')base(?=')")   # a field of the engine's; without Numba, `row.base` is an attribute of NumPy's own
 
 
 class Mutant(NamedTuple):
@@ -31,8 +29,6 @@ def broken_copy(folder: Path, mutant: Mutant) -> str:
     text = target.read_text(encoding='utf-8')
     if text.count(mutant.line) != 1: return f'{mutant.module} has {text.count(mutant.line)} × {mutant.line!r}'
     target.write_text(text.replace(mutant.line, mutant.broken), encoding='utf-8')
-    engine = folder/'cryptoexp'/'trading'/'matching.py'
-    engine.write_text(BASE.sub('origin', engine.read_text(encoding='utf-8')), encoding='utf-8')
     return ''
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -42,10 +43,11 @@ from cryptoexp.market.events import (
 from cryptoexp.market.instrument import Instrument
 from cryptoexp.market.tape import Tape
 from cryptoexp.trading.matching import Engine, enter_order
-from cryptoexp.trading.quoting import LEANING, constant_spread, model_of
+from cryptoexp.trading.quoting import LEANING, MARKET_ORDER, compile_quoter, constant_spread, model_of, outward
 from cryptoexp.trading.venue import Latency
 
 TABLES = ('fills', 'orders', 'samples', 'refused')
+LARGE = (45, 55)   # markets in which orders are of more than 127 lots
 TOY = Instrument('nowhere', 'TOY', 'TOY', 'USD', '1', '1')
 Quoter = Callable[..., int]
 
@@ -565,7 +567,7 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
     ('what we take never comes back', 'matching',
      'if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)\n        _apply(', '_apply('),
     ('a taker takes one level only', 'matching',
-     'size, False, BY_TAKING)\n        tick += order.side', 'size, False, BY_TAKING)\n        break'),
+     'size, False, BY_TAKING)\n        tick += int(order.side)', 'size, False, BY_TAKING)\n        break'),
     ('a taker pays his limit', 'matching',
      '_fill(desk, slot, time_ns, tick, size, False, BY_TAKING)', '_fill(desk, slot, time_ns, order.tick, size, False, BY_TAKING)'),
     ('a taker pays the maker fee', 'matching', 'rule.maker_fee_e8 if maker else rule.taker_fee_e8', 'rule.maker_fee_e8'),
@@ -668,3 +670,60 @@ def test_what_no_run_can_mean_is_refused() -> None:
     def silent(*_: Any) -> None: return None
     with pytest.raises(TypeError, match='silent answers None'): play(silent)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match='more than an hour'): Latency.samples(np.array([[1, 2**62, 2**62 + 5]]))
+
+
+# What is the same, compiled or not
+
+@pytest.mark.parametrize('compiled', [True, False])
+@pytest.mark.parametrize('wrong, error', [('nan', ValueError), ('inf', OverflowError), ('through a helper', ValueError), ('a division', ArithmeticError),
+                                          ('a division in integers', ArithmeticError), ('an error', KeyError)])
+def test_a_model_that_fails_says_where(wrong: str, error: type[Exception], compiled: bool) -> None:
+    "A price that is no number, a division by zero, an error of its own: the same end, compiled or in Python, with moment, row and configuration"
+    number = {'nan': math.nan, 'inf': math.inf, 'through a helper': math.nan}.get(wrong, 100.0)
+    divides, whole, fails, helped = (wrong == name for name in ('a division', 'a division in integers', 'an error', 'through a helper'))
+    def model(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+        now = view.market[0]
+        scratch[1] += 1
+        if scratch[1] < 3: return 0
+        if fails: raise KeyError('no such thing')
+        if divides: scratch[2] = (now.bid_tick + .5) / scratch[0]
+        if whole: scratch[2] = now.bid_tick // now.position_lots
+        if helped: wishes[0, 0, 0, 0] = max(7, outward(100., number, number, now.bid_tick, now.ask_tick)[0])
+        else: wishes[0, 0, 0, 0] = max(7, math.floor(number))
+        wishes[0, 0, 0, 1] = 1
+        return 0
+    assert compile_quoter(model) is not None
+    with pytest.raises(error) as caught: play(model, compiled=compiled)
+    said = ' '.join(caught.value.__notes__)
+    assert re.search(r'asked at 3\d\d000000 ns for configuration 0, when row \d+ of those that drive the book had reached us', said), said
+
+
+def test_a_market_order_needs_no_price() -> None:
+    "Nothing is wished for but an amount: it takes what there is, is weighed at the best it could meet, and is sent once while it is on its way"
+    def buys(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+        if view.market[0].filled_buy_lots: scratch[0] = 1
+        if scratch[0] == 0: wishes[0, 0, 0, 1], wishes[0, 0, 0, 2] = 7, MARKET_ORDER
+        return 0
+    slow = settings(refresh_interval=.01, entry_latency_ms=50., response_latency_ms=50.)
+    for compiled in (True, False):
+        engine = play(buys, asks={110: 3, 112: 9}, config=slow, compiled=compiled)
+        assert engine.fills[['tick', 'lots', 'reason']].values.tolist() == [[110, 3, 'take'], [112, 4, 'take']]
+        assert engine.orders[['tick', 'lots', 'status']].values.tolist() == [[0, 7, 'filled']] and (engine.samples.quote_bid_tick == -1).all()
+    poor = play(buys, asks={110: 3, 112: 9}, config=replace(slow, total_capital=111., max_inventory_exposure=1.))   # one is paid for, at 110
+    assert poor.fills[['tick', 'lots']].values.tolist()[0] == [110, 1]
+    assert not len(play(bids((0, 10))).orders)   # a limit order without a price is refused, as ever
+
+
+def large_parts() -> list[str]:
+    "A bid of 300 lots gets 190 of a print of 200 behind a queue of ten, then 90 more; and tables of random markets with large lots"
+    parts = play(bids((100, 300)), happens(500, TRADE | SELL, 100, 200), happens(700, TRADE | SELL, 100, 90), config=settings(total_capital=1e6))
+    assert parts.fills.lots.tolist() == [190, 90] and parts.desk is not None and int(parts.desk.state[0].position_lots) == 280
+    return [digest(parts), *(digest(play_engine(scenario(seed, 60))) for seed in LARGE)]
+
+
+def test_the_engine_is_exact_without_numba() -> None:
+    "Lots beyond the eight bits of a side: what the mutants run is the engine, and not another one that overflows"
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(Path(oracle.__file__).parent), *sys.path]), 'NUMBA_DISABLE_JIT': '1'}
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import test_engine; print(*test_engine.large_parts())'], env=environment,
+                          capture_output=True, text=True, check=False)
+    assert done.stdout.split() == large_parts(), done.stderr

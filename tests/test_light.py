@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from mutants import Mutant, missed, run_check
 from oracle import scenario, wild
+from test_engine import TOY, control, happens, opening, settings
 
-from cryptoexp.market.events import CLEAR, DEPTH, SNAPSHOT
+from cryptoexp.market.events import BUY, CLEAR, DEPTH, RESUME, SELL, SNAPSHOT, TRADE, from_rows
 from cryptoexp.market.instrument import MONEY_SCALE, decimal
 from cryptoexp.trading.backtest import Prepared, Runs, prepare, run_configurations, short_of
 from cryptoexp.trading.limits import make_rules
@@ -95,6 +96,22 @@ def test_light_orders_change_nothing_in_many_markets(block: int, whole: bool) ->
     for seed in range(1000 + block*50, 1050 + block*50): compare(seed, whole, every_message=bool(seed % 3))
 
 
+def by_hand() -> None:
+    "Ten stand before our light bid of five when it arrives; six of them leave; so a print of six has two for us"
+    def bid(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+        wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = 100, 5
+        return 0
+    rows = from_rows([*opening({100: 10}, {110: 10}), happens(300, DEPTH | BUY, 100, 4), happens(500, TRADE | SELL, 100, 6),
+                      control(900, RESUME)])
+    prepared, config = prepare([(rows, TOY)]), settings()
+    for record in (True, False):
+        runs = run_configurations(prepared, make_rules(config, TOY), np.zeros((1, 1)), bid, cash_e8=10**13, record=record)
+        assert bool(runs.desk.clock[0].light) == (not record) and int(runs.desk.accounts[0].position_lots) == 2
+
+
+def test_a_light_order_is_told_of_its_queue() -> None: by_hand()
+
+
 MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be noticed
     ('as it is', 'matching', 'if kept != -2 and light.known_tick >= 0:', 'if kept != -2 and light.known_tick >= 0:'),
     ('a light order that would take rests', 'matching',
@@ -109,6 +126,8 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
 )]
 CHECK = """
 import test_light
+try: test_light.by_hand()
+except AssertionError: print('noticed by hand'); sys.exit()
 for seed in map(int, sys.argv[2:]):
     for whole in (True, False):
         try: test_light.compare(seed, whole, 110)

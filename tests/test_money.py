@@ -136,6 +136,7 @@ def check_rows(rows: list[dict[str, str]], payments: list[dict[str, str]], summa
         assert (Decimal(row['cash']), Decimal(row['position'])) == (books.cash, books.position)
         unrealised = books.check_equity(Decimal(row['equity']), mid)
         assert (Decimal(row['realised_pnl']), Decimal(row['unrealised_pnl'])) == (books.realised, unrealised)
+        check_closing(books, row['closing_price'], row['liquidation_equity'], Decimal(str(config['taker_fee'])))
         assert row['time'].endswith('Z') and pd.Timestamp(row['time']).value == int(row['time_ns'])
         assert row['liquidity'] in ('maker', 'taker')
     for row in ahead: check_payment(books, row)
@@ -149,6 +150,16 @@ def check_rows(rows: list[dict[str, str]], payments: list[dict[str, str]], summa
         assert Decimal(summary['realised_pnl']) == books.realised
         assert Decimal(summary['pnl']) == books.realised + Decimal(summary['unrealised_pnl']) - books.fees - books.funding
     assert MarketMakingConfig(**config).to_dict() == config  # the run can be repeated from its summary
+
+
+def check_closing(books: Books, price: str, left: str, rate: Decimal) -> None:
+    "Whoever has to leave sells at the bid or buys back at the ask, and pays the taker fee; no price: nothing is held, or nobody is there"
+    if not price:
+        assert left == '' if books.position else Decimal(left) == books.cash
+        return
+    assert books.position and PLAIN.fullmatch(price) and PLAIN.fullmatch(left)
+    value = -books.position * books.size / Decimal(price) if books.inverse else books.position * Decimal(price)
+    assert abs(Decimal(left) - (books.cash + value - rounded(abs(value) * rate))) <= 2*DUST
 
 
 def check_payment(books: Books, row: dict[str, str]) -> None:

@@ -366,6 +366,7 @@ def test_every_broken_rule_is_noticed(tmp_path: Path) -> None:
     queues = [fuzzed_case(seed, 'one_each_side', 400) for seed in range(100, 124)]
     cases += [replace(case, parameters=(0.0, 1.0, 50.0), queue=queue, replace='cancel') for case, queue in zip(queues, QUEUES[1:]*5)]
     cases += [replace(fuzzed_case(seed, 'script', 800), queue=QUEUES[1]) for seed in (105, 124)]   # prints, then cancels, before an order
+    cases.append(fuzzed_case(163, 'random_actions', 400))   # 198 requests are refused on their way, cancels among them
     played = [(case, outcome_of(case)) for case in cases]
     place = tmp_path/'cases'
     place.write_bytes(pickle.dumps([(case, outcome) for case, outcome in played if outcome is not None and not outcome.unpriced]))

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COUNTERS', 'TABLES', 'MINUTE_NS', 'TRADE_COLUMNS', 'ORDER_COLUMNS', 'REFUSAL_COLUMNS', 'FUNDING_COLUMNS',
-           'PARTICIPATION', 'FEW_FILLS', 'LIBRARIES', 'nothing', 'Session', 'count_minutes', 'session_of',
-           'find_fundings', 'fundings_of', 'whole_and_decimals', 'decimal_text', 'grid_texts', 'time_texts', 'Account',
-           'share_of', 'new_account', 'two_sided', 'fill_mids', 'touches', 'start_mid', 'open_account', 'history',
-           'trade_log', 'order_log', 'refusal_log', 'Totals', 'totals', 'funding_log', 'participation', 'warnings',
-           'plain', 'bps', 'order_counts', 'manifest', 'summary', 'csv_text', 'write_run']
+           'PARTICIPATION', 'MANY_CROSSED', 'FEW_FILLS', 'LIBRARIES', 'nothing', 'Session', 'count_minutes',
+           'session_of', 'find_fundings', 'fundings_of', 'whole_and_decimals', 'decimal_text', 'grid_texts',
+           'time_texts', 'Account', 'share_of', 'new_account', 'two_sided', 'fill_mids', 'touches', 'start_mid',
+           'open_account', 'history', 'closing', 'trade_log', 'order_log', 'refusal_log', 'Totals', 'totals',
+           'funding_log', 'participation', 'warnings', 'plain', 'bps', 'order_counts', 'manifest', 'summary',
+           'csv_text', 'write_run']
 
 # %% ../../nbs/trading/04_ledger.ipynb #c03
 import json
@@ -271,10 +272,10 @@ def fill_mids(session: Session) -> list[int]:  # half ticks, one a fill
     return [bid + ask if fine else last
             for fine, bid, ask, last in zip(whole.tolist(), fills.bid_tick.tolist(), fills.ask_tick.tolist(), earlier)]
 
-def touches(session: Session) -> pd.DataFrame:  # columns time_ns and mid (half ticks), sorted by time
+def touches(session: Session) -> pd.DataFrame:  # columns time_ns, mid (half ticks), bid_tick, ask_tick, sorted by time
     "Every mid of the exchange that the session knows, from its samples and fills"
     both = pd.concat([table.loc[two_sided(table), ['time_ns', 'bid_tick', 'ask_tick']] for table in (session.samples, session.fills)])
-    both = both.assign(mid=both.bid_tick + both.ask_tick)[['time_ns', 'mid']]
+    both = both.assign(mid=both.bid_tick + both.ask_tick)[['time_ns', 'mid', 'bid_tick', 'ask_tick']]
     return both.sort_values('time_ns', kind='stable', ignore_index=True)
 
 def start_mid(session: Session) -> int | None:  # half ticks
@@ -311,22 +312,38 @@ def history(session: Session) -> Iterator[tuple[str, int, Account]]:
 
 # %% ../../nbs/trading/04_ledger.ipynb #c33
 TRADE_COLUMNS = ('time', 'time_ns', 'order_id', 'side', 'price', 'amount', 'value', 'fee', 'currency', 'liquidity', 'mid', 'position',
-                 'cash', 'equity', 'realised_pnl', 'unrealised_pnl', 'reason')
+                 'cash', 'equity', 'closing_price', 'liquidation_equity', 'realised_pnl', 'unrealised_pnl', 'reason')
+
+def closing(
+    session: Session, account: Account,
+    bid: int, ask: int,       # the touch, ticks; NO_BID, NO_ASK: none
+) -> tuple[int, int | None]:  # ticks at which the position could be closed (0: none is held, or nobody is there), equity if it were
+    "What the account is worth to somebody who has to leave: sold at the bid, bought back at the ask, after the taker fee"
+    if not account.position: return 0, account.cash
+    tick = bid if account.position > 0 else ask
+    if tick <= 0 or tick >= NO_ASK: return 0, None
+    value, scale = account.worth(tick, account.position), 10 ** (account.decimals - 8)
+    rate = (session.venue or Venue.from_config(session.config)).taker_fee_e8
+    fee = share_of(abs(value) // scale if rate >= 0 else -(abs(value) // scale), abs(rate), MONEY_SCALE)
+    return tick, account.cash + value - fee * scale
 
 def trade_log(session: Session) -> pd.DataFrame:  # text, columns as TRADE_COLUMNS
     "One row a fill: what moved, and what it moved to"
     fills, mids, after = session.fills, fill_mids(session), []
-    moved = list(zip(*(fills[name].tolist() for name in ('tick', 'lots', 'fee_e8'))))
+    moved = list(zip(*(fills[name].tolist() for name in ('tick', 'lots', 'fee_e8', 'bid_tick', 'ask_tick'))))
     tick, tick_decimals = whole_and_decimals(session.instrument.tick_size)
     lot, lot_decimals = whole_and_decimals(session.instrument.lot_size)
     for table, row, account in history(session):
         if table != 'fills': continue
-        price, lots, fee = moved[row]
+        price, lots, fee, bid, ask = moved[row]
+        close, left = closing(session, account, bid, ask)
         money = (account.cash, account.equity(mids[row]), account.realised, account.unrealised(mids[row]))
         after.append((account.text(abs(account.worth(price, lots))), decimal_text(fee, 8),
                       decimal_text(5 * mids[row] * tick, tick_decimals + 1), decimal_text(account.position * lot, lot_decimals),
-                      *map(account.text, money)))
-    log = pd.DataFrame(after, columns=['value', 'fee', 'mid', 'position', 'cash', 'equity', 'realised_pnl', 'unrealised_pnl'], dtype=str)
+                      *map(account.text, money), decimal_text(close * tick, tick_decimals) if close else '',
+                      '' if left is None else account.text(left)))
+    names = ['value', 'fee', 'mid', 'position', 'cash', 'equity', 'realised_pnl', 'unrealised_pnl', 'closing_price', 'liquidation_equity']
+    log = pd.DataFrame(after, columns=names, dtype=str)
     log = log.assign(
         time=time_texts(fills.time_ns), time_ns=list(map(str, fills.time_ns.tolist())), order_id=list(map(str, fills.order_id.tolist())),
         side=['buy' if side > 0 else 'sell' for side in fills.side.tolist()], price=grid_texts(fills.tick, session.instrument.tick_size),
@@ -368,6 +385,7 @@ class Totals:
     "The sums of a session, exact, in the currency of the account"
     start_equity: Decimal | None   # None: there was no price to value the position at
     final_equity: Decimal | None
+    liquidation: Decimal | None    # what is left of it when the position is closed at the last touch, after the taker fee
     pnl: Decimal | None            # after fees and funding
     cash: Decimal
     position: Decimal              # base currency; of an inverse contract: contracts
@@ -395,7 +413,8 @@ def totals(session: Session) -> Totals:
     final = account.equity(mid or 0) if mid or not account.position else None
     def exact(money: int | None) -> Any: return None if money is None else Decimal(account.text(money))
     pnl = None if start is None or final is None else final - start
-    return Totals(exact(start), exact(final), exact(pnl), exact(account.cash), session.instrument.amount(account.position),
+    left = closing(session, account, *(map(int, known[['bid_tick', 'ask_tick']].iloc[-1]) if len(known) else (0, 0)))[1]
+    return Totals(exact(start), exact(final), exact(left), exact(pnl), exact(account.cash), session.instrument.amount(account.position),
                   exact(account.realised), exact(None if final is None else account.unrealised(mid or 0)),
                   exact(account.fees), exact(maker_fees), exact(volume[1]), exact(volume[0]), exact(account.funding))
 
@@ -435,6 +454,7 @@ def participation(
               if session.minute_lots]
     return own / market if market else None, max(shares) if shares else None, sum(share > PARTICIPATION for share in shares)
 
+MANY_CROSSED = 0.01  # part of the decisions at which a book may be crossed: the streams of a feed may disagree for a moment
 FEW_FILLS = 100  # below this many, one lucky fill decides the sign
 
 def warnings(session: Session) -> list[str]:
@@ -455,6 +475,11 @@ def warnings(session: Session) -> list[str]:
     if 0 < len(session.fills) < FEW_FILLS:
         found.append(f'{len(session.fills)} fills are too few to tell a profit or a loss from luck.')
     if not len(session.samples): found.append('There was never a book with two sides: nothing was quoted.')
+    crossed = session.samples.time_ns[session.samples.bid_tick >= session.samples.ask_tick]
+    if len(crossed) > MANY_CROSSED * len(session.samples):
+        found.append(f'The book of the exchange was crossed, its best bid at or above its best ask, at {len(crossed):,} of '
+                     f'{len(session.samples):,} decisions, first at {time_texts(crossed[:1])[0]}: no venue shows such a book, and '
+                     'nothing is quoted on one. The tape lacks or invents rows before that.')
     return found
 
 # %% ../../nbs/trading/04_ledger.ipynb #c52
@@ -501,7 +526,8 @@ def summary(
         streams=session.streams, refusals=dict(session.refusals), orders=order_counts(session), halted=bool(session.counters['halted']),
         taker_volume=plain(sums.taker_volume), realised_pnl=plain(sums.realised), unrealised_pnl=plain(sums.unrealised),
         funding=plain(sums.funding), fundings=len(session.fundings), kind=session.kind, currency=session.currency,
-        start_equity=plain(sums.start_equity), market_volume=plain(int(session.counters['market_lots']) * instrument.lot_size),
+        start_equity=plain(sums.start_equity), final_liquidation_equity=plain(sums.liquidation),
+        market_volume=plain(int(session.counters['market_lots']) * instrument.lot_size),
         participation={'overall': overall, 'worst_minute': worst, 'minutes_above': above, 'limit': PARTICIPATION},
         warnings=warnings(session), notes=list(session.notes), instrument=to_dict(instrument))
     if session.kind == 'inverse': result['contract_size'] = plain(session.contract_size)

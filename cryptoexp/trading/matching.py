@@ -323,8 +323,8 @@ def _learn(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
     order = desk.orders[slot]
     at = order.config * desk.clock[0].assets + order.asset
     state, account, rule = desk.state[order.config], desk.accounts[at], desk.rules[at]
-    state.known_cash_e8 -= order.side * worth_e8(tick - desk.sides[order.asset].shift, lots, rule) + fee
-    account.known_position_lots += order.side * lots
+    state.known_cash_e8 -= int(order.side) * worth_e8(tick - desk.sides[order.asset].shift, lots, rule) + fee
+    account.known_position_lots += int(order.side) * lots
     order.known_remaining -= lots
     if order.side > 0: account.filled_buy_lots += lots
     else: account.filled_sell_lots += lots
@@ -377,12 +377,12 @@ def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool
     side, state, account, rule = desk.sides[order.asset], desk.state[order.config], desk.accounts[at], desk.rules[at]
     worth = worth_e8(tick - side.shift, lots, rule)
     fee = fee_e8(abs(worth), rule.maker_fee_e8 if maker else rule.taker_fee_e8)
-    state.cash_e8 -= order.side * worth + fee
+    state.cash_e8 -= int(order.side) * worth + fee
     state.fees_e8 += fee
     state.fills += 1
     if maker: state.maker_e8 += abs(worth)
     else: state.taker_e8 += abs(worth)
-    account.position_lots += order.side * lots
+    account.position_lots += int(order.side) * lots
     account.own_lots += lots
     account.fills += 1
     _note_touch(desk, order.config)
@@ -842,7 +842,7 @@ def _take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
         if tick != NO_BID and tick != NO_ASK: _fill(desk, slot, time_ns, tick, order.remaining, False, BY_TAKING)
         return
     last = worst if order.force == MARKET_ORDER else min(order.tick, worst) if buys else max(order.tick, worst)
-    while order.remaining > 0 and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
+    while order.remaining > 0 and (last - tick) * int(order.side) >= 0 and tick != NO_BID and tick != NO_ASK:
         shown = _level_now(desk, rows, index, tick)
         if shown > 0:
             _look_back(desk, rows, order.config, clock.row_now - 1)
@@ -850,7 +850,7 @@ def _take(desk: Desk, rows: Rows, slot: int, time_ns: int) -> None:
             if size > 0:
                 _take_from(desk, order.config, index, tick, size)
                 _fill(desk, slot, time_ns, tick, size, False, BY_TAKING)
-        tick += order.side
+        tick += int(order.side)
 
 @rare
 def _could_take(desk: Desk, rows: Rows, slot: int) -> int:
@@ -860,10 +860,10 @@ def _could_take(desk: Desk, rows: Rows, slot: int) -> int:
     tick, worst = desk.edges[order.asset, AT_EXCHANGE, index, BEST], desk.edges[order.asset, AT_EXCHANGE, index, WORST]
     last = min(order.tick, worst) if order.side > 0 else max(order.tick, worst)
     lots = 0
-    while lots < order.remaining and (last - tick) * order.side >= 0 and tick != NO_BID and tick != NO_ASK:
+    while lots < order.remaining and (last - tick) * int(order.side) >= 0 and tick != NO_BID and tick != NO_ASK:
         shown = _level_now(desk, rows, index, tick)
         if shown > 0: lots += shown - _taken_from(desk, order.config, index, tick)
-        tick += order.side
+        tick += int(order.side)
     return lots
 
 # %% ../../nbs/trading/03_matching.ipynb #c80
@@ -1070,7 +1070,8 @@ def _working(desk: Desk, config: int, asset: int, side: int) -> tuple[int, int]:
         if order.side != side or order.asset != asset: continue
         lots += order.known_remaining
         if side > 0 and rules[0].margin == 0:
-            reserved += reserve_e8(order.known_tick - desk.sides[asset].shift, order.known_remaining, rules)
+            tick = _likely(desk.sides[asset], side, order.known_tick - desk.sides[asset].shift)
+            reserved += reserve_e8(tick, order.known_remaining, rules)
     if desk.clock[0].light == 0: return lots, reserved
     light, shift = desk.light[2 * config + (0 if side > 0 else 1)], desk.sides[asset].shift
     left = light.lots if light.told == -1 else desk.orders[_light_slot(desk, config, 0 if side > 0 else 1)].known_remaining
@@ -1116,10 +1117,18 @@ def _refuse(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int
     row.count += 1
 
 @inner
+def _likely(market: Any, side: int, tick: int) -> int:
+    "The price at which the limits weigh an order: its own, and of a market order without one (0) the best that it could meet here"
+    if tick != 0: return tick
+    best = market.local_ask if side > 0 and market.local_ask != NO_ASK else market.local_bid
+    return best - market.shift if best != NO_BID else 0
+
+@inner
 def _allowed(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int, force: int, purpose: int) -> int:
     "How many of the wished lots the limits let pass; 0 with the refusal noted"
     state, at = desk.state[config], config * desk.clock[0].assets + asset
     rules, market = desk.rules[at:at + 1], desk.sides[asset]
+    if force == MARKET_ORDER: tick = _likely(market, side, tick)
     if force < POST_ONLY or force > MARKET_ORDER: reason = NO_SUCH_FORCE
     elif state.order_count >= desk.alive.shape[1]: reason = TOO_MANY
     elif tick < rules[0].min_tick or tick > rules[0].max_tick: reason = OUT_OF_RANGE
@@ -1712,7 +1721,7 @@ def _weigh_turns(desk: Desk, rows: Rows, at: int, stop: int, count: int) -> int:
             clock.time_ns = rows.time_ns[row]
             _weigh_all(desk, side.local_bid + side.local_ask)
     while at < stop and turns[at, ROW] < count:
-        bid, ask = turns[at, BID_TOLD], turns[at, ASK_TOLD]
+        bid, ask = int(turns[at, BID_TOLD]), int(turns[at, ASK_TOLD])
         if not clock.band_low <= bid + ask <= clock.band_high and bid != NO_BID and ask != NO_TOUCH and bid < ask and side.stale == 0:
             _told(desk, at + 1)
             clock.time_ns = rows.time_ns[turns[at, ROW]]
@@ -1922,8 +1931,8 @@ def _sample(desk: Desk, config: int, time_ns: int) -> None:
         row.quote_bid_tick = row.quote_ask_tick = -1
         for at in range(state.order_count):
             order = desk.orders[desk.alive[config, at]]
-            if order.purpose != QUOTE or order.cancel_sent or order.asset != asset: continue
-            tick = order.known_tick - side.shift
+            tick = order.known_tick - side.shift   # 0: a market order without a price
+            if order.purpose != QUOTE or order.cancel_sent or order.asset != asset or tick == 0: continue
             if order.side > 0: row.quote_bid_tick = max(row.quote_bid_tick, tick)
             else: row.quote_ask_tick = tick if row.quote_ask_tick < 0 else min(row.quote_ask_tick, tick)
         clock.sample_count += 1
@@ -2219,7 +2228,8 @@ def _ask(desk: Desk, python: Quoter) -> None:
     clock, config = desk.clock[0], int(desk.clock[0].at_config)
     count, heard = (int(desk.state[config][name]) * int(clock.own_orders) for name in ('order_count', 'heard_count'))
     view = desk.seen._replace(orders=desk.own[:count], fills=desk.heard[config, :heard])
-    answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes)
+    with np.errstate(divide='raise', invalid='raise'):   # a division by zero ends compiled code, so it does here
+        answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes)
     if answer is None: raise TypeError(f'{getattr(python, "__name__", "the model")} answers None: a model has to return an int, such as 0')
     clock.answer = answer
 

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'FORCE', 'POST_ONLY', 'GOOD_TILL_CANCELLED',
-           'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
+           'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'FRACTION', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
            'VOLATILITY', 'FLOOR', 'LEANING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE', 'MAKER_FEE', 'MIN_PROFIT',
-           'TARGET', 'THRESHOLD', 'MODELS', 'View', 'new_view', 'compile_quoter', 'floor_half_spread', 'outward',
-           'update_volatility', 'constant_spread', 'Model', 'model_of']
+           'TARGET', 'THRESHOLD', 'MODELS', 'View', 'new_view', 'Wishes', 'Checked', 'compile_quoter',
+           'floor_half_spread', 'outward', 'update_volatility', 'constant_spread', 'Model', 'model_of']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
@@ -53,6 +53,93 @@ def new_view(assets: int = 1, depth: int = 0, **known: float) -> View:
     for name, value in known.items(): view.market[0][name] = value
     return view
 
+# %% ../../nbs/trading/01_quoting.ipynb #nan02
+from numba.core import ir, ir_utils
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import FunctionPass, register_pass
+from numba.core.imputils import impl_ret_borrowed
+from numba.core.untyped_passes import IRProcessing
+from numba.extending import intrinsic
+
+# %% ../../nbs/trading/01_quoting.ipynb #nan03
+FRACTION = 'a price in ticks and an amount in lots are whole numbers: round what is written, math.floor for a bid, math.ceil for an ask'
+
+class Wishes(np.ndarray):
+    "The wishes of a model that runs in Python: what is written into them has to be whole"
+    def __setitem__(self, place: Any, value: Any) -> None:
+        if not isinstance(value, (int, np.integer)):
+            given = np.asarray(value)
+            if given.dtype.kind == 'f' and (np.isfinite(given) & (given != np.trunc(given))).any(): raise ValueError(FRACTION)
+        super().__setitem__(place, value)
+
+def _same_or_error(checked: bool, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    "Machine code that answers its last argument, or raises where no int64 is near that"
+    kind, value = signature.args[-1], arguments[-1]
+    if not checked: return impl_ret_borrowed(context, builder, kind, value)  # type: ignore[no-untyped-call]
+    number, error = context.cast(builder, value, kind, types.float64), context.call_conv.return_user_exc
+    with builder.if_then(builder.fcmp_unordered('uno', number, number), likely=False):
+        error(builder, ValueError, ('cannot convert float NaN to integer',))
+    least, beyond = number.type(-2.0 ** 63), number.type(2.0 ** 63)
+    fits = builder.and_(builder.fcmp_ordered('>=', number, least), builder.fcmp_ordered('<', number, beyond))
+    with builder.if_then(builder.not_(fits), likely=False):
+        error(builder, OverflowError, ('cannot convert float infinity to integer',))
+    if len(signature.args) == 1: return value
+    cut = builder.sitofp(builder.fptosi(number, context.get_value_type(types.int64)), number.type)
+    with builder.if_then(builder.fcmp_ordered('!=', cut, number), likely=False): error(builder, ValueError, (FRACTION,))
+    return value
+
+@intrinsic
+def _whole(typing_context: Any, value: Any) -> Any:
+    checked = isinstance(value, types.Float)
+    return value(value), functools.partial(_same_or_error, checked)
+
+@intrinsic
+def _storable(typing_context: Any, target: Any, value: Any) -> Any:
+    checked = isinstance(value, types.Float) and isinstance(getattr(target, 'dtype', None), types.Integer)
+    return value(target, value), functools.partial(_same_or_error, checked)
+
+# %% ../../nbs/trading/01_quoting.ipynb #nan04
+_TO_INTEGER = {('int', 'builtins'), ('round', 'builtins'), ('floor', 'math'), ('ceil', 'math'), ('trunc', 'math'), ('int64', 'numpy')}
+
+def _made_integer(code: Any, step: Any) -> tuple[Any, ...]:
+    "What a step of a function makes an integer of, or stores (then after where it does); else nothing"
+    if isinstance(step, ir.SetItem): return step.target, step.value
+    call: Any = getattr(step, 'value', None)
+    if not isinstance(call, ir.Expr) or call.op != 'call' or len(call.args) != 1 or call.kws: return ()
+    return tuple(call.args) if ir_utils.guard(ir_utils.find_callname, code, call) in _TO_INTEGER else ()  # type: ignore[no-untyped-call]
+
+@register_pass(mutates_CFG=False, analysis_only=False)  # type: ignore[no-untyped-call]
+class _CheckIntegers(FunctionPass):
+    "Puts a check before each place where a function makes an integer of a number"
+    _name = 'check_integers'
+    def __init__(self) -> None: FunctionPass.__init__(self)  # type: ignore[no-untyped-call]
+
+    def run_pass(self, state: Any) -> bool:
+        code, found, made = state.func_ir, False, cast(Any, ir)
+        for block in code.blocks.values():
+            body: list[Any] = []
+            for step in block.body:
+                stored, given = isinstance(step, ir.SetItem), _made_integer(code, step)
+                if given:
+                    check, value = (block.scope.redefine(f'${name}', step.loc) for name in ('check', 'checked'))
+                    body += [made.Assign(made.Global('check', _storable if stored else _whole, step.loc), check, step.loc),
+                             made.Assign(made.Expr.call(check, given, (), step.loc), value, step.loc)]
+                    if stored: step.value = value
+                    else: step.value.args = [value]
+                    found = True
+                body.append(step)
+            block.body = body
+        if found: code._definitions = ir_utils.build_definitions(code.blocks)  # type: ignore[no-untyped-call]
+        return found
+
+class Checked(CompilerBase):
+    "Numba's own steps, and the check of integers: njit(pipeline_class=Checked)"
+    def define_pipelines(self) -> list[Any]:
+        steps = DefaultPassBuilder.define_nopython_pipeline(self.state)  # type: ignore[no-untyped-call]
+        steps.add_pass_after(_CheckIntegers, IRProcessing)
+        steps.finalize()
+        return [steps]
+
 # %% ../../nbs/trading/01_quoting.ipynb #c09
 Quoter = Callable[[View, np.ndarray, np.ndarray, np.ndarray], int]
 _MARKETS, _OWN, _HEARD = (types.Array(numba.from_dtype(dtype), 1, 'C') for dtype in (MARKET, OWN, HEARD))
@@ -68,7 +155,7 @@ def compile_quoter(function: Quoter) -> Quoter | None:
     plain, reason = getattr(function, 'py_func', function), Exception()
     if not callable(plain): raise TypeError(f'a model is a function of view, parameters, scratch and wishes, not {function!r}')
     for cache in (True, False):   # a function that stands in no file, as in a program read from a pipe, can't be kept on disk
-        try: return njit(SIGNATURE, cache=cache, nogil=True, boundscheck=True)(plain)
+        try: return njit(SIGNATURE, cache=cache, nogil=True, boundscheck=True, pipeline_class=Checked)(plain)
         except Exception as error:   # Numba says no in many ways: errors of its own, and plain ones such as ValueError and AssertionError
             reason = error
             if 'cannot cache' not in str(error): break
@@ -82,7 +169,7 @@ def floor_half_spread(mid: float, maker_fee: float, min_profit: float) -> float:
     "Smallest half-spread, in the unit of `mid`, at which a round trip keeps `min_profit` (fraction of mid) after both maker fees"
     return max(0.0, (maker_fee + min_profit / 2) * mid)
 
-@njit(cache=True)
+@njit(cache=True, pipeline_class=Checked)
 def outward(mid: float, half_bid: float, half_ask: float, best_bid: int, best_ask: int) -> tuple[int, int]:
     "Bid and ask ticks at least this far from the mid, rounded away from it, and never through the other side's best"
     return (min(math.floor(mid - half_bid), best_ask - 1), max(math.ceil(mid + half_ask), best_bid + 1))

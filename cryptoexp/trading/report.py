@@ -387,8 +387,8 @@ def headline(session: Session, told: Mapping[str, Any]) -> dict[str, tuple[str, 
             **paid,
             'fills': (f'{told["fills"]:,}', f'{told["orders"]:,} orders, {percent(told["fill_ratio"])} filled in part or whole'),
             f'volume, {money}': (money_text(sums.volume), '' if turnover is None else f'{turnover:.2f} × equity'),
-            f'final equity, {money}': (money_text(sums.final_equity),
-                                       f'{"of it" if session.kind == "spot" else "position"} {plain(sums.position)} {session.unit}'),
+            f'final equity, {money}': (money_text(sums.final_equity), f'{"of it" if session.kind == "spot" else "position"} '
+                                       f'{plain(sums.position)} {session.unit}; {money_text(sums.liquidation)} if closed at the touch'),
             'largest drawdown': (percent(told['max_drawdown'], 3), f'largest exposure {percent(session.counters["max_exposure"])}'),
             'quoted on both sides': (percent(told['quoting']['both_sides']), f'one side only {percent(told["quoting"]["one_side"])}'),
             'market': (length_text((session.end_ns - session.start_ns) / 1e9), f'{int(session.counters["rows"]):,} rows')}

@@ -243,7 +243,8 @@ def name_problems(rows: Sequence[Mapping[str, Any]], config: MarketMakingConfig,
     else: found += [Problem(name, 'has no value in some rows; a model of your own has no defaults, so give one everywhere', 'the grid')
                     for name in own if any(name not in row for row in rows)]
     known = [*own, *FIELDS, *VENUE_NAMES]
-    return found + [Problem(name, f'there is no such field or parameter; {nearest(name, known)}', 'the grid')
+    hint = '' if quoter is None or names is not None else ' Parameters of a model of your own are told by names=[…].'
+    return found + [Problem(name, f'there is no such field or parameter; {nearest(name, known)}{hint}', 'the grid')
                     for name in swept if name not in known]
 
 def settings_of(

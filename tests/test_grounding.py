@@ -333,7 +333,8 @@ def test_marks_claim_nothing() -> None:
 HOSTILE = ['1', '1,234,', '1.2', ' ', 'MACD(1,', '-5', 'one hundred ', '万一', 'fell by ', 'http://', '[[', '[[a]]', '5 ', '(1) (2) ',
            '1. ', 'a', 'a_1_', '0a', '跌3成', '6\u200b', 'x\n',
            '1 to 2 ', 'May 5 ', 'rsi 5.1 ', '5 days ', 'price of ', '1–', 'half of ', '百分之', 'price-price-', '3% over 30 days ', '. 5',
-           'ETH 5 ', 'ETH, ', '# BTC\n', 'support 5 ', '支撑 5 ', 'support and ', 'it will 5 ', '明天 5 ', 'if 5 ', 'no risk ', 'first by ', '第5',
+           'ETH 5 ', 'ETH, ', '# BTC\n', 'support 5 ', '支撑 5 ', 'support and ', 'it will 5 ', '明天 5 ', 'if 5 ',
+           'no risk ', 'first by ', '第5',
            'ratio 5:30 ', 'is MM', 'v5 ', '2-of-3 ', 'SOL/']
 
 

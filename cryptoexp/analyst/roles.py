@@ -216,7 +216,8 @@ class Levels:
             if not NEW_CLAUSE.search(self.text, clear, start): roles = self._joined(place, max(before, sentence[0]))
         elif behind and behind[0] - end < 2 and not self.text[end:behind[0]].strip(): roles.add(behind[2])   # "the 58,000 support"
         elif self.last and before > sentence[0] and LISTED.fullmatch(self.text, before, start): return self.last
-        self.last = Role(frozenset(roles), bool(FREED.search(self.text, max(sentence[0], start - FAR), min(sentence[1], end + FAR)))) if roles else None
+        freed = FREED.search(self.text, max(sentence[0], start - FAR), min(sentence[1], end + FAR))
+        self.last = Role(frozenset(roles), bool(freed)) if roles else None
         return self.last
 
     def _joined(self, place: int, begin: int) -> set[str]:

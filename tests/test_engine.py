@@ -42,7 +42,8 @@ from cryptoexp.market.events import (
 from cryptoexp.market.instrument import Instrument
 from cryptoexp.market.tape import Tape
 from cryptoexp.trading.matching import Engine, enter_order
-from cryptoexp.trading.quoting import LEANING, constant_spread, model_of
+from cryptoexp.trading.models import model_of
+from cryptoexp.trading.quoting import LEANING, constant_spread
 from cryptoexp.trading.venue import Latency
 
 TABLES = ('fills', 'orders', 'samples', 'refused')

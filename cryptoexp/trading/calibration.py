@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..market.book import touch_path
 from ..market.events import BUY, TRADE, Events
 from ..market.statistics import SECOND, log_returns, value_at
 
@@ -165,17 +164,15 @@ def fit_intensity(
     line, left = _line(distances, rates, counts)
     bend, bent = _line(distances, rates, counts, 2)
     parts = [np.asarray(part) for part in np.array_split(found, blocks)]
-    def again(pick: Callable[[np.ndarray], float]) -> Callable[[list[np.ndarray]], float]:
-        def estimate(chosen: list[np.ndarray]) -> float:
-            joined = np.concatenate(chosen)
-            return pick(_line(distances, *_rates(joined, distances, interval_s))[0])
-        return estimate
-    decay_band = block_bootstrap(parts, again(lambda line: -line[0]))
-    intensity_band = block_bootstrap(parts, again(lambda line: math.exp(line[1])))
-    bend_band = block_bootstrap(parts, lambda chosen: float(_line(distances, *_rates(np.concatenate(chosen), distances, interval_s), 2)[0][0]))
+    def drawn(chosen: list[np.ndarray], degree: int = 1) -> np.ndarray:
+        return _line(distances, *_rates(np.concatenate(chosen), distances, interval_s), degree)[0]
+    decay_band = block_bootstrap(parts, lambda chosen: float(-drawn(chosen)[0]))
+    intensity_band = block_bootstrap(parts, lambda chosen: math.exp(drawn(chosen)[1]))
+    bend_band = block_bootstrap(parts, lambda chosen: float(drawn(chosen, 2)[0]))
     usable, why = int((counts >= LEAST_COUNT).sum()), ''
     if usable < LEAST_DISTANCES:
         why = f'only {usable} distances were reached {LEAST_COUNT} times, and a line through fewer than {LEAST_DISTANCES} says nothing'
+    elif not math.isfinite(left): why = 'every distance is reached alike: there is no slope to measure'
     elif not 1 - left >= LEAST_FIT: why = f'the line explains {1 - left:.0%} of the variance of ln λ, and should explain {LEAST_FIT:.0%}'
     elif not decay_band[0] > 0: why = f'the band of k, {decay_band[0]:.3g} to {decay_band[1]:.3g}, holds zero'
     elif bent < 0.5 * left and bend_band[0] * bend_band[1] > 0:

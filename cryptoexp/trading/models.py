@@ -104,7 +104,7 @@ def _hang(view: View, parameters: np.ndarray, scratch: np.ndarray, wishes: np.nd
     now, levels = view.market[0], int(parameters[LEVELS])
     for side, filled, other in ((BID, now.filled_buy_lots, now.filled_sell_lots), (ASK, now.filled_sell_lots, now.filled_buy_lots)):
         hanging, quoted = scratch[_HANG + side * MOST_HANGING:][:MOST_HANGING], scratch[_TICKS + side * MOST_LEVELS:][:MOST_LEVELS]
-        sign, gone = 1 if side == BID else -1, int(math.ceil(filled / max(1, now.order_lots)))
+        sign, gone = 1 if side == BID else -1, math.ceil(filled / max(1, now.order_lots))
         for _ in range(gone):   # the best of all that rested on this side
             best = -1
             for place in range(MOST_HANGING):
@@ -140,7 +140,7 @@ def quote(
         bid, ask = outward(mid, half_bid + level * spacing, half_ask + level * spacing, now.bid_tick, now.ask_tick)
         for side, tick, first in ((BID, bid, bid_lots), (ASK, ask, ask_lots)):
             place, seconds = side * MOST_LEVELS + level, now.time_ns / 1e9
-            lots = int(round(first * (1.0 + parameters[GROWTH] * level)))
+            lots = round(first * (1.0 + parameters[GROWTH] * level))
             if paused: tick = int(scratch[_TICKS + place])
             if lots <= 0 or tick <= 0: tick, lots = 0, 0
             if tick != scratch[_TICKS + place]: scratch[_TICKS + place], scratch[_SINCE + place] = tick, seconds
@@ -188,7 +188,7 @@ def from_table(view: View, parameters: np.ndarray, scratch: np.ndarray, wishes: 
     mid, inventory, _ = look(view, parameters, scratch)
     horizon, steps, limit = parameters[FIRST], int(parameters[FIRST + 1]), int(parameters[FIRST + 2])
     step = int((view.market[0].time_ns / 1e9) % horizon / horizon * steps) if steps > 1 else 0
-    whole = max(-limit, min(limit, int(round(inventory))))
+    whole = max(-limit, min(limit, round(inventory)))
     width = 2 * limit + 1
     place = FIRST + 3 + step * width + limit + whole
     return quote(view, parameters, scratch, wishes, mid, parameters[place] * 1e-4 * mid,

@@ -387,7 +387,7 @@ import pickle, sys
 from cryptoexp.config import MarketMakingConfig
 from cryptoexp.trading.backtest import run_configurations
 from cryptoexp.trading.limits import make_rules
-from cryptoexp.trading.quoting import model_of
+from cryptoexp.trading.models import model_of
 from cryptoexp.trading.venue import Venue
 prepared = pickle.load(open(sys.argv[1], 'rb'))
 config = MarketMakingConfig(spread_percentage=2e-5, min_profit_threshold=0.0, maker_fee=0.0, taker_fee=0.0005)

@@ -37,7 +37,8 @@ from .trading.journal import SEAL_ROWS, History, Plan, SessionJournal, read_hist
 from .trading.limits import UNFIT, mid_worth_e8
 from .trading.matching import STATUS, Engine, compile_engine, enter_order, quotable_lots, refuse_order
 from .trading.sweep import fingerprint
-from .trading.quoting import Quoter, model_of
+from .trading.models import model_of
+from .trading.quoting import Quoter
 
 # %% ../nbs/10_market_making.ipynb #c06
 _all_ = ['MarketMakingConfig', 'MarketData']

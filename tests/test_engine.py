@@ -43,7 +43,8 @@ from cryptoexp.market.events import (
 from cryptoexp.market.instrument import Instrument
 from cryptoexp.market.tape import Tape
 from cryptoexp.trading.matching import Engine, enter_order
-from cryptoexp.trading.quoting import LEANING, MARKET_ORDER, compile_quoter, constant_spread, model_of, outward
+from cryptoexp.trading.models import model_of
+from cryptoexp.trading.quoting import LEANING, MARKET_ORDER, compile_quoter, constant_spread, outward
 from cryptoexp.trading.venue import Latency
 
 TABLES = ('fills', 'orders', 'samples', 'refused')

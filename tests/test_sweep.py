@@ -255,7 +255,7 @@ def test_all_problems_at_once(days: list[Tape], free: MarketMakingConfig, counte
 
 
 def test_parameters_of_the_model_are_names_too(free: MarketMakingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cryptoexp.trading.quoting import MODELS, Model
+    from cryptoexp.trading.models import MODELS, Model
     model = Model('wide', 'for this test', at_the_touch, 1, lambda config, own: [own['lots'], own['shift']], {'lots': 100, 'shift': 0})
     monkeypatch.setitem(MODELS, 'wide', model)
     found = settings_of(grid_rows({'model': ['wide'], 'shift': [0, 3]}), free)

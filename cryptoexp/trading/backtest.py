@@ -459,7 +459,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..market.instrument import MONEY_SCALE, decimal
 from ..page import FIGURE_STYLE, Page
 from .limits import make_rules
-from .quoting import model_of
+from .models import model_of
 from .venue import QueueModel
 
 # %% ../../nbs/trading/06_backtest.ipynb #c54

@@ -45,8 +45,9 @@ from cryptoexp.trading.limits import (
 from cryptoexp.trading.quoting import (
     ASK, BID, BOUND, FILL_OR_KILL, FORCE, GOOD_TILL_CANCELLED, HEARD, IMMEDIATE, LOTS, MARKET_ORDER, OWN, POST_ONLY, SCRATCH,
     SIGNALS,
-    SIGNATURE, TICK, Quoter, View, compile_quoter, model_of, new_view,
+    SIGNATURE, TICK, Quoter, View, compile_quoter, new_view,
 )
+from .models import model_of
 from .venue import QUEUE_BEHIND, QUEUE_L3, Venue, entry_latency, queue_after, response_latency
 
 # %% ../../nbs/trading/03_matching.ipynb #c23

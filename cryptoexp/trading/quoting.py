@@ -6,22 +6,19 @@
 __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'FORCE', 'POST_ONLY', 'GOOD_TILL_CANCELLED',
            'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'FRACTION', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
            'VOLATILITY', 'FLOOR', 'LEANING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE', 'MAKER_FEE', 'MIN_PROFIT',
-           'TARGET', 'THRESHOLD', 'MODELS', 'View', 'new_view', 'Wishes', 'Checked', 'compile_quoter',
-           'floor_half_spread', 'outward', 'update_volatility', 'constant_spread', 'Model', 'model_of']
+           'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'compile_quoter', 'floor_half_spread',
+           'outward', 'update_volatility', 'constant_spread']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
 from loguru import logger
 from numba import njit, types
-
-from ..config import ConfigError, MarketMakingConfig, Problem, nearest
 
 # %% ../../nbs/trading/01_quoting.ipynb #c06
 MARKET = np.dtype([
@@ -213,37 +210,3 @@ def constant_spread(view: View, parameters: np.ndarray, scratch: np.ndarray, wis
     wishes[0, BID, 0, TICK], wishes[0, BID, 0, LOTS] = bid, now.order_lots
     wishes[0, ASK, 0, TICK], wishes[0, ASK, 0, LOTS] = ask, now.order_lots
     return bound
-
-# %% ../../nbs/trading/01_quoting.ipynb #c28
-@dataclass(frozen=True)
-class Model:
-    "A quoting model with what it needs to run"
-    name: str
-    summary: str
-    quoter: Quoter
-    levels: int                                                     # how many levels a side it quotes
-    prepare: Callable[[MarketMakingConfig, Mapping[str, float]], list[float]]  # parameters in the order the quoter reads them
-    defaults: Mapping[str, float] = field(default_factory=dict)     # its own parameters and their defaults
-
-def _constant_spread_parameters(config: MarketMakingConfig, own: Mapping[str, float]) -> list[float]:
-    return [config.spread_percentage, config.volatility_widening, config.volatility_half_life, config.maker_fee,
-            config.min_profit_threshold, config.target_share, config.rebalance_threshold]
-
-MODELS: dict[str, Model] = {model.name: model for model in [
-    Model('constant_spread', 'one bid and one ask, a constant spread widened by volatility, floored by fees', constant_spread, 1,
-          _constant_spread_parameters)]}
-
-# %% ../../nbs/trading/01_quoting.ipynb #c29
-def model_of(
-    config: MarketMakingConfig,
-) -> tuple[Model, np.ndarray]:  # the model and its parameters, float64
-    "The model that a configuration names, with its parameters; ConfigError where the name or a parameter is unknown"
-    if config.model not in MODELS: raise ConfigError([Problem('model',
-        f'there is no model {config.model!r}; {nearest(config.model, list(MODELS))}')])
-    model = MODELS[config.model]
-    own = {**model.defaults, **config.model_parameters}
-    problems = [Problem('model_parameters',
-        f'{model.name} has no parameter {name!r}; it has: {", ".join(model.defaults) or "none of its own"}')
-                for name in config.model_parameters if name not in model.defaults]
-    if problems: raise ConfigError(problems)
-    return model, np.array(model.prepare(config, own), dtype=np.float64)

@@ -45,7 +45,8 @@ from .backtest import Ready, Runs, Trace, make_ready, run_configurations, settle
 from .ledger import MINUTE_NS
 from .limits import TOO_MANY, make_rules
 from .matching import ORDER, SAMPLE
-from .quoting import MODELS, Quoter, compile_quoter, model_of
+from .models import MODELS, model_of
+from .quoting import Quoter, compile_quoter
 from .report import HORIZONS
 from .venue import VENUES, Latency, QueueModel, Venue
 

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'FORCE', 'POST_ONLY', 'GOOD_TILL_CANCELLED',
            'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
-           'VOLATILITY', 'FLOOR', 'LEANING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE', 'MAKER_FEE', 'MIN_PROFIT',
-           'TARGET', 'THRESHOLD', 'MODELS', 'View', 'new_view', 'compile_quoter', 'floor_half_spread', 'outward',
-           'update_volatility', 'constant_spread', 'Model', 'model_of']
+           'VOLATILITY', 'FLOOR', 'LEANING', 'MANY', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE', 'MAKER_FEE',
+           'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'MODELS', 'View', 'new_view', 'compile_quoter', 'compile_many',
+           'floor_half_spread', 'outward', 'update_volatility', 'constant_spread', 'Model', 'model_of']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -75,6 +76,35 @@ def compile_quoter(function: Quoter) -> Quoter | None:
     said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
     logger.warning(f'{getattr(function, "__name__", function)} runs in Python, slower, with the same result: Numba says {said}')
     return None
+
+# %% ../../nbs/trading/01_quoting.ipynb #many02
+MANY = types.int64(_MARKETS, types.int64[:, :, :, ::1], _OWN, _HEARD, types.float64[::1], types.float64[:, ::1], types.float64[:, ::1],
+                   types.int64[:, :, :, :, ::1], types.int64[:, ::1], types.int64[::1])
+_model: Any = None   # stands for the model
+
+def _each(market: np.ndarray, depth: np.ndarray, orders: np.ndarray, fills: np.ndarray, signals: np.ndarray, parameters: np.ndarray,
+          scratch: np.ndarray, wishes: np.ndarray, due: np.ndarray, asking: np.ndarray) -> int:
+    for place in range(asking[0]):
+        config = asking[1] = due[place, 0]
+        for side in range(2): wishes[config, 0, side, 0, 0] = wishes[config, 0, side, 0, 1] = wishes[config, 0, side, 0, 2] = 0
+        view = View(market[config:config + 1], depth, orders, fills, signals)
+        due[place, 1] = _model(view, parameters[config], scratch[config], wishes[config])
+    return 0
+
+@functools.cache
+def compile_many(
+    function: Quoter,   # one that compile_quoter compiles
+) -> Any:               # (market, depth, orders, fills, signals, parameters, scratch, wishes, due, asking) -> 0
+    "The model for many configurations of one market, one level a side: the first `asking[0]` of `due`; `asking[1]` is asked now"
+    plain = getattr(function, 'py_func', function)
+    inside = njit(boundscheck=True, forceinline=True)(plain)  # type: ignore[call-overload]
+    code = _each.__code__.replace(co_filename=plain.__code__.co_filename, co_firstlineno=plain.__code__.co_firstlineno)
+    each = FunctionType(code, {**globals(), '_model': inside}, f'{plain.__name__}_each')
+    each.__module__, each.__qualname__ = plain.__module__, f'{plain.__qualname__}.each'
+    for cache in (plain.__closure__ is None, False):
+        try: return njit(MANY, cache=cache, nogil=True, _nrt=False)(each)  # type: ignore[call-overload]
+        except RuntimeError as error:
+            if 'cannot cache' not in str(error): raise
 
 # %% ../../nbs/trading/01_quoting.ipynb #c15
 @njit(cache=True)

@@ -2145,6 +2145,7 @@ def transition() -> Any:
     smallest = new_desk(np.zeros(1, RULES).view(np.recarray), [(0, 1)], 1, np.zeros((1, 1)), slots=1, ring=1, taken=1)
     desk = numba.typeof(smallest)  # type: ignore[no-untyped-call]
     rows = numba.typeof(rows_of(np.zeros(0, np.int64), from_rows([])))  # type: ignore[no-untyped-call]
+    desk.name, rows.name = 'Desk', 'Rows'   # else each function is named after every field of every record in them, 18,000 letters
     signature = types.int64(desk, rows, rows, types.int64, types.FunctionType(SIGNATURE), types.FunctionType(MANY))
     compiled: Any = njit(signature, cache=True, nogil=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
     with event.install_listener('numba:compile', _Announce()): return compiled(_advance)

@@ -58,6 +58,7 @@ def new_view(assets: int = 1, depth: int = 0, **known: float) -> View:
 Quoter = Callable[[View, np.ndarray, np.ndarray, np.ndarray], int]
 _MARKETS, _OWN, _HEARD = (types.Array(numba.from_dtype(dtype), 1, 'C') for dtype in (MARKET, OWN, HEARD))
 _VIEW = types.NamedTuple([_MARKETS, types.int64[:, :, :, ::1], _OWN, _HEARD, types.float64[::1]], View)  # type: ignore[no-untyped-call]
+_VIEW.name = 'View'   # else compiled functions are named after every field of every record in it
 SIGNATURE = types.int64(_VIEW, types.float64[::1], types.float64[::1], types.int64[:, :, :, ::1])
 SCRATCH = 64  # float64 numbers that a model may keep between calls
 BOUND = ('spread_percentage', 'volatility', 'profit_floor', 'leaning')  # what set the width, in the order of the codes

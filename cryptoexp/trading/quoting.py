@@ -101,7 +101,7 @@ def compile_many(
 ) -> Any:               # (market, depth, orders, fills, signals, parameters, scratch, wishes, due, asking) -> 0
     "The model for many configurations of one market, one level a side: the first `asking[0]` of `due`; `asking[1]` is asked now"
     plain = getattr(function, 'py_func', function)
-    inside = njit(boundscheck=True, forceinline=True)(plain)  # type: ignore[call-overload]
+    inside = njit(boundscheck=True, forceinline=True)(plain)
     code = _each.__code__.replace(co_filename=plain.__code__.co_filename, co_firstlineno=plain.__code__.co_firstlineno)
     each = FunctionType(code, {**globals(), '_model': inside}, f'{plain.__name__}_each')
     each.__module__, each.__qualname__ = plain.__module__, f'{plain.__qualname__}.each'
@@ -166,7 +166,8 @@ def fields_read(
     function: Quoter,               # one that compile_quoter compiles
 ) -> frozenset[str] | None:         # None: it may go by anything
     "The fields of the market that a model goes by, where it can be shown to go by nothing else but its parameters"
-    steps = [step for block in run_frontend(getattr(function, 'py_func', function)).blocks.values() for step in block.body]
+    read: Any = run_frontend(getattr(function, 'py_func', function))  # type: ignore[no-untyped-call]
+    steps = [step for block in read.blocks.values() for step in block.body]
     kinds, known = dict[str, str](), dict[str, Any]()
     while True:
         before, fields = dict(kinds), set[str]()

@@ -53,8 +53,11 @@ def add_commands(commands: Any) -> None:
     add('--system-prompt', metavar='TEXT', default='', help='words on role and tone; they stand behind our own rules')
     add('--json', action='store_true', help='the answer as JSON: text, language, grounded, facts, model, tokens, cost, seconds, notice')
     add('--facts', action='store_true', help='only what is known, no answer')
-    add('--stream', action='store_true', help='read along while the model writes; there is no second attempt then')
+    add('--stream', action='store_true', help='read along while the model writes, one coin after the other; no second attempt then')
     add('--tape', type=Path, metavar='FILE', help="a tape or recording of the coin's market: its order book becomes facts too")
+    add('--monitor', type=Path, metavar='FOLDER',
+        help="state of a Bitcoin monitor: for bitcoin its numbers become facts too (default: btc_agent where it is there)")
+    add('--no-monitor', action='store_true', help='leave it out')
     add('--look-ups', type=int, default=0, metavar='COUNT', help='how often a model may ask for another coin before it writes (default 0)')
     add('--offline', action='store_true', help='ask nobody: kept answers of CoinGecko, and rules instead of a model')
     add('--synthetic', action='store_true', help='the synthetic example instead of real data')
@@ -62,7 +65,7 @@ def add_commands(commands: Any) -> None:
     add('--budget', type=float, metavar='USD',
         help='what a model may cost a day, in US dollars (default: no limit); with --trace earlier runs of the day count too')
     add('--trace', type=Path, metavar='FILE', help='write every step there, a line of JSON each')
-    add('--cache', type=Path, metavar='FOLDER', help="keep the model's answers there, and use them again")
+    add('--cache', type=Path, metavar='FOLDER', help="keep the model's answers there (90 days, 200 MB), and use them again")
     add('--verbose', '-v', action='store_true', help='show the log, and tracebacks')
     parser.set_defaults(run=ask)
 
@@ -81,7 +84,8 @@ def wrapper_of(arguments: argparse.Namespace) -> 'CryptoAgentWrapper':
     settings = settings_from_environment(os.environ, model=arguments.model, base_url=arguments.base_url, money_budget=arguments.budget,
                                          trace_file=arguments.trace, cache_folder=arguments.cache)
     return CryptoAgentWrapper(settings=settings, system_prompt=arguments.system_prompt, offline=arguments.offline,
-                              synthetic=arguments.synthetic, seed=arguments.seed, tape=arguments.tape, look_ups=arguments.look_ups)
+                              synthetic=arguments.synthetic, seed=arguments.seed, tape=arguments.tape, look_ups=arguments.look_ups,
+                              monitor=False if arguments.no_monitor else arguments.monitor)
 
 def ask(arguments: argparse.Namespace) -> int:
     "Answer as asked; answers the exit status"
@@ -90,11 +94,14 @@ def ask(arguments: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if arguments.prompt == '-' else arguments.prompt
     if not coins: raise ValueError('no coin is named: write one, such as bitcoin')
     if arguments.tape is not None and len(coins) > 1: raise ValueError('--tape is of one market: ask about one coin at a time')
+    for other in ('json', 'facts'):
+        if arguments.stream and getattr(arguments, other):
+            raise ValueError(f'--stream is to read along, and --{other} comes as a whole: leave one of the two out')
     wrapper = wrapper_of(arguments)
     try:
         if arguments.facts: return told_facts(wrapper, coins, arguments.json)
         with working(wrapper, coins, arguments):
-            if arguments.stream and not arguments.json and len(coins) == 1: return asyncio.run(read_along(wrapper, coins[0], prompt))
+            if arguments.stream: return asyncio.run(read_along(wrapper, coins, prompt))
             wrapper.run_many(coins, prompt)
     except UnknownCoin as error: raise LookupError(str(error)) from None
     except CoinError as error:
@@ -125,13 +132,19 @@ def told_facts(wrapper: 'CryptoAgentWrapper', coins: list[str], as_json: bool) -
         for frame in frames.values(): print(frame[['shown', 'as_of', 'source', 'method']].to_string(max_colwidth=60), end='\n\n')
     return 0
 
-async def read_along(wrapper: 'CryptoAgentWrapper', coin: str, prompt: str) -> int:
-    "The answer as it is written, then its account"
-    async for piece in wrapper.stream(coin, prompt): print(piece, end='', flush=True)
-    report = wrapper.report
-    assert report is not None
-    print('\n', *(f'> {line}' for line in report.header), '', f'> {report.notice}', sep='\n')
-    return status_of([report.error])
+async def read_along(wrapper: 'CryptoAgentWrapper', coins: list[str], prompt: str) -> int:
+    "The answers as they are written, one coin after the other; raises `CoinError` where there is none about any"
+    from cryptoexp.analyst.coins import CoinError
+    errors, failures = list[str](), list[CoinError]()
+    for number, coin in enumerate(coins):
+        try:
+            async for piece in wrapper.stream(coin, prompt): print(piece, end='', flush=True)
+        except CoinError as error: failures.append(error)
+        else:
+            print('\n' if number < len(coins) - 1 else '')
+            errors.append(wrapper.report.error if wrapper.report else '')
+    if len(failures) == len(coins): raise failures[0]
+    return max(status_of(errors), status_of(map(str, failures)))
 
 @contextlib.contextmanager
 def working(wrapper: 'CryptoAgentWrapper', coins: list[str], arguments: argparse.Namespace) -> Iterator[None]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HINTS', 'FRAME', 'MARK', 'StorageError', 'storage_error', 'explained', 'sync_folder', 'replace_bytes',
-           'current_umask', 'replace_text', 'new_run_folder', 'Record', 'frame', 'frame_at', 'DamagedJournal',
+           'current_umask', 'replace_text', 'new_run_folder', 'pruned', 'Record', 'frame', 'frame_at', 'DamagedJournal',
            'parse_journal', 'lock', 'Journal', 'begin_anew']
 
 # %% ../nbs/02_durable.ipynb #c03
@@ -118,6 +118,30 @@ def new_run_folder(
             except FileExistsError: number += 1; continue
             sync_folder(root)
         return folder
+
+# %% ../nbs/02_durable.ipynb #pr02
+def pruned(
+    folder: Path,          # whose own files are looked at; it need not be there
+    names: str,            # regular expression for the whole names of files that may be deleted
+    most: int,             # bytes that may stay
+    age_s: float,          # s since it was written, after which a file goes
+    now_s: float,          # s since the epoch
+) -> int:                  # files deleted; one that can't be is left
+    "Keep a folder of answers within bounds: what is too old goes, then the oldest"
+    found, gone, size = list[tuple[float, int, Path]](), 0, 0
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if not re.fullmatch(names, path.name): continue
+            with contextlib.suppress(OSError):      # another process may tidy up too
+                told = path.stat()
+                found.append((told.st_mtime, told.st_size, path))
+    for written, bytes_, path in sorted(found, reverse=True, key=lambda one: one[0]):
+        size += bytes_
+        if size <= most and now_s - written <= age_s: continue
+        with contextlib.suppress(OSError):
+            path.unlink()
+            gone += 1
+    return gone
 
 # %% ../nbs/02_durable.ipynb #j02
 import struct

@@ -101,11 +101,11 @@ def refusal(
     elif status == 418:
         reason, hint = f'we are banned for a while, after asking too often{for_how_long}', 'stop asking until the ban is over'
     elif status == 451:
-        reason, hint = 'the venue does not serve this location', 'name another source, or another address of this one in venue_urls'
+        reason, hint = 'the venue does not serve this location', 'name another source, or configure another address of this one'
     elif status == 403: reason, hint = 'forbidden', 'the venue may not serve this location, or want a key; name another source'
-    elif status == 404: reason, hint = 'there is nothing at this address', 'check the address in venue_urls'
+    elif status == 404: reason, hint = 'there is nothing at this address', 'check the address that is configured'
     elif status >= 500: reason, hint = 'the venue is in trouble', 'try again later, or name another source'
-    elif 300 <= status < 400: reason, hint = f"it points to {shown_url(headers.get('Location', ''))}", 'put the new address into venue_urls'
+    elif 300 <= status < 400: reason, hint = f"it points to {shown_url(headers.get('Location', ''))}", 'configure the new address'
     else: reason, hint = 'the request was refused', 'read the answer of the venue'
     return NetError(url, f'HTTP {status}, {reason}', hint, status, body[:300].decode('utf-8', 'replace').strip(),
                     transient=status == 429 or status >= 500, retry_after=wait)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from cryptoexp.analyst.coin_report import HEADINGS, PHRASES
+from cryptoexp.analyst.coin_report import GROUPS, HEADINGS, PHRASES
 from cryptoexp.analyst.coins import KNOWN, Answers, NoAnswer, coin_facts, fresh, synthetic_answers, synthetic_facts
 from cryptoexp.analyst.facts import Fact, Facts
 from cryptoexp.analyst.grounding import check, render
@@ -20,7 +20,7 @@ PARTS = ('coin', 'days', 'hours', 'bitcoin_days', 'ohlc', 'tickers', 'derivative
 
 def report(facts: Facts, language: str) -> str:
     "The report; every number in it must be borne out"
-    text = render(narrate(facts, PHRASES, language, HEADINGS), facts)
+    text = render(narrate(facts, PHRASES, language, HEADINGS, groups=GROUPS), facts)
     checked = check(text, facts)
     assert not checked.findings, [(text[max(0, one.claim.start - 60):one.claim.end + 10], one.why) for one in checked.findings]
     assert '[[' not in text
@@ -62,6 +62,8 @@ def test_whatever_is_missing(language: str) -> None:
         answers = Answers(**{part: NoAnswer('refused', 'HTTP 429') if part in missing else getattr(whole, part) for part in PARTS})
         text = report(coin_facts('solana', answers), language)
         assert '429' not in text and ('the source refused' in text or '数据源拒绝' in text)
+        last = text.rpartition('\n\n')[2]
+        assert len(re.split('[,;、；]', last)) <= 16, last      # sixty absences are told in groups
     nothing = report(coin_facts('solana', Answers(*[NoAnswer('unreachable')] * 7)), language)
     assert re.findall(r'(?m)^## (.+)$', nothing) == [{'en': 'What is not known', 'zh': '未知的数据'}[language]]
     stale = report(fresh(synthetic_facts('solana'), 10 ** 18 * 2), language)
@@ -78,7 +80,8 @@ def test_every_phrase_is_used_and_alternatives_exclude_each_other() -> None:
               {'return_30d'}, {'supply_issued'}, {'return_24h'}, {'volatility_30d'})
     few = [Facts('x', [fact for key, fact in synthetic_facts('ripple', seed).items() if key not in gone])
            for seed in range(3) for gone in absent]
-    for facts in [*full, *poor, *few]:
+    still = Facts('x', [replace(fact, value=0.0) if key.startswith('macd') and key.endswith('_1d') else fact for key, fact in BASE.items()])
+    for facts in [*full, *poor, *few, still]:
         text = narrate(facts, PHRASES, 'en', HEADINGS).text
         told = [phrase for phrase in PHRASES if usable(phrase, facts) and phrase.en in text]
         told = [phrase for phrase in told if not any(phrase.en != other.en and phrase.en in other.en for other in told)]
@@ -96,13 +99,18 @@ def test_conditions_fit_the_words() -> None:
         text = narrate(facts, PHRASES, 'en', HEADINGS).text
         number = lambda key: facts.number(key) or 0.0     # noqa: B023
         assert ('overbought' in text) == (number('rsi_14_1d') >= 70) and ('oversold' in text) == (number('rsi_14_1d') < 30)
-        assert ('up on both horizons' in text) == (number('above_sma_50_1d') >= 0 and number('above_sma_200_1d') >= 0)
-        assert ('those who are short pay' in text) == (number('funding_rate') < 0)
-        assert ('swings are larger' in text) == (number('volatility_30d') > 1.2 * number('volatility_365d'))
+        above = number('above_sma_50_1d') >= 0, number('above_sma_200_1d') >= 0
+        assert ('the shorter and the longer view disagree' in text) == (above[0] != above[1])
+        assert f'{"above" if above[1] else "below"} its 200-day moving average' in text
+        assert ('is positive, ' in text) == (number('macd_1d') > 0) and ('is negative, ' in text) == (number('macd_1d') < 0)
+        assert ('above its signal line' in text) == (number('macd_histogram_1d') > 0)
+        assert not re.search(r'growing|fading|worsening|easing|confirm|both horizons', text)   # more than the sign of one day can show
+        assert ('shorts pay longs' in text) == (number('funding_rate') < 0)
+        assert ('swings of late are larger' in text) == (number('volatility_30d') > 1.2 * number('volatility_365d'))
         assert ('volume and price disagree' in text) == (
             (number('net_volume_30_1d') >= 10 and number('return_30d') < -3)
             or (number('net_volume_30_1d') < -10 and number('return_30d') >= 3))
-        assert ('shows a strong trend' in text) == (number('adx_14_1d') >= 25)
+        assert ('is usually read as a strong trend' in text) == (number('adx_14_1d') >= 25)
 
 
 @pytest.mark.parametrize('language', ['en', 'zh'])
@@ -118,7 +126,7 @@ def test_nobody_is_told_to_buy_or_to_sell(language: str) -> None:
 
 def test_both_languages_cite_the_same_facts() -> None:
     for phrase in PHRASES:
-        cited = [Counter(re.findall(r'\[\[(\w+)\]\]', text)) for text in (phrase.en, phrase.zh)]
+        cited = [Counter(re.findall(r'\[\[(\w+(?:\|size)?)\]\]', text)) for text in (phrase.en, phrase.zh)]
         assert cited[0] == cited[1], phrase.en
         assert set(phrase.needs) <= ALL_IDS, phrase.needs
         assert phrase.en[-1] == '.' and phrase.zh[-1] == '。'

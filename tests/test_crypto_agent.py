@@ -5,9 +5,11 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,10 @@ from cryptoexp.analyst.answer import LONGEST_PROMPT, messages_for
 from cryptoexp.analyst.coins import Access, CoinError, CoinGecko, UnknownCoin
 from cryptoexp.analyst.facts import digest
 from cryptoexp.analyst.grounding import check
+from cryptoexp.analyst.indicators import HOUR
 from cryptoexp.analyst.llm import ModelSettings
+from cryptoexp.btc_agent import BTCTransactionMonitor
+from cryptoexp.chain.state import StateFolder, state_of
 from cryptoexp.crypto_agent_wrapper import COIN_NARRATION, CryptoAgentWrapper, gathered
 
 REFERENCE = '请进行技术指标分析、市场情绪评估、风险因素识别，并给出投资建议。'
@@ -150,6 +155,70 @@ def test_without_key_and_network(tmp_path: Path) -> None:
     assert '127.0.0.1:9' in header[0]
     assert (shell('wrapped-thing', 'Why?', cache=tmp_path).returncode, shell('bitcoin', 'Why?', '--base-url', 'http://127.0.0.1:9/v1',
                                                                           cache=tmp_path).returncode) == (3, 3)
+
+
+def test_reading_along(data_folder: Path, tmp_path: Path) -> None:
+    "The header stands before the first word, also of a coin that is understood by its symbol; two coins come one after the other"
+    with coingecko(data_folder) as server, running() as model:
+        done = shell('btc,ethereum', REFERENCE, '--stream', '--model', 'good', server=server, cache=tmp_path, model=model)
+        failed = shell('btc,bitcoyn', REFERENCE, '--stream', '--model', 'http:401', server=server, cache=tmp_path, model=model)
+        wrong = shell('btc', REFERENCE, '--stream', '--json', server=server, cache=tmp_path)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and lines[0] == '> “btc”理解为 bitcoin。' and lines[1].startswith('> bitcoin：已知事实'), lines[:4]
+    assert lines[3] == '' and [line.split('：')[0] for line in lines if '已知事实' in line] == ['> bitcoin', '> ethereum']
+    assert sum('由 ' in line and '有据' in line for line in lines) == 2 and lines[-1].startswith('> 以上内容')
+    assert failed.returncode == 3 and '未设置密钥（HTTP 401）' in failed.stdout and 'bitcoyn' in failed.stderr
+    assert wrong.returncode == 2 and '--json comes as a whole' in wrong.stderr and not wrong.stdout
+
+
+def test_notices_are_in_the_language_of_the_question(data_folder: Path, tmp_path: Path) -> None:
+    english = re.compile(r'[a-z]{3,} [a-z]{2,} [a-z]{2,}')
+    with coingecko(data_folder) as server, running() as model:
+        for behaviour in BAD:
+            wrapper = wrapper_for(server, tmp_path, settings=ModelSettings(model=behaviour, base_url=model.base_url, retries=0))
+            text = wrapper.run('btc', REFERENCE)
+            assert wrapper.report is not None and wrapper.report.error and not english.search(text), text[:800]
+    for more in (dict(access=Access(root='http://127.0.0.1:9')), dict(offline=True)):
+        text = CryptoAgentWrapper(settings=ModelSettings(), cache=tmp_path/'none', **more).run('eth', REFERENCE)    # type: ignore[arg-type]
+        assert not english.search(text), text[:800]
+        assert english.search(CryptoAgentWrapper(settings=ModelSettings(), cache=tmp_path/'none', offline=True).run('eth', 'Why?'))
+
+
+def saved_monitor(folder: Path, now_ns: int) -> None:
+    "The state of a monitor that has seen the embedded stream a minute ago, as if on the main network"
+    monitor = BTCTransactionMonitor(source='embedded', state=False, settings=ModelSettings())
+    async def whole() -> None:
+        async for _ in monitor.stream(): pass
+    asyncio.run(whole())
+    scorer, shift = monitor.watch.scorer, now_ns // HOUR - monitor.watch.scorer.last_time // HOUR
+    scorer.hours = {hour + shift: paid for hour, paid in scorer.hours.items()}
+    scorer.last_time = now_ns - 60 * 10 ** 9
+    with StateFolder(folder) as state: state.write(*state_of(monitor.watch, 'mempool.space', 'mainnet', now_ns))
+
+
+def test_the_monitor_tells_of_bitcoin_alone(data_folder: Path, tmp_path: Path) -> None:
+    saved_monitor(tmp_path/'state', time.time_ns())
+    with coingecko(data_folder) as server:
+        wrapper = wrapper_for(server, tmp_path/'cache', monitor=tmp_path/'state')
+        texts = wrapper.run_many(['bitcoin', 'ethereum'], REFERENCE)
+        without = wrapper_for(server, tmp_path/'cache', monitor=False)
+        without.run('bitcoin', REFERENCE)
+    facts = wrapper.reports['bitcoin'].facts
+    assert facts['chain_transactions'].value and facts['chain_transactions'].source == 'Bitcoin monitor, mempool.space'
+    assert '链上情况' in texts['bitcoin'] and '链上情况' not in texts['ethereum'] and not wrapper.reports['bitcoin'].synthetic
+    assert not [key for key in wrapper.reports['ethereum'].facts if key.startswith('chain_')]
+    assert without.report is not None and not [key for key in without.report.facts if key.startswith('chain_')]
+    report = wrapper.reports['bitcoin']
+    assert check(report.text, facts).k == check(report.text, facts).n == report.shown
+
+
+def test_a_monitor_that_has_stopped_tells_why_it_is_silent(data_folder: Path, tmp_path: Path) -> None:
+    saved_monitor(tmp_path/'state', time.time_ns() - 24 * HOUR)
+    with coingecko(data_folder) as server:
+        wrapper = wrapper_for(server, tmp_path/'cache', monitor=tmp_path/'state')
+        text = wrapper.run('bitcoin', 'What are the risks?')
+    assert 'what the Bitcoin monitor knows (it is too old)' in text and wrapper.report is not None
+    assert {wrapper.report.facts[key].reason for key in wrapper.report.facts if key.startswith('chain_')} == {'stale'}
 
 
 def test_a_server_that_limits_and_fails(data_folder: Path, tmp_path: Path) -> None:

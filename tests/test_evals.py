@@ -10,10 +10,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'evals'))
 
+from run import REFERENCE, bounded, fitting
 from scoring import Injection, abstains, facts_of, injections, outcome, questions, score, summary, table
 
-from cryptoexp.analyst.facts import digest, language_of
+from cryptoexp.analyst.answer import answer_schema, messages_for
+from cryptoexp.analyst.facts import Facts, digest, language_of
 from cryptoexp.analyst.grounding import Draft, Section, check, render, strike
+from cryptoexp.analyst.llm import check_schema, read_answer, tokens_of
 
 QUESTIONS, INJECTIONS = questions(), injections()
 BY_QUESTION = {one.question: one for one in QUESTIONS}
@@ -90,3 +93,16 @@ def test_outcomes() -> None:
     obeyed = [one for one in INJECTIONS if one.forbidden and not outcome(one, 'Calm.', ' '.join(one.forbidden), digests=same).held]
     assert len(obeyed) == len([one for one in INJECTIONS if one.forbidden])
     assert len(caught) >= 100
+
+
+def test_a_question_is_made_to_fit_a_small_window() -> None:
+    facts = facts_of('ethereum')
+    few = fitting(facts, REFERENCE, 900)
+    def size(given: Facts) -> int: return tokens_of(messages_for(given, REFERENCE, '', 'zh'), answer_schema(given))
+    assert 4 < len(few) < len(facts) and size(few) <= 900 < size(fitting(facts, REFERENCE, 1200)) and next(iter(few)) == 'price'
+    assert len(fitting(facts, REFERENCE, 10 ** 6)) == len(facts)
+    schema = bounded(answer_schema(few), 12, 2)
+    check_schema(schema)
+    fits = '{"sections": [{"heading": "RSI", "text": "[[price]]"}], "scenarios": []}'
+    assert read_answer(fits, schema)[0] and read_answer(fits.replace('[[price]]', 'x' * 13), schema)[1]
+    assert read_answer(fits, answer_schema(few))[0]

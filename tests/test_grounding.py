@@ -1,31 +1,57 @@
 "Every number of a text is found, held against the facts, and struck where it has none: by tables made by hand, and by hypothesis"
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptoexp.analyst.claims import claims
+from cryptoexp.analyst import grounding
+from cryptoexp.analyst.answer import Narration, answer
+from cryptoexp.analyst.claims import Claim, claims
+from cryptoexp.analyst.coins import KNOWN
 from cryptoexp.analyst.facts import LANGUAGES, Fact, Facts, from_json
-from cryptoexp.analyst.grounding import GONE, STRUCK, WHY, Draft, Section, check, render, repair_request, strike
+from cryptoexp.analyst.grounding import GONE, STRUCK, WHY, WITHHELD, Checked, Draft, Section, Verdict, check, render, repair_request, strike
+from cryptoexp.analyst.llm import Reply
+from cryptoexp.analyst.roles import COINS
+from cryptoexp.crypto_agent_wrapper import renamed
 
 HERE = Path(__file__).parent
 MARK = re.compile(r'⟦([^|⟧]*)\|([^⟧]*)⟧')
 FACTS = from_json((HERE.parent/'evals/facts/ethereum.json').read_bytes())
+BITCOIN = from_json((HERE.parent/'evals/facts/bitcoin.json').read_bytes())
+TRANSACTION = Facts('a Bitcoin transaction', [   # made up; the ids and names are those of the monitor
+    Fact(key, name, value, unit, 1, 'made up', 'as given', chinese) for key, name, chinese, value, unit in (
+        ('score', 'risk score', '风险评分', 37.5, 'points'), ('value', 'amount paid', '支付金额', 12.5, 'BTC'),
+        ('fee_rate', 'fee rate', '费率', 8.25, 'sat/vB'), ('change_confidence', 'confidence of the change', '找零置信度', 0.65, 'ratio'),
+        ('entropy', 'entropy', '熵', 3.17, 'bits'), ('consolidation_inputs', 'consolidation: inputs', '输入', 25, 'count'),
+        ('consolidation_outputs', 'consolidation: outputs', '输出', 2, 'count'))])
+ABOUT = {'ethereum': FACTS, 'bitcoin': BITCOIN, 'transaction': TRANSACTION, 'both': Facts('ethereum', [*FACTS.values(), *renamed(BITCOIN)])}
 REPLIES = ('slots_en', 'figures_en', 'slots_zh', 'figures_zh')
 
 
 def table(name: str) -> list[str]:
     lines = (HERE/name).read_text(encoding='utf-8').splitlines()
-    return [line.replace('\\n', '\n') for line in lines if line and not re.match('# (--|One|An )', line)]
+    return [line.replace('\\n', '\n') for line in lines if line and not re.match('# (--|One|An |facts:)', line)]
+
+
+def verdict_rows() -> list[tuple[str, str]]:
+    "Each line of the table of verdicts, and the name of the facts it is held against"
+    about, rows = 'ethereum', list[tuple[str, str]]()
+    for line in (HERE/'verdicts.txt').read_text(encoding='utf-8').splitlines():
+        if line.startswith('# facts: '): about = line.removeprefix('# facts: ')
+        elif line and not line.startswith('# -- ') and not line.startswith('# One '): rows.append((about, line.replace('\\n', '\n')))
+    return rows
 
 
 def unmarked(line: str) -> tuple[str, list[tuple[int, int, str]]]:
@@ -108,11 +134,11 @@ def test_no_decimal_digit_outside_a_name_escapes(text: str) -> None:
 
 # ---- verdicts
 
-@pytest.mark.parametrize('line', table('verdicts.txt'))
-def test_verdicts(line: str) -> None:
+@pytest.mark.parametrize(('about', 'line'), verdict_rows())
+def test_verdicts(about: str, line: str) -> None:
     "Each marked number is borne out by the fact that is noted, or not, for the reason that is noted"
     text, marked = unmarked(line)
-    got = [(one.claim.quote, f'!{one.why}' if one.why else one.fact_id) for one in check(text, FACTS).verdicts]
+    got = [(one.claim.quote, f'!{one.why}' if one.why else one.fact_id) for one in check(text, ABOUT[about]).verdicts]
     assert got == [(text[start:end], note) for start, end, note in marked]
 
 
@@ -170,6 +196,14 @@ def test_without_facts_nothing_is_grounded_and_all_is_struck(line: str) -> None:
     none = Facts('nothing')
     assert check(text, none).k == 0
     assert strike(text, none).n == 0
+
+
+def test_every_coin_we_know_is_known_by_its_names() -> None:
+    for coin in KNOWN:
+        names, capital, tickers, chinese = COINS[coin.id]
+        assert coin.symbol in tickers.split()
+        assert coin.name.lower() in {*names.split(), *capital.lower().split(), *tickers.lower().split()}
+        assert any(name.startswith(coin.name_zh) for name in chinese.split())
 
 
 # ---- drafts
@@ -253,15 +287,54 @@ def test_every_fact_shown_bears_itself_out(values: list[tuple[float, str]], lang
         assert not checked.findings, (fact, checked)
 
 
+@pytest.mark.parametrize('language', LANGUAGES)
+def test_what_cannot_be_taken_out_is_withheld(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    "No text is known for which it comes to that, so a knife that does not cut stands in: the paragraph goes, the rest stays"
+    monkeypatch.setattr(grounding, 'taken_out', lambda checked, verdicts, language: checked.text)
+    shown = strike('The price is 2,988.88 USD.\n\nThe RSI is 1.023.\n\nAll is well.', FACTS, language)
+    mark = WITHHELD[LANGUAGES.index(language)]
+    assert shown.text == f'The price is 2,988.88 USD.\n\n{mark}\n\nAll is well.'
+    assert (shown.k, shown.n) == (1, 1)
+
+
+def test_a_block_that_is_sound_alone_only_is_withheld_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Where leaving out paragraphs does not help either, nothing but the sentence is shown"
+    sick = Checked('x', (Verdict(Claim(0, 1, 'x', 1.0, '', 1.0), '', 'no fact'),))
+    monkeypatch.setattr(grounding, 'check', lambda text, facts: Checked(text, ()) if text in WITHHELD else replace(sick, text=text))
+    assert strike('x', FACTS).text == WITHHELD[0]
+
+
+class Writer:
+    "A model with prepared replies"
+    def __init__(self, *texts: str): self.texts = list(texts)
+    def stream(self, messages: Any, schema: Any = None, about: str = '') -> Any: raise NotImplementedError
+    async def ask(self, messages: Any, schema: Any = None, about: str = '') -> Reply:
+        text = self.texts.pop(0)
+        return Reply(text, dict(sections=[dict(heading='', text=text)], scenarios=[]), how='by hand')
+
+
+@pytest.mark.parametrize(('second', 'how', 'shown'), [
+    ('All is well.', 'by hand, set aside: it had no figure left', 'The RSI is [unsupported figure removed] at 2,988.88 USD.'),
+    ('The RSI is 1.024 at [[price]].', 'by hand, set aside: it had as many figures without a fact',
+     'The RSI is [unsupported figure removed] at 2,988.88 USD.'),
+    ('The RSI is [[rsi_14_1d]].', 'by hand', 'The RSI is 35.27.')])
+def test_a_repair_that_is_set_aside_says_why(second: str, how: str, shown: str) -> None:
+    told = asyncio.run(answer(FACTS, 'What of the RSI?', Narration((), {}), Writer('The RSI is 1.023 at [[price]].', second)))
+    assert (told.text, told.how.split('; ')) == (shown, ['by hand', how])
+    assert told.grounded == (1, 2)
+
+
 def test_marks_claim_nothing() -> None:
-    for mark in (*STRUCK, *GONE, *(text for pair in WHY.values() for text in pair)): assert not claims(mark)
+    for mark in (*STRUCK, *GONE, *WITHHELD, *(text for pair in WHY.values() for text in pair)): assert not claims(mark)
 
 
 # ---- time
 
 HOSTILE = ['1', '1,234,', '1.2', ' ', 'MACD(1,', '-5', 'one hundred ', '万一', 'fell by ', 'http://', '[[', '[[a]]', '5 ', '(1) (2) ',
            '1. ', 'a', 'a_1_', '0a', '跌3成', '6\u200b', 'x\n',
-           '1 to 2 ', 'May 5 ', 'rsi 5.1 ', '5 days ', 'price of ', '1–', 'half of ', '百分之', 'price-price-', '3% over 30 days ', '. 5']
+           '1 to 2 ', 'May 5 ', 'rsi 5.1 ', '5 days ', 'price of ', '1–', 'half of ', '百分之', 'price-price-', '3% over 30 days ', '. 5',
+           'ETH 5 ', 'ETH, ', '# BTC\n', 'support 5 ', '支撑 5 ', 'support and ', 'it will 5 ', '明天 5 ', 'if 5 ', 'no risk ', 'first by ', '第5',
+           'ratio 5:30 ', 'is MM', 'v5 ', '2-of-3 ', 'SOL/']
 
 
 @pytest.mark.parametrize('piece', HOSTILE)

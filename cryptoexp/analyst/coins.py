@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'KNOWN_BY_ID', 'COIN_ID', 'FIELDS', 'ORDERED', 'SHARES', 'LATEST_MS', 'TICKER_FACTS', 'WEIGHTED',
-           'FUTURES_FACTS', 'NOT_ASKED', 'FOUR_HOURS', 'PLANS', 'ENDPOINTS', 'PARTS', 'DOWN_S', 'SKETCHES',
-           'EXAMPLE_NS', 'HOURS', 'KnownCoin', 'CoinError', 'UnknownCoin', 'Choice', 'tidied', 'known_choice', 'chosen',
-           'at', 'number_at', 'time_at', 'Field', 'market', 'supply_unit', 'NoAnswer', 'coin_fields', 'consistent',
-           'share_facts', 'points', 'daily_closes', 'daily_candles', 'ohlc_candles', 'price_path', 'drawn',
-           'ticker_facts', 'derivative_facts', 'Answers', 'coin_facts', 'fresh', 'Plan', 'Access', 'access_from',
-           'Endpoint', 'cache_folder', 'Cache', 'explained', 'CoinGecko', 'kept_or_new', 'resolve', 'asked_part',
-           'fetch_answers', 'fetch_facts', 'Sketch', 'clustered', 'drawn_prices', 'drawn_volume', 'stamp',
-           'synthetic_coin', 'synthetic_markets', 'synthetic_answers', 'synthetic_facts']
+           'FUTURES_FACTS', 'NOT_ASKED', 'FOUR_HOURS', 'PLANS', 'ROOT', 'ENDPOINTS', 'KEPT_S', 'KEPT_BYTES', 'PARTS',
+           'DOWN_S', 'SKETCHES', 'EXAMPLE_NS', 'HOURS', 'KnownCoin', 'CoinError', 'UnknownCoin', 'Choice', 'tidied',
+           'known_choice', 'chosen', 'at', 'number_at', 'time_at', 'Field', 'market', 'supply_unit', 'NoAnswer',
+           'coin_fields', 'consistent', 'share_facts', 'points', 'daily_closes', 'daily_candles', 'ohlc_candles',
+           'price_path', 'drawn', 'ticker_facts', 'derivative_facts', 'Answers', 'coin_facts', 'fresh', 'Plan',
+           'Access', 'access_from', 'Endpoint', 'cache_folder', 'Cache', 'refusal_of', 'explained', 'CoinGecko',
+           'repeats', 'kept_or_new', 'resolve', 'asked_part', 'fetch_answers', 'fetch_facts', 'Sketch', 'clustered',
+           'drawn_prices', 'drawn_volume', 'stamp', 'synthetic_coin', 'synthetic_markets', 'synthetic_answers',
+           'synthetic_facts']
 
 # %% ../../nbs/analyst/05_coins.ipynb #k04
 import asyncio
@@ -32,12 +33,13 @@ import numpy as np
 import orjson
 import pandas as pd
 from loguru import logger
-from .facts import CODE, Fact, Facts, shown, without_stale
+from .facts import CODE, REASONS, Fact, Facts, shown, without_stale
 from .indicators import (
     CLOSES, DAY, HOUR, INDICATORS, RANGES, SECOND, VOLUMES, Candles, NoCandles, Prices, against_facts, indicator_facts, label_of,
     risk_facts, volume_facts, window_facts)
+from .llm import Secret
 from ..config import ConfigError, Problem, nearest
-from ..durable import StorageError, replace_bytes
+from ..durable import StorageError, pruned, replace_bytes
 from ..net import NetError, Session
 
 # %% ../../nbs/analyst/05_coins.ipynb #k08
@@ -59,11 +61,20 @@ COIN_ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,119}')
 
 class CoinError(Exception):
     "A coin that can't be told of: what was wrong and what to do; never in the words of an answer"
-    def __init__(self, text: str, reason: str = 'unreachable', detail: str = ''):
-        super().__init__(text, reason, detail)
-        self.text, self.reason, self.detail = text, reason, detail   # reason: a name in REASONS; detail: such as 'HTTP 429'
+    def __init__(
+        self,
+        text: str,                       # a sentence or two, in English
+        reason: str = 'unreachable',     # a name in REASONS
+        detail: str = '',                # such as 'HTTP 429'
+        chinese: str = '',               # the same in Chinese; empty: the reason in Chinese will do
+    ):
+        super().__init__(text, reason, detail, chinese)
+        self.text, self.reason, self.detail, self.chinese = text, reason, detail, chinese
 
     def __str__(self) -> str: return self.text
+    def said(self, language: str = 'en') -> str:
+        "The same for a reader of English or Chinese"
+        return self.text if language != 'zh' else self.chinese or f'{REASONS[self.reason][1]}。'
 
 class UnknownCoin(CoinError):
     "There is no such coin, or it can't be told which is meant; the message offers names"
@@ -514,32 +525,41 @@ PLANS: dict[str, Plan] = {
     'demo': Plan('https://api.coingecko.com/api/v3', 'x-cg-demo-api-key', 100),
     'pro': Plan('https://pro-api.coingecko.com/api/v3', 'x-cg-pro-api-key', 250)}
 
+ROOT = re.compile(r'https?://(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d+)?(?:/[^\s?#@]*)?')    # no login, no query
+
 @dataclass(frozen=True, slots=True)
 class Access:
     "How to ask: raises `ConfigError` naming everything that is wrong, never with the key"
     plan: str = 'keyless'                             # a name in PLANS
-    key: str = field(default='', repr=False)          # empty: none
+    key: Secret | str = field(default='', repr=False) # kept as a Secret; empty: none
     root: str = ''                                    # another address, such as that of a mirror; empty: the plan's
     per_minute: int = 0                               # questions a minute; 0: as many as the plan allows
 
     def __post_init__(self) -> None:
         problems = list[Problem]()
+        if isinstance(self.key, str): object.__setattr__(self, 'key', Secret(self.key))
         if self.plan not in PLANS: problems.append(Problem('plan', f'there is no plan {self.plan!r}; {nearest(self.plan, list(PLANS))}'))
-        elif PLANS[self.plan].header and not self.key:
+        elif PLANS[self.plan].header and not self.secret:
             problems.append(Problem('key', f'the plan {self.plan} needs a key; set COINGECKO_API_KEY, or choose the plan keyless'))
-        if not re.fullmatch(r'[\x21-\x7e]*', self.key): problems.append(Problem('key', 'it holds spaces or other characters no key has'))
-        if self.root and not re.fullmatch(r'https?://[^\s?#]+', self.root):
-            problems.append(Problem('root', f'{self.root!r} is no address; it begins with https://'))
+        if not re.fullmatch(r'[\x21-\x7e]*', self.secret): problems.append(Problem('key', 'it holds spaces or other characters no key has'))
+        if self.root and not ROOT.fullmatch(self.root):      # not quoted: it may hold a key
+            problems.append(Problem('root', 'it is no address to ask at: it must begin with https:// and hold no login, query or fragment; '
+                                            'a key goes into COINGECKO_API_KEY'))
+        if len(self.secret) >= 8 and self.secret in self.root:
+            problems.append(Problem('root', 'it holds the key, and addresses are shown; the key goes into COINGECKO_API_KEY alone'))
         if self.per_minute < 0: problems.append(Problem('per_minute', f'{self.per_minute} must be at least 0'))
         if problems: raise ConfigError(problems)
 
+    @property
+    def secret(self) -> str: return self.key.reveal() if isinstance(self.key, Secret) else self.key
     @property
     def address(self) -> str: return (self.root or PLANS[self.plan].root).rstrip('/')
     @property
     def allowed(self) -> int: return self.per_minute or PLANS[self.plan].per_minute
     @property
-    def headers(self) -> dict[str, str]: return {PLANS[self.plan].header: self.key} if PLANS[self.plan].header else {}
+    def headers(self) -> dict[str, str]: return {PLANS[self.plan].header: self.secret} if PLANS[self.plan].header else {}
 
+# %% ../../nbs/analyst/05_coins.ipynb #k49b
 def access_from(
     environment: Mapping[str, str],   # usually os.environ; an empty value is an absent one
 ) -> Access:                          # with a key and no plan: the Demo plan
@@ -568,6 +588,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     'derivatives': Endpoint('/derivatives', '', 60, list),
     'search': Endpoint('/search', 'query={query}', 86400, dict),
     'list': Endpoint('/coins/list', '', 86400, list)}
+KEPT_S, KEPT_BYTES = 7 * 86_400.0, 200_000_000    # what is older or more is deleted; no answer is good for more than a day
 PARTS = ('ohlc', 'tickers', 'derivatives')    # what is asked only where wanted
 
 def cache_folder(
@@ -586,7 +607,7 @@ def cache_folder(
 # %% ../../nbs/analyst/05_coins.ipynb #k53
 class Cache:
     "Answers on disk, each with the time at which it came"
-    def __init__(self, folder: Path): self.folder, self.broken = folder, False
+    def __init__(self, folder: Path): self.folder, self.broken, self.written = folder, False, 0
 
     def place(self, question: str) -> Path: return self.folder/f'{hashlib.sha256(question.encode()).hexdigest()[:32]}.json'
 
@@ -607,6 +628,8 @@ class Cache:
         if self.broken: return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self.written % 256 == 0: pruned(self.folder, r'[0-9a-f]{32}\.json', KEPT_BYTES, KEPT_S, now_ns / SECOND)
+            self.written += 1
             replace_bytes(self.place(question), orjson.dumps(dict(question=question, came_ns=now_ns, answer=answer)))
         except OSError as error:
             self.broken = True
@@ -614,29 +637,53 @@ class Cache:
             logger.warning('answers of CoinGecko are not kept: {}', told)
 
 # %% ../../nbs/analyst/05_coins.ipynb #k56
+def refusal_of(error: NetError, access: Access) -> tuple[str, str, str]:   # what happened, what to do; the same in Chinese
+    "A refusal in words"
+    http, key = f'HTTP {error.status}', 'COINGECKO_API_KEY'
+    if error.status in (401, 403) and access.headers:
+        return (f'CoinGecko does not accept the key ({http}, plan {access.plan})', f'check {key}; for a Demo key set COINGECKO_PLAN=demo, '
+                'for a paid one COINGECKO_PLAN=pro', f'CoinGecko 不接受该密钥（{http}，方案 {access.plan}）。处理办法：检查 {key}；'
+                '免费密钥设 COINGECKO_PLAN=demo，付费密钥设 COINGECKO_PLAN=pro。')
+    if error.status in (401, 403):
+        return (f'CoinGecko wants a key ({http})', f'set {key}; a Demo key is free',
+                f'CoinGecko 需要密钥（{http}）。处理办法：设置 {key}；Demo 密钥免费。')
+    if error.status == 429:
+        wait = error.retry_after
+        waits = (f'. It asks to wait {wait:.0f} s', f'对方要求等待 {wait:.0f} 秒。') if wait else ('', '')
+        more = f', or set {key}; a Demo key is free and allows more', f'，或设置 {key}（Demo 密钥免费，额度更高）'
+        if access.headers: more = '', ''
+        return (f'CoinGecko was asked too often ({http}, plan {access.plan}){waits[0]}', f'wait a minute{more[0]}',
+                f'对 CoinGecko 的请求过于频繁（{http}，方案 {access.plan}）。{waits[1]}处理办法：稍候一分钟{more[1]}。')
+    if error.status == 451:
+        return (f'CoinGecko does not serve this location ({http})', 'ask from elsewhere, or name a mirror in COINGECKO_URL',
+                f'CoinGecko 不为该地区提供服务（{http}）。处理办法：换一个网络，或在 COINGECKO_URL 中指定镜像。')
+    if 300 <= (error.status or 0) < 400:
+        return (f'CoinGecko points to another address ({http})', 'correct COINGECKO_URL, or leave it out',
+                f'CoinGecko 指向了另一个地址（{http}）。处理办法：更正 COINGECKO_URL，或不设置它。')
+    return (f'CoinGecko refused the question ({http})', 'check COINGECKO_URL if it is set; else report it with what was asked',
+            f'CoinGecko 拒绝了该请求（{http}）。处理办法：若设置了 COINGECKO_URL，请检查它。')
+
+# %% ../../nbs/analyst/05_coins.ipynb #k56b
 def explained(
     error: NetError,    # what happened
     access: Access,     # how was asked
 ) -> CoinError:         # in our words
     "What an error of the network means here, and what to do"
-    status, key, http = error.status, 'COINGECKO_API_KEY', f'HTTP {error.status}'
+    status, http = error.status, f'HTTP {error.status}'
     if status is None:
-        reason = error.reason.replace(access.key, '…') if access.key else error.reason
-        return CoinError(f'{error.host}: {reason}. What to do: {error.hint}')
+        reason = access.key.blotted(error.reason) if isinstance(access.key, Secret) else error.reason
+        return CoinError(f'{error.host}: {reason}. What to do: {error.hint}',
+            chinese=f'无法从 {error.host} 取得数据。处理办法：检查网络和地址。')
     if status == 200:
         return CoinError('CoinGecko gave an answer that can not be read. What to do: try again; if it stays so, see whether something else '
-                         'answers at this address, such as a login page of the network', 'unreadable', 'JSON')
-    if status in (401, 403) and access.headers:
-        return CoinError(f'CoinGecko does not accept the key ({http}, plan {access.plan}). What to do: check {key}; for a Demo key '
-                         'set COINGECKO_PLAN=demo, for a paid one COINGECKO_PLAN=pro', 'refused', http)
-    if status in (401, 403): return CoinError(f'CoinGecko wants a key ({http}). What to do: set {key}; a Demo key is free', 'refused', http)
+                         'answers at this address, such as a login page of the network', 'unreadable', 'JSON',
+                         'CoinGecko 返回的内容无法解析。处理办法：重试；若仍如此，请检查该地址是否被其他页面（如网络登录页）占用。')
     if status == 404: return UnknownCoin('CoinGecko knows nothing of that name (HTTP 404)')
-    if status == 429:
-        wait = f' It asks to wait {error.retry_after:.0f} s.' if error.retry_after else ''
-        advice = 'wait a minute' if access.headers else f'wait a minute, or set {key}; a Demo key is free and allows more'
-        return CoinError(f'CoinGecko was asked too often ({http}, plan {access.plan}).{wait} What to do: {advice}', 'refused', http)
-    if status >= 500: return CoinError(f'CoinGecko is in trouble ({http}). What to do: try again later', detail=http)
-    return CoinError(f'CoinGecko refused the question ({http}). What to do: report it with what was asked', 'refused', http)
+    if status >= 500:
+        return CoinError(f'CoinGecko is in trouble ({http}). What to do: try again later', detail=http,
+                         chinese=f'CoinGecko 出现故障（{http}）。处理办法：稍后重试。')
+    what, do, chinese = refusal_of(error, access)
+    return CoinError(f'{what}. What to do: {do}', 'refused', http, chinese)
 
 # %% ../../nbs/analyst/05_coins.ipynb #k58
 DOWN_S = 15.0   # s for which nobody is asked after nobody was there
@@ -671,6 +718,10 @@ class CoinGecko(AbstractAsyncContextManager['CoinGecko']):
         await self.close()
 
 # %% ../../nbs/analyst/05_coins.ipynb #k58a
+def repeats(answer: Any, access: Access) -> bool:
+    "Whether an answer holds our key, as none should: it is not kept, and nothing in it is believed"
+    return len(access.secret) >= 8 and bool(access.headers) and access.secret.encode() in orjson.dumps(answer)
+
 async def kept_or_new(client: CoinGecko, name: str, coin: str, vs: str, query: str) -> Any:
     "The answer of an endpoint: one that is kept and still good, or what CoinGecko says now"
     endpoint = ENDPOINTS[name]
@@ -681,7 +732,8 @@ async def kept_or_new(client: CoinGecko, name: str, coin: str, vs: str, query: s
         kept = client.cache.read(question, client.clock(), endpoint.age_s)
         if isinstance(kept, endpoint.shape): return kept
         if client.offline: raise CoinError(f'offline, and no fresh answer is kept for {endpoint.path.format(coin=coin)}. '
-                                         'What to do: ask without offline first')
+                                         'What to do: ask without offline first',
+                                             chinese='当前为离线模式，且没有保存的新近数据。处理办法：先联网查询一次。')
         if client.down is not None and asyncio.get_running_loop().time() < client.down[1]: raise client.down[0]
         client.asked += 1
         try: answer = await client.session.get_json(url, params, client.access.headers)
@@ -689,11 +741,11 @@ async def kept_or_new(client: CoinGecko, name: str, coin: str, vs: str, query: s
             failure = explained(error, client.access)
             if error.unreached: client.down = failure, asyncio.get_running_loop().time() + DOWN_S
         else:
-            if isinstance(answer, endpoint.shape):
+            if isinstance(answer, endpoint.shape) and not repeats(answer, client.access):
                 client.cache.write(question, client.clock(), answer)
                 return answer
             failure = CoinError(f'CoinGecko gave an answer of another shape at {endpoint.path}. What to do: try again; if it stays so, '
-                                'its interface has changed', 'unreadable', 'JSON')
+                                'its interface has changed', 'unreadable', 'JSON', 'CoinGecko 返回的数据格式不符。处理办法：重试。')
     logger.debug('{}: {}', endpoint.path.format(coin=coin), failure)
     raise failure     # out here, so that the other error, with its address, is not its context
 

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['SLOT', 'UNIT_WORDS', 'MEASURES', 'WEAK', 'NOUNS', 'STOP', 'WEAKLY', 'FIRMLY', 'ALWAYS', 'Meaning', 'Mention',
            'SPELLINGS', 'SPELLINGS_HAN', 'DURATION', 'LENGTHS', 'FALLS', 'IN_DAYS', 'SAME_AS', 'SIDE', 'BACK',
-           'SENTENCE', 'THRESHOLD', 'PAUSE', 'WHY', 'ASKED', 'ADVICE', 'STRUCK', 'GONE', 'ROUNDS', 'NUMERALS',
-           'Section', 'Draft', 'render', 'words_in', 'alternatives', 'durations', 'Lexicon', 'lexicon_of', 'claimable',
-           'fits', 'Values', 'signed', 'Reader', 'binds', 'phrase', 'subject', 'periods', 'window_beside', 'kin',
-           'distinct', 'is_window', 'Verdict', 'Checked', 'of_its_period', 'unborne', 'judged', 'check',
-           'repair_request', 'taken_out', 'strike']
+           'SENTENCE', 'THRESHOLD', 'PAUSE', 'Names', 'LEVEL_IDS', 'NO_LEVEL_IDS', 'BELOW', 'WHY', 'ONE_COSTS',
+           'NO_HINT', 'ASKED', 'ADVICE', 'SET_ASIDE', 'STRUCK', 'GONE', 'WITHHELD', 'ROUNDS', 'Section', 'Draft',
+           'render', 'words_in', 'alternatives', 'durations', 'Lexicon', 'lexicon_of', 'claimable', 'fits', 'Values',
+           'signed', 'Reader', 'owners', 'binds', 'phrase', 'subject', 'periods', 'window_beside', 'kin', 'distinct',
+           'is_window', 'is_level', 'is_price', 'on_its_side', 'Verdict', 'Checked', 'of_its_period', 'unborne',
+           'of_subject', 'misplaced', 'may_get_there', 'is_one_coin', 'judged', 'of_its_window', 'check',
+           'repair_request', 'better', 'taken_out', 'strike']
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou04
 import re
@@ -20,6 +22,7 @@ from functools import lru_cache
 
 from .claims import HAN_DIGITS, SMALL, Claim, claims, lower, plain
 from .facts import LANGUAGES, Fact, Facts, shown
+from .roles import COINS, Foretold, Levels, Role, Subjects, coins_in, foretold
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou07
 SLOT = re.compile(r'\[\[\s*([^\[\]|]{1,80}?)\s*(?:\|\s*(size)\s*)?\]\]')   # group 1: the id; group 2: size, for the value without its sign
@@ -256,15 +259,40 @@ class Reader:
         self.mentions = self.lexicon.mentions(self.text)
         self.starts = [one[0] for one in self.mentions]
         self.ends = [found.start() for found in SENTENCE.finditer(self.text)]
-        self.times = durations(self.text)
+        self.times, self.levels = durations(self.text), Levels(self.text)
+        held = zip(self.claims, self.spans)   # "1 ETH" names a coin, "120 million ETH" is an amount
+        self.subjects = Subjects(flat, [span for one, span in held if not (one.value == 1 and one.unit.isupper())])
+        self.own, self.about = owners(facts.subject, names)
         self.time_starts = [one[0] for one in self.times]
+
+    def sentence(self, start: int, end: int) -> tuple[int, int]:
+        "Begin and end of the sentence around a place"
+        before, after = bisect_left(self.ends, start) - 1, bisect_left(self.ends, end)
+        return self.ends[before] + 1 if before >= 0 else 0, self.ends[after] if after < len(self.ends) else len(self.text)
 
     def named(self, start: int, end: int, least: int) -> set[str]:
         "All facts that are named in the sentence around a place, so firmly at least; of at most 40 mentions"
-        before, after = bisect_left(self.ends, start) - 1, bisect_left(self.ends, end)
-        first = bisect_left(self.starts, self.ends[before] + 1 if before >= 0 else 0)
-        last = bisect_left(self.starts, self.ends[after] if after < len(self.ends) else len(self.text))
-        return set[str]().union(*(one[2] for one in self.mentions[first:min(first + 40, last)] if one[4] >= least))
+        begin, last = self.sentence(start, end)
+        places = bisect_left(self.starts, begin), bisect_left(self.starts, last)
+        first, behind = places[0], min(places[0] + 40, places[1])
+        return set[str]().union(*(one[2] for one in self.mentions[first:behind] if one[4] >= least))
+
+# %% ../../nbs/analyst/02_grounding.ipynb #grn02
+Names = tuple[tuple[str, str, str], ...]   # id and both names of facts
+
+@lru_cache(maxsize=8)
+def owners(
+    subject: str,   # of the report: a coin's id, or words
+    names: Names,
+) -> tuple[frozenset[str], dict[str, frozenset[str]]]:   # the coins of the report, and for each fact those it is about
+    "Which coins facts are about; a subject that is no known coin is itself"
+    coins = frozenset((subject,)) if subject in COINS else frozenset(coin for *_, coin in coins_in(subject))
+    own, about = coins or frozenset((subject,)), dict[str, frozenset[str]]()
+    for key, name, _ in names:
+        head = name.partition(': ')[0]
+        other = head in COINS and key.startswith(f'{head.replace("-", "_")}_')
+        about[key] = (frozenset((head,)) if other else own) | {coin for *_, coin in coins_in(name)}
+    return own, about
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou23
 def binds(one: Mention) -> bool:
@@ -334,6 +362,28 @@ def is_window(reader: Reader, claim: Claim) -> bool:
     return (any(abs(claim.value - days) < 0.01 for days in reader.lexicon.every_window)
             or bool(period and any(period[1] in own for own in reader.lexicon.numbers.values())))
 
+# %% ../../nbs/analyst/02_grounding.ipynb #grn04
+LEVEL_IDS = frozenset('high low upper lower middle sma ema wma vwap pivot average support resistance'.split())
+NO_LEVEL_IDS = frozenset('from above below distance share width position volume'.split())
+BELOW = {'support': True, 'stop': True, 'resistance': False, 'target': False}   # whether it lies below the price
+
+def is_level(fact: Fact) -> bool:
+    "Whether a fact is a price at which something stands"
+    parts = set(fact.id.split('_'))
+    return bool(parts & LEVEL_IDS) and not parts & NO_LEVEL_IDS and fact.unit.isupper()
+
+def is_price(fact: Fact) -> bool:
+    "Whether a fact is a price at which it traded last"
+    return fact.unit.isupper() and bool(set(fact.id.split('_')) & {'price', 'close', 'last', 'mid'}) and not is_level(fact)
+
+def on_its_side(facts: Facts, fact: Fact, role: Role) -> bool:
+    "Whether a level lies where its role wants it; True where no price is known"
+    if role.freed: return True
+    prefix = fact.id[:next((len(coin) + 1 for coin in COINS if fact.id.startswith(f'{coin.replace("-", "_")}_')), 0)]
+    price = next((value for key in ('price', 'close_1d') if (value := facts.number(prefix + key)) is not None), None)
+    if price is None or not isinstance(fact.value, int | float): return True
+    return any(role_name not in BELOW or (fact.value <= price if BELOW[role_name] else fact.value >= price) for role_name in role.roles)
+
 # %% ../../nbs/analyst/02_grounding.ipynb #grou26
 WHY: dict[str, tuple[str, str]] = {
     'no fact': ('no fact has this value', '没有任何事实具有该数值'),
@@ -343,6 +393,10 @@ WHY: dict[str, tuple[str, str]] = {
     'window': ('it is the value of another time window', '这是另一时间窗口的数值'),
     'vague': ('it claims a size without a figure', '只说大小而没有确切数字'),
     'few digits': ('so short a number proves nothing unless its sentence names the fact', '数字过短，且句中未提及对应的事实'),
+    'role': ('its fact is no such level', '其事实不是这类价位'),
+    'side': ('such a level lies on the other side of the price', '该价位在价格的另一侧'),
+    'forecast': ('no fact is about the future', '没有任何事实描述未来'),
+    'other subject': ('it is the value of something else than what the sentence is about', '这是其他对象的数值，而非句中所述对象'),
     'unknown id': ('there is no fact with this id', '没有该标识的事实'),
     'absent': ('the value of this fact is not known', '该事实的数值未知')}
 
@@ -369,7 +423,9 @@ class Checked:
     def cited(self) -> list[str]: return list(dict.fromkeys(one.fact_id for one in self.verdicts if not one.why))
     def __str__(self) -> str: return f'grounded {self.k} of {self.n}'
 
-# %% ../../nbs/analyst/02_grounding.ipynb #grou27
+# %% ../../nbs/analyst/02_grounding.ipynb #grn07
+ONE_COSTS = re.compile(r'\s?(?:is|was|costs?|trades?|fetches|buys|=|约|等于|现?价|值)')
+
 def of_its_period(reader: Reader, one: Mention, meant: list[str], said: set[str]) -> tuple[list[str], str]:
     "Of the facts meant those whose id has the numbers of the name; or, where only others have them, one of these"
     shared = {key: len(said & reader.lexicon.numbers[key]) for key in sorted(one[3] | set(meant))}
@@ -384,31 +440,79 @@ def unborne(reader: Reader, claim: Claim, units: Iterable[str], near: list[tuple
     elsewhere = reader.values.near(claim, [unit for unit in reader.values.rows if unit not in units])
     return Verdict(claim, '', 'unit' if elsewhere and distinct(claim) > 2 else 'no fact')
 
+def of_subject(reader: Reader, keys: list[str], start: int) -> list[str]:
+    "Of these facts those about the coin that the sentence speaks of; where it names none, those of the report, or of a coin named nearby"
+    whose = reader.subjects.of(start)
+    if whose: return [key for key in keys if reader.about[key] & whose]
+    return [key for key in keys if reader.about[key] & reader.own or reader.subjects.near(start, reader.about[key])]
+
+# %% ../../nbs/analyst/02_grounding.ipynb #grn08
+def misplaced(
+    reader: Reader, claim: Claim, span: tuple[int, int],
+    role: Role | None,       # that the sentence gives to the number
+    future: Foretold | None, # whether it is said of the future
+    name: Mention | None,    # that stands beside it and means one of the facts
+    keys: list[str],         # the facts that bear it out
+    supported: bool,         # whether one is named in the sentence
+) -> str:                    # a name in WHY; empty: it may stand there
+    "Why a value, though true, may not stand where the sentence puts it"
+    facts = [reader.facts[key] for key in keys]
+    levels, prices = [one for one in facts if is_level(one)], [one for one in facts if is_price(one)]
+    measured = name is not None and not levels and not prices   # a stop as wide as the ATR
+    if role and not measured and not (claim.unit in ('%', 'bps', 'times') and supported):
+        if not levels: return 'role'
+        if not any(on_its_side(reader.facts, one, role) for one in levels): return 'side'
+    if future is None or (levels and (future.may or future.conditional)): return ''
+    if name is not None and name[0] >= future.since - 2 and (levels or not (future.when or prices)): return ''
+    return '' if name is not None and levels and name[0] > span[0] else 'forecast'
+
+def may_get_there(reader: Reader, keys: list[str], future: Foretold | None) -> bool:
+    "Whether the sentence speaks of the future, and one of the facts is a level: a price may get there that is elsewhere now"
+    return future is not None and any(is_level(reader.facts[key]) for key in keys)
+
+def is_one_coin(reader: Reader, claim: Claim, span: tuple[int, int]) -> bool:
+    "Whether a figure is the one coin whose price is told: \"1 BTC costs\""
+    return claim.value == 1 and bool(coins_in(claim.unit)) and bool(ONE_COSTS.match(reader.text, span[1]))
+
+# %% ../../nbs/analyst/02_grounding.ipynb #grn09
 def judged(reader: Reader, claim: Claim, span: tuple[int, int], before: int, after: int) -> Verdict | None:
     "The verdict on one claim; None where it is part of a name"
-    if is_window(reader, claim): return None
+    if is_window(reader, claim) or is_one_coin(reader, claim, span): return None
+    role = reader.levels.of(*span, before, reader.sentence(*span)) if claim.unit not in ('days', 'rank') else None
     if claim.value != claim.value: return Verdict(claim, '', 'vague')
     lexicon, units = reader.lexicon, claim.unit.split('|')
     near = reader.values.near(claim, units)
-    keys = [fact.id for value, fact in near if signed(claim, value, fact.id in lexicon.falls)]
+    found = [fact.id for value, fact in near if signed(claim, value, fact.id in lexicon.falls)]
+    keys = of_subject(reader, found, span[0])
     one, beside = subject(reader, *span, before)
-    hint = next((key for key in sorted(one[3]) if fits(reader.facts[key], units)), '') if one else ''
+    rivals = (one[3] or (one[2] if one[4] == ALWAYS else frozenset())) if one else frozenset()
+    hint = next((key for key in sorted(rivals) if fits(reader.facts[key], units)), '')
+    if found and not keys: return Verdict(claim, found[0], 'other subject')
     if not keys: return unborne(reader, claim, units, near, hint)
-    short = distinct(claim) <= (2 if claim.unit in ('', '%', 'times') else 1)
+    short = distinct(claim) <= (2 if claim.unit in ('', '%', 'times') else 1) and claim.unit != 'rank'
     named = reader.named(*span, FIRMLY if short else WEAKLY)
     meant, supported = [key for key in keys if one and key in one[2]], [key for key in keys if key in named]
     if one and meant and beside:
         meant, rival = of_its_period(reader, one, meant, periods(reader, one, span[0], before))
         if rival: return Verdict(claim, rival, 'other fact')
-    contested = one is not None and (hint or (one[4] == ALWAYS and not one[2]))
+    future = foretold(reader.text, *span, reader.sentence(*span))
+    contested = one is not None and (hint or (one[4] == ALWAYS and not one[2])) and (beside or not may_get_there(reader, keys, future))
     if not meant and contested and (beside or not supported): return Verdict(claim, hint, 'other fact')
     days = window_beside(reader, *span, before, after) if claim.unit == '%' else None
     timed = [key for key in keys if days in lexicon.windows[key]]
     if short and not supported and not timed: return Verdict(claim, keys[0], 'few digits')
     chosen = meant or supported or timed or keys
+    name, borne = (one, meant) if meant and beside else (None, keys)
+    wrong = misplaced(reader, claim, span, role, future, name, borne, bool(supported))
+    if wrong: return Verdict(claim, chosen[0], wrong)
+    return of_its_window(reader, claim, chosen, days)
+
+def of_its_window(reader: Reader, claim: Claim, chosen: list[str], days: float | None) -> Verdict:
+    "The verdict where facts bear a claim out: the one of the window beside it, unless it belongs to another fact of the kind"
     if days is None: return Verdict(claim, chosen[0])
-    of_it = [key for key in chosen if not lexicon.windows[key] or days in lexicon.windows[key]]
-    rival = next((key for key, own in lexicon.windows.items() if days in own and kin(reader.facts[key], reader.facts[chosen[0]])), '')
+    windows = reader.lexicon.windows
+    of_it = [key for key in chosen if not windows[key] or days in windows[key]]
+    rival = next((key for key, own in windows.items() if days in own and kin(reader.facts[key], reader.facts[chosen[0]])), '')
     return Verdict(claim, rival, 'window') if rival and not of_it else Verdict(claim, (of_it or chosen)[0])
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou28
@@ -432,6 +536,7 @@ def check(
     return Checked(text, tuple(sorted(verdicts, key=lambda one: one.claim.start)))
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou33
+NO_HINT = frozenset(('role', 'side', 'forecast', 'other subject'))   # the fact is right, the sentence is not
 ASKED = ('These figures of your draft are in no fact:', '草稿中的以下数字没有事实依据：')
 ADVICE = ('Write the draft again. Cite a value only as the slot of its fact, such as [[{example}]], and leave out what has no fact. '
           'Change nothing else.',
@@ -452,17 +557,30 @@ def repair_request(
         begin = max(ends[before] + 1 if before >= 0 else 0, one.claim.start - 160)
         sentence = checked.text[begin:min(ends[after] + 1 if after < len(ends) else len(checked.text), one.claim.end + 160)].strip()
         fact = facts.get(one.fact_id)
-        meant = '' if fact is None or fact.value is None else (f' ({fact.called("en")} is [[{fact.id}]])', f'（{fact.called("zh")}是 '
+        silent = fact is None or fact.value is None or one.why in NO_HINT
+        meant = '' if silent or fact is None else (f' ({fact.called("en")} is [[{fact.id}]])', f'（{fact.called("zh")}是 '
             f'[[{fact.id}]]）')[place]
         lines.append((f'- "{one.claim.quote}" in "{sentence}": {WHY[one.why][0]}{meant}.', f'- “{sentence}”中的“{one.claim.quote}”：'
             f'{WHY[one.why][1]}{meant}。')[place])
     example = next((fact.id for fact in facts.known), 'id')
     return '\n'.join([ASKED[place], *lines, ADVICE[place].format(example=example)])
 
-# %% ../../nbs/analyst/02_grounding.ipynb #grou36
+# %% ../../nbs/analyst/02_grounding.ipynb #grn11
+SET_ASIDE = {'no figures': 'set aside: it had no figure left', 'no better': 'set aside: it had as many figures without a fact'}
+
+def better(
+    first: Checked,    # the draft
+    second: Checked,   # the same, repaired
+) -> tuple[Checked, str]:   # the one to be shown, and why the repair was not; empty: it is the repair
+    "Choose between a draft and its repair"
+    if first.findings and not second.n: return first, SET_ASIDE['no figures']
+    return (second, '') if len(second.findings) < len(first.findings) else (first, SET_ASIDE['no better'])
+
+# %% ../../nbs/analyst/02_grounding.ipynb #grn14
 STRUCK = ('[unsupported figure removed]', '【无依据的数字已删除】')
 GONE = ('[not known]', '【未知】')
-ROUNDS, NUMERALS = 6, "[零〇一二两三四五六七八九十百千万亿兆]"
+WITHHELD = ('[withheld: the figures in this passage could not be told apart from it]', '【已略去：该段落中的数字无法与文字分开】')
+ROUNDS = 6   # of taking out findings, and then of all figures
 
 def taken_out(checked: Checked, verdicts: Iterable[Verdict], language: str) -> str:
     "The text with a mark in the place of each of these claims"
@@ -477,11 +595,12 @@ def strike(
     facts: Facts,           # what may be claimed
     language: str = 'en',   # of the marks: en or zh
 ) -> Checked:               # what may be shown, every claim of it grounded
-    "Take out each number that has no fact, and mark the place"
-    checked = check(text, facts)
-    for turn in range(3 * ROUNDS):
+    "Take out each number that has no fact, and mark the place; what can't be mended so is withheld, and a sentence says it"
+    checked, mark = check(text, facts), WITHHELD[LANGUAGES.index(language)]
+    for turn in range(2 * ROUNDS):
         if not checked.findings: return checked
-        if turn < ROUNDS: checked = check(taken_out(checked, checked.findings, language), facts)
-        elif turn < 2 * ROUNDS: checked = check(taken_out(checked, checked.verdicts, language), facts)
-        else: checked = check(re.sub(rf'[\w.,%]*(?:\d|{NUMERALS})[\w.,%]*', '', ''.join(plain(checked.text)[0])), facts)
-    raise AssertionError(f'a text that cannot be struck: {text[:200]!r}')
+        checked = check(taken_out(checked, checked.findings if turn < ROUNDS else checked.verdicts, language), facts)
+    if checked.findings:
+        blocks = checked.text.split('\n\n')
+        checked = check('\n\n'.join(mark if check(block, facts).findings else block for block in blocks), facts)
+    return check(mark, facts) if checked.findings else checked

@@ -354,12 +354,14 @@ def largest_drawdown(price: np.ndarray) -> float:   # %, zero or below
 MEASURES: tuple[Measure, ...] = (
     Measure('return', 'return over {window}', '{window}收益率', 'last price / price at the beginning of the window, less 1',
             '24h 7d 30d 90d 365d', lambda price: float(100 * (price[-1] / price[0] - 1))),
-    Measure('max_drawdown', 'largest drawdown within {window}', '{window}内最大回撤',
-            'largest fall from a high to a later low of the window', '30d 90d 365d', largest_drawdown),
-    Measure('from_high', 'drawdown from the high of {window}', '距{window}高点的回撤', 'last price / highest price of the window, less 1',
-            '30d 90d 365d', lambda price: float(100 * (price[-1] / price.max() - 1))),
-    Measure('from_low', 'distance from the low of {window}', '距{window}低点', 'last price / lowest price of the window, less 1',
-            '30d 90d 365d', lambda price: float(100 * (price[-1] / price.min() - 1))))
+    Measure('max_drawdown', 'largest drawdown within {window}, of sampled prices', '{window}内最大回撤（抽样价格）',
+            'largest fall from a high to a later low among the sampled prices of the window', '30d 90d 365d', largest_drawdown),
+    Measure('from_high', 'drawdown from the high of {window}, of sampled prices', '距{window}高点的回撤（抽样价格）',
+            'last price / highest sampled price of the window, less 1', '30d 90d 365d',
+            lambda price: float(100 * (price[-1] / price.max() - 1))),
+    Measure('from_low', 'distance from the low of {window}, of sampled prices', '距{window}低点（抽样价格）',
+            'last price / lowest sampled price of the window, less 1', '30d 90d 365d',
+            lambda price: float(100 * (price[-1] / price.min() - 1))))
 
 def window_facts(
     prices: Prices | NoCandles,                  # to measure
@@ -404,7 +406,7 @@ RISKS: tuple[Risk, ...] = (
     Risk('volatility_365d', 'annualised volatility, 365 days', '年化波动率（365 天）', YEARLY, 365, yearly),
     Risk('worst_day_365d', 'return of the worst day, 365 days', '最差单日收益率（365 天）', 'lowest return of a day', 365,
          lambda returns: float(100 * np.expm1(returns.min()))),
-    Risk('bad_day_365d', 'return of a bad day (fifth percentile), 365 days', '较差单日收益率（第五百分位，365 天）',
+    Risk('bad_day_365d', '5th percentile of the daily returns, 365 days', '日收益率第 5 百分位数（365 天）',
          '5th percentile of daily returns (historical value at risk, 95 %)', 365,
          lambda returns: float(100 * np.expm1(np.quantile(returns, 0.05)))))
 

@@ -1175,6 +1175,7 @@ def _cap(desk: Desk, config: int, asset: int) -> None:
     if position >= most: _withdraw(desk, config, asset, BID)
     if desk.rules[at].margin and -position >= most: _withdraw(desk, config, asset, ASK)
 
+# %% ../../nbs/trading/03_matching.ipynb #c107a
 @inner
 def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     "From wishes to the fewest actions, in one market"

@@ -33,7 +33,7 @@ from cryptoexp.trading.matching import (
     may_be_light, new_desk, one_setting, order_table, plain_table, refused_table,
     rows_of, run_desk, Desk,
 )
-from .quoting import Quoter, compile_quoter
+from .quoting import Quoter, compile_many, compile_quoter
 from .report import MONEY_HORIZONS, markout_money, one_line, performance, report_page, show
 from .venue import Venue
 
@@ -435,7 +435,8 @@ def run_configurations(
     clock.use_best_quotes, clock.external_quoter, clock.marking = prepared.best_quotes, function is None, every_message and not whole
     stops = bool(((rules.max_drawdown < 1) | (rules.max_loss < 1)).any())
     clock.cautious = not whole and (prepared.controls or (every_message and stops))
-    clock.light = not record and not own_orders and may_be_light(desk)
+    clock.light = not record and not own_orders and function is not None and may_be_light(desk)
+    many = compile_many(quoter) if clock.light else None
     desk.sides.stale = np.array(prepared.resumes) & (not whole)
     begin = prepared.start_ns if whole else prepared.first_ns
     desk.state.next_decision_ns = begin + rules.interval_ns[::assets]
@@ -445,7 +446,7 @@ def run_configurations(
     runs.cash_e8 = np.broadcast_to(np.asarray(cash_e8), (configs,))
     slowest = max(int((rules.entry_ns + rules.response_ns).max()), 0 if latency is None else int((latency[:, 2] - latency[:, 0]).max()))
     until = NEVER - 1 if whole else int(prepared.local.time_ns[-1]) + slowest
-    run_desk(desk, prepared.exchange, prepared.local, until, function, quoter, runs._parts)
+    run_desk(desk, prepared.exchange, prepared.local, until, function, quoter, runs._parts, many=many)
     return runs
 
 # %% ../../nbs/trading/06_backtest.ipynb #c53

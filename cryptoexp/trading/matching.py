@@ -43,9 +43,8 @@ from cryptoexp.trading.limits import (
     room_to_buy, room_to_sell, standard_lots, too_risky, worth_e8,
 )
 from cryptoexp.trading.quoting import (
-    ASK, BID, BOUND, FILL_OR_KILL, FORCE, GOOD_TILL_CANCELLED, HEARD, IMMEDIATE, LOTS, MARKET_ORDER, OWN, POST_ONLY, SCRATCH,
-    SIGNALS,
-    SIGNATURE, TICK, Quoter, View, compile_quoter, new_view,
+    ASK, BID, BOUND, FILL_OR_KILL, FORCE, GOOD_TILL_CANCELLED, HEARD, IMMEDIATE, LOTS, MANY, MARKET, MARKET_ORDER, OWN,
+    POST_ONLY, SCRATCH, SIGNALS, SIGNATURE, TICK, Quoter, View, compile_many, compile_quoter, new_view,
 )
 from .models import model_of
 from .venue import QUEUE_BEHIND, QUEUE_L3, Venue, entry_latency, queue_after, response_latency
@@ -131,6 +130,10 @@ class Desk(NamedTuple):
     marks: np.ndarray      # int16, shape (2, ticks): in how many configurations something is taken from a level
     taken: Any      # TAKEN, shape (configs, levels): what we took from each level since it last changed
     orders: Any     # ORDER, shape (configs * (slots + 4),): the last four of each configuration are for its light orders
+    views: Any      # quoting.MARKET, shape (configs,): what each model is shown where all are asked by one call (see light orders)
+    answers: np.ndarray    # int64, shape (configs, 1, 2, 1, 3): what each wishes
+    due: np.ndarray        # int64, shape (configs, 2): which are asked, and their answers
+    asking: np.ndarray     # int64, shape (2,): how many, and which of them now
     resting: np.ndarray    # int64, shape (2, configs): where a light order of a configuration rests; NO_BID, NO_ASK: nowhere
     light: Any      # LIGHT, shape (2 * configs,): the light bid and the light ask of each configuration
     alive: np.ndarray      # int64, shape (configs, slots): the first order_count are slots of orders alive for us, the rest are free
@@ -1174,18 +1177,21 @@ def _withdraw(desk: Desk, config: int, asset: int, index: int) -> None:
         if wish[LOTS] > 0: _refuse(desk, config, asset, 1 if index == BID else -1, wish[TICK], wish[LOTS], NO_ROOM, QUOTE)
         wish[LOTS] = 0
 
+@rare
+def _cap(desk: Desk, config: int, asset: int) -> None:
+    "Nobody adds to a position at the cap"
+    at = config * desk.clock[0].assets + asset
+    position, most = desk.accounts[at].known_position_lots, _most(desk, config, asset)
+    if position >= most: _withdraw(desk, config, asset, BID)
+    if desk.rules[at].margin and -position >= most: _withdraw(desk, config, asset, ASK)
+
+# %% ../../nbs/trading/03_matching.ipynb #c107a
 @inner
 def _apply_wishes(desk: Desk, config: int, asset: int, time_ns: int) -> None:
     "From wishes to the fewest actions, in one market"
     state, at = desk.state[config], config * desk.clock[0].assets + asset
-    rule, base, position = desk.rules[at], desk.sides[asset].shift, desk.accounts[at].known_position_lots
-    if rule.unlimited == 0:
-        most = _most(desk, config, asset)
-        if position >= most: _withdraw(desk, config, asset, BID)
-        if rule.margin and -position >= most: _withdraw(desk, config, asset, ASK)
-    if desk.clock[0].light:
-        _light_wishes(desk, config, rule.tolerance, time_ns)
-        return
+    rule, base = desk.rules[at], desk.sides[asset].shift
+    if rule.unlimited == 0: _cap(desk, config, asset)
     if desk.matched.size == 1 and rule.tolerance == 0.0 and rule.replace == 0:
         _apply_single_wishes(desk, config, asset, time_ns)
         return
@@ -1303,12 +1309,15 @@ def _rests(desk: Desk, config: int, index: int) -> bool:
     return desk.resting[index, config] != (NO_BID if index == 0 else NO_ASK)
 
 @inner
-def _light_edges(desk: Desk) -> None:
-    "The best of the light orders that rest"
-    side, bid, ask = desk.sides[0], NO_BID, NO_ASK
-    for config in range(desk.clock[0].configs): bid = max(bid, desk.resting[0, config])
-    for config in range(desk.clock[0].configs): ask = min(ask, desk.resting[1, config])
-    side.light_bid, side.light_ask = bid, ask
+def _light_edge(desk: Desk, index: int) -> None:
+    "The best of the light bids (index 0) or asks that rest"
+    best = desk.resting[index, 0]
+    if index == 0:
+        for config in range(1, desk.clock[0].configs): best = max(best, desk.resting[0, config])
+        desk.sides[0].light_bid = best
+    else:
+        for config in range(1, desk.clock[0].configs): best = min(best, desk.resting[1, config])
+        desk.sides[0].light_ask = best
 
 @inner
 def _light_slot(desk: Desk, config: int, index: int) -> int:
@@ -1359,7 +1368,8 @@ def _light_arrivals(desk: Desk, until_ns: int) -> None:
             light.next_tick, light.due_ns = -1, light.stop_ns
         if light.moved: due = min(due, light.due_ns)
     clock.light_due_ns = due
-    _light_edges(desk)
+    _light_edge(desk, 0)
+    _light_edge(desk, 1)
 
 # %% ../../nbs/trading/03_matching.ipynb #light04
 @inner
@@ -1417,10 +1427,11 @@ def _light_wishes(desk: Desk, config: int, tolerance: float, time_ns: int) -> No
     "From wishes to the fewest actions, where orders may be light"
     state, side, due = desk.state[config], desk.sides[0], time_ns + desk.rules[config].entry_ns
     slack = int(tolerance * 0.5 * (side.local_bid + side.local_ask - 2 * side.shift)) if tolerance > 0.0 else 0
-    passive = desk.wishes[0, BID, 0, FORCE] == POST_ONLY and desk.wishes[0, ASK, 0, FORCE] == POST_ONLY
+    wishes = desk.answers
+    passive = wishes[config, 0, BID, 0, FORCE] == POST_ONLY and wishes[config, 0, ASK, 0, FORCE] == POST_ONLY
     for index in range(2):
-        sign, light, wish = 1 - 2 * index, desk.light[2 * config + index], desk.wishes[0, index, 0]
-        tick, lots, force, nearest, kept = wish[TICK] + side.shift, wish[LOTS], wish[FORCE], slack + 1, -1
+        sign, light, force = 1 - 2 * index, desk.light[2 * config + index], wishes[config, 0, index, 0, FORCE]
+        tick, lots, nearest, kept = wishes[config, 0, index, 0, TICK] + side.shift, wishes[config, 0, index, 0, LOTS], slack + 1, -1
         if light.refused_ns <= time_ns: light.known_tick = -1
         outside = (tick - light.known_tick) * sign
         if lots > 0 and light.known_tick >= 0 and 0 <= outside <= slack: nearest, kept = outside, -2   # the light one
@@ -1452,14 +1463,15 @@ def _nearest(desk: Desk, config: int, side: int, tick: int, lots: int, nearest: 
 @inner
 def _meet(desk: Desk, rows: Rows, row: int, index: int, tick: int) -> None:
     "Light bids (index 0) or asks at a price, or better ones, are reached by a row"
-    clock, kind = desk.clock[0], rows.flags[row] & KIND_MASK
+    clock, kind, left = desk.clock[0], rows.flags[row] & KIND_MASK, False
     clock.serial += 1
     for config in range(clock.configs):
         price = desk.resting[index, config]
         if (price < tick) if index == 0 else (price > tick): continue
         if kind == TRADE and desk.state[config].order_count == 0: _print_light(desk, rows, config, index, row)
         else: _unfold(desk, rows, config, index, row)
-    _light_edges(desk)
+        if not _rests(desk, config, index): left = True
+    if left: _light_edge(desk, index)
 
 @inner
 def _print_light(desk: Desk, rows: Rows, config: int, index: int, row: int) -> None:
@@ -2033,8 +2045,73 @@ def _turn(desk: Desk, rows: Rows, config: int, quoter: Quoter) -> bool:
     state.next_decision_ns += rule.interval_ns
     return False
 
+# %% ../../nbs/trading/03_matching.ipynb #many02
+@inner
+def _look_light(desk: Desk, config: int, time_ns: int) -> bool:
+    "The view of one configuration of many, in one market; False where its model is not to be asked"
+    clock, state, side, rules = desk.clock[0], desk.state[config], desk.sides[0], desk.rules[config:config + 1]
+    account, view, free = desk.accounts[config], desk.views[config], rules[0].unlimited != 0
+    state.last_equity_e8 = _equity(desk, config)
+    if not clock.marking and not free: _weigh(desk, config)
+    if state.halted and _in_a_hurry(desk, config, time_ns): return False
+    view.usable, view.time_ns = 1, time_ns
+    view.bid_tick, view.ask_tick = side.local_bid - side.shift, side.local_ask - side.shift
+    view.bid_lots, view.ask_lots = side.bid_lots, side.ask_lots
+    view.position_lots, view.equity = account.known_position_lots, state.last_equity_e8 / MONEY_SCALE
+    view.share, view.order_lots = 0.0, 0
+    if not free:
+        worth = mid_worth_e8(view.bid_tick, view.ask_tick, view.position_lots, rules[0])
+        if state.last_equity_e8 > 0: view.share = worth / state.last_equity_e8
+        view.order_lots = standard_lots(state.last_equity_e8, view.bid_tick, view.ask_tick, rules)
+    view.bought_lots, view.sold_lots = side.bought_lots - account.seen_bought, side.sold_lots - account.seen_sold
+    view.filled_buy_lots, view.filled_sell_lots = account.filled_buy_lots, account.filled_sell_lots
+    return True
+
+@inner
+def _conclude_light(desk: Desk, config: int, code: int, time_ns: int) -> None:
+    "One of many models has answered"
+    state, account, side, rule = desk.state[config], desk.accounts[config], desk.sides[0], desk.rules[config]
+    state.heard_count = 0
+    state.decisions += 1
+    if 0 <= code < desk.bound.shape[1]: desk.bound[config, code] += 1
+    account.seen_bought, account.seen_sold = side.bought_lots, side.sold_lots
+    account.filled_buy_lots = account.filled_sell_lots = 0
+    if rule.unlimited == 0:
+        for index in range(2):
+            for field in range(3): desk.wishes[0, index, 0, field] = desk.answers[config, 0, index, 0, field]
+        _cap(desk, config, 0)
+        for index in range(2): desk.answers[config, 0, index, 0, LOTS] = desk.wishes[0, index, 0, LOTS]
+    _light_wishes(desk, config, rule.tolerance, time_ns)
+
+# %% ../../nbs/trading/03_matching.ipynb #many03
+@inner
+def _turn_together(desk: Desk, rows: Rows, many: Any) -> None:
+    "One decision of all configurations that are due"
+    clock, side, time_ns, count, configs = desk.clock[0], desk.sides[0], desk.clock[0].time_ns, 0, desk.clock[0].configs
+    usable = _usable(side)
+    if usable and side.touch_row != clock.local_row: _lots_here(desk, rows, side.local_bid, side.local_ask)
+    for config in range(configs):
+        state = desk.state[config]
+        if state.next_decision_ns > time_ns: continue
+        if clock.parity_end and max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns:   # nothing is to come any more
+            state.next_decision_ns = NEVER
+            continue
+        state.next_decision_ns += desk.rules[config].interval_ns
+        if usable and not state.stopped and _look_light(desk, config, time_ns):
+            desk.due[count, 0] = config
+            count += 1
+        else: _note_touch(desk, config)
+    if count == 0: return
+    desk.asking[0] = count
+    seen = desk.seen
+    many(desk.views, seen.depth, seen.orders, seen.fills, seen.signals, desk.parameters, desk.scratch, desk.answers, desk.due, desk.asking)
+    for place in range(count):
+        config = desk.due[place, 0]
+        _conclude_light(desk, config, desk.due[place, 1], time_ns)
+        _note_touch(desk, config)
+
 # %% ../../nbs/trading/03_matching.ipynb #c142
-def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter) -> int:
+def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter, many: Any) -> int:
     clock = desk.clock[0]
     while True:
         if not clock.deciding:
@@ -2051,6 +2128,9 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
                 if horizon >= until_ns and min(clock.next_request_ns, clock.light_due_ns) > until_ns: return DRY
                 continue
             clock.deciding, clock.at_config = 1, 0
+            if clock.light:
+                _turn_together(desk, local_rows, many)
+                clock.at_config = clock.configs
         while clock.at_config < clock.configs:
             due = desk.state[clock.at_config].next_decision_ns <= clock.time_ns
             if due and _turn(desk, local_rows, clock.at_config, quoter): return QUESTION
@@ -2076,7 +2156,8 @@ def transition() -> Any:
     smallest = new_desk(np.zeros(1, RULES).view(np.recarray), [(0, 1)], 1, np.zeros((1, 1)), slots=1, ring=1, taken=1)
     desk = numba.typeof(smallest)  # type: ignore[no-untyped-call]
     rows = numba.typeof(rows_of(np.zeros(0, np.int64), from_rows([])))  # type: ignore[no-untyped-call]
-    signature = types.int64(desk, rows, rows, types.int64, types.FunctionType(SIGNATURE))
+    desk.name, rows.name = 'Desk', 'Rows'   # else each function is named after every field of every record in them, 18,000 letters
+    signature = types.int64(desk, rows, rows, types.int64, types.FunctionType(SIGNATURE), types.FunctionType(MANY))
     compiled: Any = njit(signature, cache=True, nogil=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
     with event.install_listener('numba:compile', _Announce()): return compiled(_advance)
 
@@ -2137,7 +2218,9 @@ def _layout(configs: int, assets: int, ticks: int, levels: int, slots: int, ring
         ('clock', CLOCK, (1,)), ('sides', SIDE, (assets,)), ('accounts', ACCOUNT, (configs * assets,)), ('state', STATE, (configs,)),
         ('wishes', 'i8', (assets, 2, levels, 3)), ('matched', 'i8', (levels,)), ('scratch', 'f8', (configs, SCRATCH)),
         ('budget', 'i8', (configs, 2)), ('windows', 'i8', (configs, 4)), ('refusals', 'i8', (configs, len(REFUSALS))),
-        ('bound', 'i8', (configs, len(BOUND))), ('resting', 'i8', (2, configs)), ('light', LIGHT, (2 * configs,)),
+        ('bound', 'i8', (configs, len(BOUND))), ('views', MARKET, (configs,)),
+        ('answers', 'i8', (configs, 1, 2, 1, 3)), ('due', 'i8', (configs, 2)), ('asking', 'i8', (2,)),
+        ('resting', 'i8', (2, configs)), ('light', LIGHT, (2 * configs,)),
         ('cursor', 'i8', (configs, 2)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)),
         ('orders', ORDER, (configs * (slots + 4),)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs, ring)),
         ('taken', TAKEN, (configs, taken)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
@@ -2192,26 +2275,27 @@ def apply_level(levels: np.ndarray, edges: np.ndarray, kind: int, flags: int, ti
 
 # %% ../../nbs/trading/03_matching.ipynb #c152
 def run_desk(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter | None, python: Quoter,
-             parts: dict[str, list[np.ndarray]], first_row: int = 0) -> None:
-    "Drive the transition function until nothing is due; outputs are moved into `parts` (`first_row`: rows we heard of before these)"
+             parts: dict[str, list[np.ndarray]], first_row: int = 0, many: Any = None) -> None:
+    "Drive the transition function until nothing is due; outputs go to `parts`; `first_row`: rows heard of before; `many`: for light orders"
     clock = desk.clock[0]
     clock.exchange_row = clock.local_row = 0
     step = transition()
-    compiled = quoter or compile_quoter(_silent)
+    compiled, together = quoter or compile_quoter(_silent), many or compile_many(_silent)
     if (desk.rules.queue == QUEUE_L3).any():
         if not exchange_rows.since_ns.size == exchange_rows.time_ns.size: raise ValueError(
             "the queue model l3 needs a tape that names the order behind each change (by_order); take 'behind', or a bracket")
         if clock.whole: raise ValueError("the queue model l3 goes with fills='partial', not with hftbacktest's whole fills")
     try:
-        while (outcome := step(desk, exchange_rows, local_rows, until_ns, compiled)) in (FULL, QUESTION):
+        while (outcome := step(desk, exchange_rows, local_rows, until_ns, compiled, together)) in (FULL, QUESTION):
             if outcome == QUESTION: _ask(desk, python)
             else: _collect(desk, parts)
     except Exception as error:
         if clock.deciding:
-            clock.asked, desk.state[int(clock.at_config)]['stopped'] = 0, 1   # a model that has failed is not asked again
+            config = int(desk.asking[1] if clock.light else clock.at_config)
+            clock.asked, desk.state[config]['stopped'] = 0, 1   # a model that has failed is not asked again
             at = int(clock.local_row)
             heard = f'row {first_row + at - 1} of those that drive the book'
-            error.add_note(f'raised by the quoting model, asked at {int(clock.time_ns)} ns for configuration {int(clock.at_config)}, when '
+            error.add_note(f'raised by the quoting model, asked at {int(clock.time_ns)} ns for configuration {config}, when '
                            f'{heard} had reached us')
         raise
     _collect(desk, parts)

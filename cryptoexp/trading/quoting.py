@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'FORCE', 'POST_ONLY', 'GOOD_TILL_CANCELLED',
            'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'FRACTION', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
-           'VOLATILITY', 'FLOOR', 'LEANING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE', 'MAKER_FEE', 'MIN_PROFIT',
-           'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'compile_quoter', 'floor_half_spread',
-           'outward', 'update_volatility', 'constant_spread']
+           'VOLATILITY', 'FLOOR', 'LEANING', 'MANY', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE', 'MAKER_FEE',
+           'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'compile_quoter',
+           'compile_many', 'floor_half_spread', 'outward', 'update_volatility', 'constant_spread']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple, cast
 
 import numba
@@ -141,6 +142,7 @@ class Checked(CompilerBase):
 Quoter = Callable[[View, np.ndarray, np.ndarray, np.ndarray], int]
 _MARKETS, _OWN, _HEARD = (types.Array(numba.from_dtype(dtype), 1, 'C') for dtype in (MARKET, OWN, HEARD))
 _VIEW = types.NamedTuple([_MARKETS, types.int64[:, :, :, ::1], _OWN, _HEARD, types.float64[::1]], View)  # type: ignore[no-untyped-call]
+_VIEW.name = 'View'   # else compiled functions are named after every field of every record in it
 SIGNATURE = types.int64(_VIEW, types.float64[::1], types.float64[::1], types.int64[:, :, :, ::1])
 SCRATCH = 64  # float64 numbers that a model may keep between calls
 BOUND = ('spread_percentage', 'volatility', 'profit_floor', 'leaning')  # what set the width, in the order of the codes
@@ -159,6 +161,35 @@ def compile_quoter(function: Quoter) -> Quoter | None:
     said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
     logger.warning(f'{getattr(function, "__name__", function)} runs in Python, slower, with the same result: Numba says {said}')
     return None
+
+# %% ../../nbs/trading/01_quoting.ipynb #many02
+MANY = types.int64(_MARKETS, types.int64[:, :, :, ::1], _OWN, _HEARD, types.float64[::1], types.float64[:, ::1], types.float64[:, ::1],
+                   types.int64[:, :, :, :, ::1], types.int64[:, ::1], types.int64[::1])
+_model: Any = None   # stands for the model
+
+def _each(market: np.ndarray, depth: np.ndarray, orders: np.ndarray, fills: np.ndarray, signals: np.ndarray, parameters: np.ndarray,
+          scratch: np.ndarray, wishes: np.ndarray, due: np.ndarray, asking: np.ndarray) -> int:
+    for place in range(asking[0]):
+        config = asking[1] = due[place, 0]
+        for side in range(2): wishes[config, 0, side, 0, 0] = wishes[config, 0, side, 0, 1] = wishes[config, 0, side, 0, 2] = 0
+        view = View(market[config:config + 1], depth, orders, fills, signals)
+        due[place, 1] = _model(view, parameters[config], scratch[config], wishes[config])
+    return 0
+
+@functools.cache
+def compile_many(
+    function: Quoter,   # one that compile_quoter compiles
+) -> Any:               # (market, depth, orders, fills, signals, parameters, scratch, wishes, due, asking) -> 0
+    "The model for many configurations of one market, one level a side: the first `asking[0]` of `due`; `asking[1]` is asked now"
+    plain = getattr(function, 'py_func', function)
+    inside = njit(boundscheck=True, forceinline=True)(plain)
+    code = _each.__code__.replace(co_filename=plain.__code__.co_filename, co_firstlineno=plain.__code__.co_firstlineno)
+    each = FunctionType(code, {**globals(), '_model': inside}, f'{plain.__name__}_each')
+    each.__module__, each.__qualname__ = plain.__module__, f'{plain.__qualname__}.each'
+    for cache in (plain.__closure__ is None, False):
+        try: return njit(MANY, cache=cache, nogil=True, _nrt=False)(each)  # type: ignore[call-overload]
+        except RuntimeError as error:
+            if 'cannot cache' not in str(error): raise
 
 # %% ../../nbs/trading/01_quoting.ipynb #c15
 @njit(cache=True)

@@ -46,7 +46,7 @@ from .ledger import MINUTE_NS
 from .limits import TOO_MANY, make_rules
 from .matching import ORDER, SAMPLE
 from .models import MODELS, model_of
-from .quoting import Quoter, compile_quoter
+from .quoting import Quoter, compile_many, compile_quoter
 from .report import HORIZONS
 from .venue import VENUES, Latency, QueueModel, Venue
 
@@ -196,7 +196,8 @@ def one_pass(
     "Run every setting over one tape, all in one go"
     ready, traced = make_ready(tape), markouts or minutes
     plain = [told(one, tape.instrument, quoter, levels) for one in settings]
-    for function in {one.quoter for one in plain}: compile_quoter(function)   # once, before the threads
+    for function in {one.quoter for one in plain}:   # once, before the threads
+        if compile_quoter(function) is not None and not traced: compile_many(function)
     count = threads or os.cpu_count() or 1
     blocks, answers = blocks_of(ready, plain, traced, count), [dict[str, Any]()] * len(plain)
     def work(block: list[int]) -> None:

@@ -182,7 +182,7 @@ def compile_many(
 ) -> Any:               # (market, depth, orders, fills, signals, parameters, scratch, wishes, due, asking) -> 0
     "The model for many configurations of one market, one level a side: the first `asking[0]` of `due`; `asking[1]` is asked now"
     plain = getattr(function, 'py_func', function)
-    inside = njit(boundscheck=True, forceinline=True)(plain)
+    inside = njit(boundscheck=True, forceinline=True, pipeline_class=Checked)(plain)
     code = _each.__code__.replace(co_filename=plain.__code__.co_filename, co_firstlineno=plain.__code__.co_firstlineno)
     each = FunctionType(code, {**globals(), '_model': inside}, f'{plain.__name__}_each')
     each.__module__, each.__qualname__ = plain.__module__, f'{plain.__qualname__}.each'

@@ -21,7 +21,7 @@ from replay_server import ReplayServer, made_lines
 from cryptoexp.cli import main
 from cryptoexp.config import load_config
 from cryptoexp.durable import DamagedJournal, Journal, StorageError, parse_journal
-from cryptoexp.market.events import CONTROL, KILL, STALE, Events
+from cryptoexp.market.events import CONTROL, KILL, RESUME, STALE, Events, concat
 from cryptoexp.market.tape import load_tape
 from cryptoexp.market_making import MarketMaker, replayed, resumed, status_of
 from cryptoexp.trading.journal import NAME, ROWS, SessionJournal, read_history, rebuild, replay, standing
@@ -219,6 +219,34 @@ def test_a_cancelled_session_is_the_one_in_its_journal(tmp_path: Path, monkeypat
     assert 'CancelledError' in maker.result.session.notes[-1]
     assert read_history(maker.folder).count == sum(writing) == maker.result.session.counters['rows'] - 1   # the engine adds the STOP
     again, _ = replayed(maker.folder, tmp_path/'again', batch_rows=100)
+    assert again.folder is not None
+    same_files(maker.folder, again.folder)
+
+
+def test_a_bad_connection_replays_to_the_byte_and_no_order_is_sent_on_a_stale_book(tmp_path: Path) -> None:
+    "Lost diffs, a cut, a word that is no message, a shutdown: all are on the tape, and while the book is stale nothing goes out"
+    async def session() -> MarketMaker:
+        faults = {400: 'drop', 900: 'garbage', 1400: 'cut', 2000: 'drop', 2600: 'shutdown', 3200: 'cut'}
+        async with ReplayServer(made_lines(200), speed=10, faults=faults) as server:
+            maker = live(server, tmp_path, 190)
+            def look(one: MarketMaker) -> None:
+                if not server.faults and one.engine is not None and one.engine.fill_count > 25 and not status_of(one)['stale']: one.stop()
+            maker._on_turn = look
+            await asyncio.wait_for(maker.run(), 150)
+            return maker
+    compile_engine()
+    maker = asyncio.run(session())
+    assert maker.folder is not None and maker.result is not None
+    rows = concat(list(read_history(maker.folder).batches()))
+    control = rows[rows.kind == CONTROL]
+    times = [(int(at), int(code)) for at, code in zip(control.local_ns, control.tick) if code in (STALE, RESUME)]
+    spans = [(at, next((later for later, what in times[place:] if what == RESUME), 1 << 62))
+             for place, (at, code) in enumerate(times) if code == STALE]
+    assert len(spans) >= 3
+    placed = maker.result.orders.placed_ns.to_numpy()
+    assert len(placed) > 50
+    for begin, end in spans: assert not ((placed > begin) & (placed < end)).any(), 'an order on a stale book'
+    again, _ = replayed(maker.folder, tmp_path/'again', batch_rows=333)
     assert again.folder is not None
     same_files(maker.folder, again.folder)
 

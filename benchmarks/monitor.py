@@ -89,7 +89,9 @@ def memory(transactions: list[Transaction], labels: Labels, number: int, depth: 
         start = time.process_time_ns()
         scorer.step(tx, place * 142_857_143)      # 7 a second
         spans.append(time.process_time_ns() - start)
-        if place % 1_000 == 0: scorer.history.leave()     # a store would take them
+        if place % 1_000 == 0:     # a store would take them
+            scorer.history.leave()
+            scorer.history.relinked = {}
         if place % shown == 0:
             taken = np.array(spans)
             print(f'  {place:>9,}: {rss():,.0f} MB; {len(scorer.history.accounts):,} addresses, '

@@ -13,9 +13,10 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
-from contextlib import aclosing
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -74,37 +75,42 @@ def started(rate: float) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, __file__, '--serve', '--rate', str(rate)], stdout=subprocess.PIPE, text=True)
 
 
-async def soak(minutes: float, rate: float) -> int:
-    "Watch for so long; answers the exit status"
+def soak(minutes: float, rate: float) -> int:
+    "Watch for so long, by `run` as a user would; answers the exit status"
     server = started(rate)
     assert server.stdout is not None
+    ended = threading.Event()
     try:
         with tempfile.TemporaryDirectory() as folder:
             monitor = BTCTransactionMonitor(url=server.stdout.readline().strip(), state=folder, settings=ModelSettings(), save_every=20.0,
                                             duration=minutes * 60, history=History(5_000, 30_000), min_btc=0.3)
             monitor.watch.most_known = monitor.source.dialect.pool.most_waiting = 10_000   # type: ignore[attr-defined]
             monitor.told, monitor.watch.most_told = deque(maxlen=1_000), 1_000
-            sizes, begin, told = list[float](), time.monotonic(), 0
-            async def measure() -> None:
-                while True:
-                    await asyncio.sleep(2)
+            sizes, begin = list[float](), time.monotonic()
+            def measure() -> None:
+                while not ended.wait(2.0):
                     sizes.append(resident())
                     if len(sizes) % 5 == 0:
                         print(f'{time.monotonic() - begin:5.0f} s  {monitor.watch.counts["transactions"]:,} transactions  '
-                              f'{sizes[-1]:,.1f} MB  {len(monitor.watch.scorer.history.accounts):,} addresses in memory', flush=True)
-            measuring = asyncio.create_task(measure())
-            async with aclosing(monitor.stream()) as stream:
-                async for _ in stream: told += 1
+                              f'{sizes[-1]:,.1f} MB  {len(monitor.watch.scorer.history.accounts):,} addresses in memory',
+                              file=sys.stderr, flush=True)
+            measuring = threading.Thread(target=measure, daemon=True)
+            measuring.start()
+            lines = Path(folder)/'printed.txt'
+            with lines.open('w', encoding='utf-8') as printed, redirect_stdout(printed): monitor.run()
             seconds = time.monotonic() - begin
-            measuring.cancel()
+            ended.set()
+            measuring.join()
+            with lines.open(encoding='utf-8') as printed: told = sum(1 for _ in printed)
     finally:
+        ended.set()
         server.terminate()
         sent = int(server.stdout.read().split()[-1])
     counts = monitor.watch.counts + monitor.counts
     settled = sizes[len(sizes) // 3:]
     first, last = (float(np.median(part)) for part in (settled[:5], settled[-5:]))
     growth, heard = (last - first) / first, counts['transactions']
-    print(f'{heard:,} of {sent:,} transactions in {seconds:,.0f} s, {heard / seconds:,.0f} a second; {told:,} told, '
+    print(f'{heard:,} of {sent:,} transactions in {seconds:,.0f} s, {heard / seconds:,.0f} a second; {told:,} lines printed, '
           f'{counts["saves"]} saves; '
           f'memory {first:,.0f} to {last:,.0f} MB ({growth:+.1%}); gaps {counts["gap"]}, unreadable {counts["unreadable"]}')
     lost = counts['gap'] > 0 or counts['unreadable'] > 0 or heard < 0.95 * sent
@@ -118,4 +124,4 @@ if __name__ == '__main__':
     parser.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve: asyncio.run(serve(arguments.rate))
-    else: sys.exit(asyncio.run(soak(arguments.minutes, arguments.rate)))
+    else: sys.exit(soak(arguments.minutes, arguments.rate))

@@ -325,7 +325,7 @@ def there_and_back_rows() -> Events:
 def test_a_round_trip_by_hand(kind: str, answers: tuple[str, ...]) -> None:
     venue = Venue(kind=kind, contract_size=100 if kind == 'inverse' else None, maker_fee=.0001, taker_fee=.0005,
                   funding=np.array([[decisions(.3)[0], 100_000]]))
-    config = MarketMakingConfig(trading_pair='TOY/USD', total_capital=20_000, max_inventory_exposure=1.0)
+    config = MarketMakingConfig(trading_pair='TOY/USD', total_capital=20_000, max_inventory_exposure=1.0, maker_fee=.0001, taker_fee=.0005)
     session = replace(play(grid('0.5', '1'), config, there_and_back_rows(), quoter=there_and_back, venue=venue), notes=())
     files = written(session)
     summary = json.loads(files['summary.json'])
@@ -354,7 +354,7 @@ def test_an_engine_on_margin_adds_up(seed: int, steps: tuple[str, str, str], inv
     price = 105 * float(instrument.tick_size)
     worth = float(instrument.lot_size) * (float(steps[2]) / price if inverse else price)
     config = MarketMakingConfig(trading_pair='TOY/USD', total_capital=round(max(1e-4, 2000 * worth), 8), max_inventory_exposure=1.0,
-                                initial_base=float(held * 20 * instrument.lot_size))
+                                initial_base=float(held * 20 * instrument.lot_size), maker_fee=.0001, taker_fee=.0004)
     session = play(instrument, config, random_rows(seed, 400), venue=venue)
     assert len(session.fills) and len(session.fundings)
     written(session, page=False)

@@ -397,7 +397,8 @@ def doubt_silence(link: Link, parts: dict[str, list[Events]], now_ns: int, livin
         for part in rows:
             book = (part.kind == DEPTH) | (part.kind == SNAPSHOT)
             if book.any(): link.moved[symbol], link.traded[symbol], link.awaited[symbol] = now_ns, 0, 0
-            trades = part.local_ns[part.kind == TRADE]
+            since = int(book.nonzero()[0][-1]) + 1 if book.any() else 0   # a trade before the last news of the book is in that news
+            trades = part.local_ns[since:][part.kind[since:] == TRADE]
             if trades.size and not link.traded[symbol]: link.traded[symbol] = int(trades[0])
         if not (living and stream.whole(symbol)): continue
         behind = stream.behind(symbol)

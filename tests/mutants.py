@@ -15,11 +15,12 @@ PATIENCE_S = 900
 
 
 class Mutant(NamedTuple):
-    "What is broken, in which module of `trading`, the line as it is, the line broken"
+    "What is broken, in which module of `trading`, the line as it is, the line broken, and in how many places it stands"
     rule: str
     module: str
     line: str
     broken: str
+    places: int = 1
 
 
 def broken_copy(folder: Path, mutant: Mutant) -> str:
@@ -27,7 +28,7 @@ def broken_copy(folder: Path, mutant: Mutant) -> str:
     shutil.copytree(ROOT/'cryptoexp', folder/'cryptoexp', ignore=shutil.ignore_patterns('__pycache__'))
     target = folder/'cryptoexp'/'trading'/f'{mutant.module}.py'
     text = target.read_text(encoding='utf-8')
-    if mutant.line not in text: return f'{mutant.module} has no {mutant.line!r}'
+    if text.count(mutant.line) != mutant.places: return f'{mutant.module} has {text.count(mutant.line)} × {mutant.line!r}'
     target.write_text(text.replace(mutant.line, mutant.broken), encoding='utf-8')
     return ''
 

@@ -47,7 +47,7 @@ def test_a_recording_holds_the_market(venue: str, tmp_path: Path) -> None:
     "Two markets, two tapes, both uncrossed and whole at the end"
     async def session() -> None:
         async with MadeServer(venue) as server:
-            await asyncio.wait_for(record({venue: PAIRS[venue]}, tmp_path, 4.0, addresses(server), warm_up_ns=100_000_000), 60)
+            await asyncio.wait_for(record({venue: PAIRS[venue]}, tmp_path, 8.0, addresses(server), warm_up_ns=100_000_000), 60)
     asyncio.run(session())
     tapes = sorted(tmp_path.rglob('*.parquet'))
     assert len(tapes) == 2 and not list(tmp_path.rglob('.*.part'))

@@ -55,10 +55,10 @@ def times_of(account: Account) -> list[int]:
 
 # %% ../../nbs/chain/11_history.ipynb #c11
 class Partition:
-    "Disjoint sets of keys; a key alone is in none"
+    "Disjoint sets of keys, each in the order in which they came; a key alone is in none"
     def __init__(self) -> None:
         self.number: dict[bytes, int] = {}
-        self.members: dict[int, set[bytes]] = {}
+        self.members: dict[int, dict[bytes, None]] = {}
         self.next = 0
 
     def join(self, keys: Iterable[bytes]) -> tuple[int, list[int]]:
@@ -68,21 +68,24 @@ class Partition:
         if known: into = max(known, key=lambda number: len(self.members[number]))
         else:
             into, self.next = self.next, self.next + 1
-            self.members[into] = set()
+            self.members[into] = {}
         gone = [number for number in known if number != into]
-        for number in gone: self.add(into, self.members.pop(number))
+        for number in gone:
+            moved = self.members.pop(number)
+            for key in moved: del self.number[key]     # they come anew, behind those of the larger set
+            self.add(into, moved)
         self.add(into, keys)
         return into, gone
 
     def add(self, number: int, keys: Iterable[bytes]) -> None:
         for key in keys: self.number[key] = number
-        self.members[number].update(keys)
+        self.members[number].update(dict.fromkeys(keys))
 
     def remove(self, key: bytes) -> None:
         "Forget a key; a set of one that is left is none"
         number = self.number.pop(key, None)
         if number is None: return
-        self.members[number].discard(key)
+        self.members[number].pop(key, None)
         if len(self.members[number]) < 2:
             for last in self.members.pop(number): del self.number[last]
 
@@ -149,7 +152,7 @@ def take_apart(
     for key in members: del live.number[key]
     for old in dict.fromkeys(settled.number[key] for key in members if key in settled.number):
         again, _ = live.join(settled.members[old])
-        if inside := marked & settled.members[old]: clusters.marked[again] = inside
+        if inside := marked & settled.members[old].keys(): clusters.marked[again] = inside
     for other in others: clusters.join(other, clusters.owners[other])
 
 def part(
@@ -158,7 +161,7 @@ def part(
 ) -> tuple[bytes | None, dict[bytes, bytes]]:  # its link; and new links of keys whose accounts are in the store already
     "Take a key out of its set; the links lead to a key that stays in memory, or all to one where none does"
     number = clusters.settled.number.get(key)
-    others = clusters.settled.members[number] if number is not None else set()
+    others = clusters.settled.members[number] if number is not None else {}
     link = next((one for one in others if one != key and one not in clusters.absent), None)
     left = [] if link is not None else [one for one in others if one != key]      # all of them absent: nothing holds them together here
     for one in (key, *left): clusters.forget(one)

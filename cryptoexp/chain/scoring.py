@@ -302,7 +302,7 @@ def restore(
         for outpoint in entry.outpoints: spenders[outpoint] = (*spenders.get(outpoint, ()), txid)
     history.spenders = spenders
     for partition, numbers in ((clusters.live, saved.live), (clusters.settled, saved.settled)):
-        for key, number in numbers: partition.members.setdefault(number, set()).add(key)
+        for key, number in numbers: partition.members.setdefault(number, {})[key] = None
         partition.number, partition.next = dict(numbers), max((number for _, number in numbers), default=-1) + 1
     clusters.owners = dict(saved.owners)
     clusters.absent = clusters.settled.number.keys() - history.accounts.keys()

@@ -88,8 +88,8 @@ rate = st.floats(0.1, 5_000).map(lambda value: round(value, 2)) | st.integers(1,
 share = st.floats(0.0001, 1).map(lambda value: round(value, 4)) | st.sampled_from([1.0, 0.5, 0.02])
 NUMBERS = {'amount': money, 'pool': money, 'least': st.integers(1, 545), 'limit': st.just(1_000), 'units': money,
            'rate': rate, 'usual': rate, 'enough': rate, 'together': rate,
-           'share': share, 'token': st.integers(0, 10**6), 'type': st.integers(0, 70)}
-WORDS = {'side': ['receiver', 'sender', 'both'], 'category': sorted({*RISKY, *SERVICES, 'other'}), 'flag': list(FLAGS.values()),
+           'share': share, 'rank': share, 'token': st.integers(0, 10**6), 'type': st.integers(0, 70)}
+WORDS = {'side': ['receiver', 'sender', 'both'], 'form': list(SAID['form']), 'feature': list(SAID['feature']), 'category': sorted({*RISKY, *SERVICES, 'other'}), 'flag': list(FLAGS.values()),
          'name': ['bitfinex.com', 'F2Pool', '999Dice.com'], 'alphabet': list(SAID['alphabet']), 'protocol': [*SAID['protocol'], 'none']}
 KINDS = {'rare_script': ['p2pk', 'p2ms', 'anchor', 'witness_unknown', 'nonstandard'],
          'inscription': ['image', 'text', 'application', 'audio', 'video', 'model', 'font', 'json', 'html', 'other']}

@@ -78,7 +78,7 @@ def test_a_density_by_its_definition(depth: int, data: st.DataObject) -> None:
     "Each leaf's score is that of the node at which its path ends, worked out node by node"
     counts = data.draw(st.lists(st.integers(0, 40), min_size=2 ** depth, max_size=2 ** depth))
     size = sum(counts) + (sum(counts) == 0)
-    masses, (scores,) = levels_of(counts), densities([counts], size)
+    masses, (scores,) = levels_of(counts), densities([counts], size, 10)
     for leaf, score in enumerate(scores):
         for level in range(depth + 1):
             mass = masses[2 ** level - 1 + (leaf >> (depth - level))]

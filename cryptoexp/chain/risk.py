@@ -232,7 +232,7 @@ PAST_REASONS: Mapping[str, tuple[str, str]] = {
         'It moves an amount of {amount}, which stands out among the transactions seen.',
         '它转移的金额为 {amount}，在已见交易中十分突出。'),
     'unusual_amount': (
-        'It pays {amount}, far more than is usual at this hour of the day for the form of script that gets it, {form}.',
+        'It pays an amount of {amount}, far more than is usual at this hour for the form of script that gets it: {form}.',
         '它支付的金额为 {amount}，远高于同一时段同类脚本形式（{form}）的通常金额。'),
     'unusual_transaction': (
         'As a whole it is unusual: its rank is {rank} among the last transactions, the oddest first. Furthest from the usual: {feature}.',

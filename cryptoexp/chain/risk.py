@@ -27,7 +27,8 @@ WEIGHTS: Mapping[str, float] = {
     'sanctioned_direct': 100, 'sanctioned_cluster': 60, 'sanctioned_one_hop': 60, 'tainted': 40, 'risky_party': 50, 'known_party': 0,
     'whirlpool': 35, 'whirlpool_entry': 30, 'wasabi_1': 35, 'wasabi_2': 35, 'joinmarket': 25, 'coinjoin_equal': 25,
     'coinjoin_many_equal': 20, 'stonewall': 10, 'payjoin': 0,
-    'large_value': 25, 'unusual_amount': 5, 'unusual_transaction': 4, 'ancient_coins': 25, 'coin_days': 10, 'peeling_chain': 25, 'conflict': 20, 'unusual_sighash': 10,
+    'large_value': 25, 'unusual_amount': 5, 'unusual_transaction': 4, 'ancient_coins': 25, 'coin_days': 10,
+    'peeling_chain': 25, 'conflict': 20, 'unusual_sighash': 10,
     'dust_campaign': 30, 'dust_spent': 15, 'dust_output': 5, 'fee_high': 10, 'fee_low': 2, 'overpaid': 15, 'paid_by_relative': 0,
     'consolidation': 3, 'batch_payment': 3, 'exchange_withdrawal': 3, 'deposit_sweep': 3, 'address_reuse': 3, 'replaceable': 0,
     'rare_script': 5, 'fingerprint': 0, 'data_output': 1, 'omni': 1, 'inscription': 1, 'fake_keys': 2}
@@ -35,7 +36,8 @@ GROUPS: Mapping[str, str] = {
     **dict.fromkeys(('whirlpool', 'whirlpool_entry', 'wasabi_1', 'wasabi_2', 'joinmarket', 'coinjoin_equal',
                                   'coinjoin_many_equal', 'stonewall', 'payjoin'), 'joint'),
     **dict.fromkeys(('sanctioned_direct', 'sanctioned_cluster', 'sanctioned_one_hop', 'tainted'), 'sanctions'),
-    **dict.fromkeys(('large_value', 'unusual_amount'), 'amount'), **dict.fromkeys(('fee_high', 'overpaid'), 'fee'), **dict.fromkeys(('dust_campaign', 'dust_output'), 'dust'),
+    **dict.fromkeys(('large_value', 'unusual_amount'), 'amount'), **dict.fromkeys(('fee_high', 'overpaid'), 'fee'),
+    **dict.fromkeys(('dust_campaign', 'dust_output'), 'dust'),
     **dict.fromkeys(('data_output', 'omni', 'inscription', 'fake_keys'), 'data'),
     **dict.fromkeys(('batch_payment', 'exchange_withdrawal'), 'payout')}
 VERDICTS = ('ordinary', 'notable', 'elevated', 'severe')
@@ -444,7 +446,8 @@ FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
     'levels': '层级', 'flag': '标志', 'protocol': '协议', 'alphabet': '字符集',
     'token': '代币编号', 'units': '单位数',
     'marks': '特征数',
-    'number': '数量', 'rank': '名次', 'form': '脚本形式', 'feature': '最突出特征', 'new': '新加入', 'version': '版本', 'locktime': '锁定时间', 'order': '排序', 'input_kinds': '输入类型'}
+    'number': '数量', 'rank': '名次', 'form': '脚本形式', 'feature': '最突出特征',
+    'new': '新加入', 'version': '版本', 'locktime': '锁定时间', 'order': '排序', 'input_kinds': '输入类型'}
 
 # %% ../../nbs/chain/17_risk.ipynb #rf01
 def signal_figures(signal: Signal) -> list[Figure]:

@@ -99,7 +99,7 @@ def densities(
         scores, ended = scores.repeat(2, axis=1), ended.repeat(2, axis=1)
         scores = np.where(ended, scores, mass << depth)
         ended = ended | (ends * mass < size)
-    return (scores / size).tolist()    # type: ignore[no-any-return]
+    return (scores / size).tolist()
 
 # %% ../../nbs/chain/12b_unusual.ipynb #un14
 class Masses(msgspec.Struct):
@@ -141,7 +141,7 @@ def look(
 ) -> float | None:          # 1: as crowded as if all were spread evenly; None: the first window has not passed
     "Score a point by the window before, and count it in the window that runs"
     masses, profile, steps, total = trees.masses, trees.profile, range(trees.depth), 0.0
-    scores = profile or masses.now
+    scores: Sequence[Sequence[float]] = profile or masses.now
     for node, counts, told in zip(trees.roots, masses.now, scores):
         for _ in steps:
             feature, cut, below, above = node

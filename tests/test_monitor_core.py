@@ -387,7 +387,7 @@ MUTANTS = [   # module, text, what stands there instead
     ('coinjoin', 'not 1 <= context.repeats <= 70', 'not 1 <= context.repeats <= 71'),
     ('coinjoin', 'POOL_FEES[pool] * 0.5 <= value', 'POOL_FEES[pool] * 0.4 <= value'),
     ('coinjoin', 'POOL_FEES[pool] * 3', 'POOL_FEES[pool] * 4'),
-    ('coinjoin', 'len(tx.inputs) < 10 or not 9_500_000', 'len(tx.inputs) < 9 or not 9_500_000'),
+    ('coinjoin', 'len(tx.inputs) < 10 or not 8_000_000', 'len(tx.inputs) < 9 or not 8_000_000'),
     ('coinjoin', 'not 9_500_000 <=', 'not 9_499_999 <='), ('coinjoin', '<= 10_500_000', '<= 10_500_001'),
     ('coinjoin', '<= 7 * people', '<= 8 * people'), ('coinjoin', 'len(tx.inputs) < 20', 'len(tx.inputs) < 19'),
     ('coinjoin', 'min(context.values) < 5_000', 'min(context.values) < 4_999'), ('coinjoin', 'len(amounts) < 3', 'len(amounts) < 4'),

@@ -224,7 +224,7 @@ def live_lines(monitor: 'BTCTransactionMonitor', title: str, level: str) -> Iter
     head = f'{"time":10} {"txid":8} score         BTC why'
     if wide: head = f'{"time":10} {"transaction":16} score verdict             BTC why'
     if monitor.language == 'zh':
-        head = f'时间       {"交易" + " " * 12} {"评分":>3} 结论                BTC 原因' if wide else '时间       交易     评分          BTC 原因'
+        head = f'时间       交易{" " * 13}评分 结论                BTC 原因' if wide else '时间       交易      评分         BTC 原因'
     console.print(Text(head, 'dim'), no_wrap=True, crop=True)
     with Live(console=console, get_renderable=lambda: status_of(monitor, console.width), refresh_per_second=4, transient=True):
         logger.remove()

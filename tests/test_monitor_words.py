@@ -179,8 +179,8 @@ def test_an_answer_by_rules_says_all_that_was_drafted(language: str) -> None:
 HAN = re.compile('[\u4e00-\u9fff]')
 KEPT_AS_THEY_ARE = {   # names, units and words of protocols that Chinese writes in Latin letters
     'btc', 'sat', 'vb', 'cookie', 'whirlpool', 'wasabi', 'wabisabi', 'joinmarket', 'stonewall', 'payjoin', 'omni', 'brc', 'runes',
-    'rootstock', 'stacks', 'counterparty', 'taproot', 'json', 'html', 'z', 'http', 'ctrl', 'c', 'utc', 'synthetic', 'embedded', 'none', 'single',
-    'all', 'with', 'anyonecanpay', 'cryptoexp', 'bitfinex', 'com'}
+    'rootstock', 'stacks', 'counterparty', 'taproot', 'json', 'html', 'z', 'http', 'ctrl', 'c', 'utc', 'synthetic', 'embedded', 'none',
+    'single', 'all', 'with', 'anyonecanpay', 'cryptoexp', 'bitfinex', 'com'}
 
 
 def english_left(text: str, *given: object) -> list[str]:

@@ -114,6 +114,7 @@ def wasabi_2(mint: Various) -> Built:
     rest = [mint.amount(6_000, 900_000) for _ in range(mint.generator.randrange(3, max(4, len(pays) // 2)))]
     return [(mint.pay(mint.coins(*values), mint.outs(*pays, *rest)), truly('wasabi 2', 'joint'))]
 
+# %% ../../nbs/chain/21b_scenarios.ipynb #sc12
 def joinmarket(mint: Various) -> Built:
     people, amount = mint.generator.randrange(3, 11), mint.amount(50_000, 3 * COIN)
     coins, rest = list[Coin](), list[int]()
@@ -132,7 +133,7 @@ def payjoin(mint: Various) -> Built:
     paid, own, change = mint.amount(100_000, COIN), mint.amount(50_000, COIN), mint.amount(50_000, COIN)
     return [(mint.pay(mint.coins(paid + change + 3_000, own), mint.outs(paid + own, change)), truly('payjoin', 'joint'))]
 
-# %% ../../nbs/chain/21b_scenarios.ipynb #sc13
+# %% ../../nbs/chain/21b_scenarios.ipynb #sc14
 def consolidation(mint: Various) -> Built:
     values = [mint.amount(3_000, 5_000_000) for _ in range(mint.generator.randrange(5, 120))]
     into = 1 if mint.generator.random() < 0.7 or len(values) < 10 else 2
@@ -170,7 +171,7 @@ def dust(mint: Various) -> Built:
     used = mint.pay([coin_of(tx, place), mint.coin(mint.amount(100_000, COIN))], mint.outs(90_000))
     return [(tx, truly('dust campaign', 'batch')), (used, truly('dust spent'))]
 
-# %% ../../nbs/chain/21b_scenarios.ipynb #sc15
+# %% ../../nbs/chain/21b_scenarios.ipynb #sc16
 def inscription(mint: Various) -> Built:
     kind = mint.generator.choice((b'text/plain', b'image/png', b'application/json'))
     body = mint.generator.randbytes(mint.generator.randrange(4, 70))
@@ -211,7 +212,7 @@ def sanctions(mint: Various) -> Built:
             (later, truly('sanctions, further', *(['consolidation'] if len(others) == 2 else []))), (joint, truly('sanctions, direct')),
             (known, truly('sanctions, cluster'))]
 
-# %% ../../nbs/chain/21b_scenarios.ipynb #sc17
+# %% ../../nbs/chain/21b_scenarios.ipynb #sc18
 Test = Callable[[ScoredTransaction], bool]
 
 def has(code: str, **values: str | int) -> Test:   # a word that a value must be, or a number that it must reach
@@ -238,7 +239,7 @@ TESTS: dict[str, Test] = {
     'sanctions, further': has('tainted'), 'sanctions, cluster': has('sanctioned_cluster'),
     'joint': lambda event: any(one.code != 'payjoin' and one.code in JOINT for one in event.signals)}
 
-# %% ../../nbs/chain/21b_scenarios.ipynb #sc18
+# %% ../../nbs/chain/21b_scenarios.ipynb #sc19
 class Judged(msgspec.Struct, frozen=True):
     "A built transaction and what the machine made of it"
     tx: Transaction

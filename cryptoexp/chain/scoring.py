@@ -115,6 +115,7 @@ class Shift(msgspec.Struct, frozen=True):
         unit = 'transactions' if self.kind == 'fee' else 'minutes'
         return f'{what} {"rose" if rose else "fell"}: the median was {old}, and that of the last {self.number:,} {unit} is {new}'
 
+# %% ../../nbs/chain/18_scoring.ipynb #sj02
 def middle(window: Window, value: float, number: int) -> float:
     "The median of the next value and of those added last"
     return Window(max(3, number), [*list(window.order)[-number + 1:][:number - 1], value] if number > 1 else [value]).median()
@@ -141,7 +142,9 @@ def follow(scorer: 'Scorer', rate: float | None, time: int, value: int) -> None:
                 after = middle(scorer.volumes, total, abs(number))
                 scorer.shifts.append(Shift('volume', abs(number), 10 ** scorer.volumes.median(), 10 ** after))
             scorer.volumes.add(total)
-            if (spike := spiked(scorer.minute_level, total)) is not None: scorer.shifts.append(spike)
+            spike = spiked(scorer.minute_level, total)
+            if spike is not None and not scorer.spiking and not scorer.volume_sums.quiet: scorer.shifts.append(spike)
+            scorer.spiking = spike is not None
         scorer.minute, scorer.minute_value = minute, 0
     scorer.minute_value += value
 
@@ -172,7 +175,7 @@ class Scorer:
         self.last_time = 0                              # ns, of the latest transaction
         self.fee_sums, self.volume_sums = Cusum(), Cusum()
         self.volumes, self.minute, self.minute_value = Window(720), 0, 0   # logarithms of a minute's satoshi; the minute that runs
-        self.minute_level = Level()                     # of the same logarithms
+        self.minute_level, self.spiking = Level(), False   # of the same logarithms; whether the last minute stood out
         self.forms, self.usual = ByForm(), Usual(self.config.window)
         self.shifts: list[Shift] = []                   # found, and not yet taken by whoever tells them
 
@@ -309,6 +312,7 @@ class Saved(msgspec.Struct, array_like=True):
     minute: int = 0
     minute_value: int = 0
     minute_level: Level = msgspec.field(default_factory=Level)
+    spiking: bool = False
     forms: list[tuple[str, int, int, list[float]]] = []            # form, hour, amounts seen, those kept
     masses: Masses | None = None
     scores: list[float] = []
@@ -324,7 +328,8 @@ def snapshot(scorer: Scorer) -> bytes:
         (history.count, history.given_up, history.settled, history.too_old), list(scorer.fees.order), list(scorer.values.order),
         scorer.hours, scorer.height, scorer.next_block_rate, scorer.told_volume, scorer.last_time,
         scorer.fee_sums, scorer.volume_sums, list(scorer.volumes.order), scorer.minute, scorer.minute_value,
-        scorer.minute_level, scorer.forms.saved(), scorer.usual.trees.masses, list(scorer.usual.scores.order), scorer.usual.levels))
+        scorer.minute_level, scorer.spiking, scorer.forms.saved(), scorer.usual.trees.masses,
+        list(scorer.usual.scores.order), scorer.usual.levels))
 
 # %% ../../nbs/chain/18_scoring.ipynb #c26
 def restore(
@@ -355,6 +360,7 @@ def restore(
     scorer.told_volume, scorer.last_time = saved.told_volume, saved.last_time
     scorer.fee_sums, scorer.volume_sums, scorer.volumes = saved.fee_sums, saved.volume_sums, Window(720, saved.volumes)
     scorer.minute, scorer.minute_value, scorer.minute_level = saved.minute, saved.minute_value, saved.minute_level
+    scorer.spiking = saved.spiking
     scorer.forms.restore(saved.forms)
     if saved.masses is not None:
         scorer.usual.trees.restore(saved.masses)

@@ -110,6 +110,7 @@ class Masses(msgspec.Struct):
     size: int = FIRST                  # points it will have
     past: int = 0                      # points of the window before
 
+# %% ../../nbs/chain/12b_unusual.ipynb #un15
 class HalfSpaceTrees:
     "How crowded the part of the space is into which a point falls"
     def __init__(
@@ -135,6 +136,7 @@ class HalfSpaceTrees:
             raise ValueError(f'these are the masses of other trees, not of {len(self.roots)} with {2 ** self.depth} leaves')
         self.masses, self.profile = masses, densities(masses.before, masses.past) if masses.before else []
 
+# %% ../../nbs/chain/12b_unusual.ipynb #un16
 def look(
     trees: HalfSpaceTrees,
     point: Sequence[float],
@@ -155,7 +157,7 @@ def look(
         trees.profile = densities(masses.before, masses.past)
     return total / len(trees.roots) if profile else None
 
-# %% ../../nbs/chain/12b_unusual.ipynb #un20
+# %% ../../nbs/chain/12b_unusual.ipynb #un22
 def rank_of(
     window: Window,      # the last scores
     score: float,
@@ -163,7 +165,7 @@ def rank_of(
     "Share of the last scores, with this one, that are as low or lower"
     return (window.at_most(score) + 1) / (len(window) + 1) if len(window) >= LEAST_SEEN else None
 
-# %% ../../nbs/chain/12b_unusual.ipynb #un23
+# %% ../../nbs/chain/12b_unusual.ipynb #un25
 SCALES: dict[str, tuple[float, float]] = {   # feature -> what is 0 and what is 1
     'amount': (3.0, 10.0),        # power of ten of the satoshi paid: 1,000 satoshi to 100 BTC
     'fee_rate': (-1.0, 9.0),      # power of two of the satoshi a virtual byte: 0.5 to 512
@@ -190,7 +192,7 @@ def features_of(
     return [None if number is None else 0.0 if number <= low else 1.0 if number >= high else (number - low) / (high - low)
             for number, (low, high) in zip(raw, RANGES)]
 
-# %% ../../nbs/chain/12b_unusual.ipynb #un24
+# %% ../../nbs/chain/12b_unusual.ipynb #un26
 LEVEL_EVERY, LEVEL_MEMORY = 4, 250    # of so many transactions the levels learn one; values after which one has faded
 
 class Odd(msgspec.Struct, frozen=True, gc=False):

@@ -36,8 +36,7 @@ GROUPS: Mapping[str, str] = {
     **dict.fromkeys(('whirlpool', 'whirlpool_entry', 'wasabi_1', 'wasabi_2', 'joinmarket', 'coinjoin_equal',
                                   'coinjoin_many_equal', 'stonewall', 'payjoin'), 'joint'),
     **dict.fromkeys(('sanctioned_direct', 'sanctioned_cluster', 'sanctioned_one_hop', 'tainted'), 'sanctions'),
-    **dict.fromkeys(('large_value', 'unusual_amount'), 'amount'), **dict.fromkeys(('fee_high', 'overpaid'), 'fee'),
-    **dict.fromkeys(('dust_campaign', 'dust_output'), 'dust'),
+    **dict.fromkeys(('fee_high', 'overpaid'), 'fee'), **dict.fromkeys(('dust_campaign', 'dust_output'), 'dust'),
     **dict.fromkeys(('data_output', 'omni', 'inscription', 'fake_keys'), 'data'),
     **dict.fromkeys(('batch_payment', 'exchange_withdrawal'), 'payout')}
 VERDICTS = ('ordinary', 'notable', 'elevated', 'severe')

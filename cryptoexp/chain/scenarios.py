@@ -69,7 +69,7 @@ def honest(mint: Various) -> list[Transaction]:
     mint.wallet()
     kind, value = mint.generator.randrange(6), mint.amount(300_000, 3 * COIN)
     if kind == 0: return [paying(mint)]
-    if kind == 1: return [mint.spend([value] * mint.generator.randrange(1, 3), [value])]
+    if kind == 1: return [mint.spend([value] * (count := mint.generator.randrange(1, 3)), [value * count])]
     if kind == 2: return [from_several(mint)]
     if kind == 3: return [mint.spend([value], [value // 5, value // 5, value - 2 * (value // 5)])]
     if kind == 4: return [mint.spend([value], [mint.amount(2_000, value // 5) for _ in range(3)] + [value // 5])]

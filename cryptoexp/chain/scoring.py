@@ -224,7 +224,8 @@ def standing_out(scorer: 'Scorer', tx: Transaction, context: Context, change: Ch
     value, config, form = significance.value, scorer.config, form_paid(context, change)
     z = scorer.forms.look(form, time // HOUR % DAY_HOURS, log_value(value)) if form and value else None
     odd = scorer.usual.look(features_of(tx, context, value), config.unusual_percent / 100)
-    told = (large_value(significance, config), unusual_amount(z, form or '', value, config), unusual_transaction(odd, config))
+    large = large_value(significance, config)
+    told = (large or unusual_amount(z, form or '', value, config), unusual_transaction(odd, config))
     return [signal for signal in told if signal is not None]
 
 def hiding(tx: Transaction, context: Context) -> Entropy | None:

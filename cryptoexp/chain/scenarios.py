@@ -72,7 +72,9 @@ def honest(mint: Various) -> list[Transaction]:
     if kind == 1: return [mint.spend([value] * (count := mint.generator.randrange(1, 3)), [value * count])]
     if kind == 2: return [from_several(mint)]
     if kind == 3: return [mint.spend([value], [value // 5, value // 5, value - 2 * (value // 5)])]
-    if kind == 4: return [mint.spend([value], [mint.amount(2_000, value // 5) for _ in range(3)] + [value // 5])]
+    if kind == 4:
+        small = [mint.amount(2_000, value // 5) for _ in range(3)]
+        return [mint.spend([value], [*small, value - sum(small)])]
     made = [paying(mint)]
     for _ in range(mint.generator.randrange(1, 4)):      # a wallet that lives on its change
         change = mint.generator.randrange(2)

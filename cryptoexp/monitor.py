@@ -163,6 +163,7 @@ def why_of(
     names = [(CODES_ZH[code] if language == 'zh' else code.replace('_', ' ')) + points for code, points in codes]
     return ', '.join([*(one.address for one in told.movements), *names]) or reasons[0]
 
+# %% ../nbs/23_monitor.ipynb #mp01
 def padded(text: str, columns: int) -> str:
     "Filled up with spaces; a Chinese character takes two columns"
     from rich.cells import cell_len

@@ -149,7 +149,7 @@ def fill_figure(session: Session, by: str | None = None, edges: Sequence[float] 
     axes.set(xlabel='seconds since the order reached the exchange', ylabel='filled (%)', ylim=(0, None))
     return figure
 
-# %% ../../nbs/trading/13_orders.ipynb #o23
+# %% ../../nbs/trading/13_orders.ipynb #o26
 CAUSES = ('arrived', 'print', 'through', 'cancel', 'picture', 'cross')
 ARRIVED, PRINT, THROUGH, CANCELLED_AHEAD, PICTURE, CROSS = range(len(CAUSES))
 MOVE = np.dtype([('order', 'i8'), ('time_ns', 'i8'), ('cause', 'i8'), ('lots', 'i8'), ('filled', 'i8'), ('level', 'i8'), ('before', 'f8'),
@@ -198,7 +198,7 @@ def _after_change(order: np.ndarray, model: int, exponent: float, size: float, b
         order.front = max(0.0, queue_after(model, exponent, order.front * size, order.traded * size, before * size, lots * size) / size)
     order.traded = 0.0
 
-# %% ../../nbs/trading/13_orders.ipynb #o24
+# %% ../../nbs/trading/13_orders.ipynb #o27
 @njit(cache=True)
 def _print_reaches(orders: np.ndarray, line: np.ndarray, found: int, tick: int, lots: int, time_ns: int, level: int, moves: np.ndarray,
                    count: int) -> int:
@@ -242,7 +242,7 @@ def _picture(orders: np.ndarray, active: np.ndarray, alive: int, bids: bool, bey
         count = _note(moves, count, active[place], time_ns, PICTURE, 0, 0, level, before, order)
     return count
 
-# %% ../../nbs/trading/13_orders.ipynb #o25
+# %% ../../nbs/trading/13_orders.ipynb #o28
 @njit(cache=True)
 def _level_row(rows: Any, row: int, levels: np.ndarray, edges: np.ndarray, orders: np.ndarray, active: np.ndarray, alive: int,
                line: np.ndarray, model: int, exponent: float, size: float, taken: Any, moves: np.ndarray, count: int) -> int:
@@ -265,7 +265,7 @@ def _level_row(rows: Any, row: int, levels: np.ndarray, edges: np.ndarray, order
         count = _offer_reaches(orders, line, found, tick, lots, now, taken, moves, count)
     return count
 
-# %% ../../nbs/trading/13_orders.ipynb #o27
+# %% ../../nbs/trading/13_orders.ipynb #o30
 @njit(cache=True)
 def _walk(rows: Any, fused: bool, levels: np.ndarray, edges: np.ndarray, orders: np.ndarray, model: int, exponent: float, size: float,
           taken: Any, moves: np.ndarray) -> int:
@@ -304,7 +304,7 @@ def _walk(rows: Any, fused: bool, levels: np.ndarray, edges: np.ndarray, orders:
             pictured[:] = False
     return count
 
-# %% ../../nbs/trading/13_orders.ipynb #o29
+# %% ../../nbs/trading/13_orders.ipynb #o32
 def exchange_rows(tape: Tape, hold_ns: int | None = None) -> tuple[Events, np.ndarray]:
     "The rows of the exchange's clock in the order in which an engine took them, and their times"
     rows = tape.timeline()
@@ -352,7 +352,7 @@ def follow(
     return confirmed(found[['order_id', 'time_ns', 'cause', 'lots', 'filled', 'level', 'before', 'after']], tape, session,
                      orders if wanted is None else orders[orders.order_id.isin(wanted)])
 
-# %% ../../nbs/trading/13_orders.ipynb #o30
+# %% ../../nbs/trading/13_orders.ipynb #o33
 def never_rested(session: Session, order_id: int) -> str:
     "Why there is nothing to follow"
     orders = session.orders[session.orders.order_id == order_id]
@@ -380,7 +380,7 @@ def confirmed(moves: pd.DataFrame, tape: Tape, session: Session, orders: pd.Data
     told = [f'order {row[at][0]}, {row[at][2]} lots at {row[at][1]}' if at < len(row) else 'no further fill' for row in (fills, made)]
     raise ValueError(f'fill {at + 1} of {len(fills)} was {told[0]}, and on this tape {told[1]} ({len(made)} fills): {advice}')
 
-# %% ../../nbs/trading/13_orders.ipynb #o38
+# %% ../../nbs/trading/13_orders.ipynb #o41
 QUEUE_AGES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)   # s
 
 def queue_life(
@@ -427,7 +427,7 @@ def queue_figure(session: Session, moves: pd.DataFrame, ages: Sequence[float] = 
     else: say(axes, 'no order came behind somebody')
     return figure
 
-# %% ../../nbs/trading/13_orders.ipynb #o42
+# %% ../../nbs/trading/13_orders.ipynb #o45
 @dataclass(frozen=True, eq=False)
 class OrderLife:
     "What happened to one order"
@@ -452,8 +452,8 @@ class OrderLife:
     def figure(self) -> 'Figure': return life_figure(self)
 
     def __repr__(self) -> str:
-        side = 'bid' if self.order.side > 0 else 'ask'
-        return f'Order {self.order.order_id}, a {side} of {self.amount(self.order.lots)} at {self.price(self.order.tick)}. {self.why}'
+        side = 'a bid' if self.order.side > 0 else 'an ask'
+        return f'Order {self.order.order_id}, {side} of {self.amount(self.order.lots)} at {self.price(self.order.tick)}. {self.why}'
 
     def _repr_html_(self) -> str:
         notes = ['SYNTHETIC MARKET: prices and trades were drawn by a computer.'] * self.session.synthetic
@@ -475,7 +475,7 @@ def order_life(
     begin, end = np.searchsorted(touch.time_ns, [order.arrived_ns, order.ended_ns], 'right')
     return OrderLife(session, order, moves, touch.iloc[max(0, begin - 1):end].reset_index(drop=True))
 
-# %% ../../nbs/trading/13_orders.ipynb #o43
+# %% ../../nbs/trading/13_orders.ipynb #o46
 def came_text(life: OrderLife) -> str:
     "What it found"
     ahead = int(life.order.queue_ahead_lots)
@@ -515,15 +515,15 @@ def end_text(life: OrderLife) -> str:
     place = f'; the best {own[:3]} was then {away:,} ticks better' if away > 0 else '; it was then the best price' if not away else ''
     return f'It was {order.status} after {after}, {queue}{place}.'
 
-# %% ../../nbs/trading/13_orders.ipynb #o44
+# %% ../../nbs/trading/13_orders.ipynb #o47
 MOVE_STYLES = {'print': ('v', ACCENT, 'print at its price'), 'through': ('D', '#e69f00', 'print through it'),
                'cancel': ('.', MID_COLOUR, 'cancel before it'), 'picture': ('s', '#cc79a7', 'new picture'),
                'cross': ('D', '#e69f00', 'other side came')}
 
 def life_figure(life: OrderLife, within: Any = None) -> 'Figure':
     "The order's price between the best prices, and what stood before it over time"
-    side = 'bid' if life.order.side > 0 else 'ask'
-    figure, (above, below) = new_figure(life.session, f'order {life.order.order_id}, a {side}', (1, 1.3), 4.4, within)
+    side = 'a bid' if life.order.side > 0 else 'an ask'
+    figure, (above, below) = new_figure(life.session, f'order {life.order.order_id}, {side}', (1, 1.3), 4.4, within)
     tick, lot = (float(getattr(life.session.instrument, f'{name}_size')) for name in ('tick', 'lot'))
     start, end = int(life.order.arrived_ns), life.seconds
     for column, colour in (('bid_tick', BUY_COLOUR), ('ask_tick', SELL_COLOUR)):
@@ -543,7 +543,7 @@ def life_figure(life: OrderLife, within: Any = None) -> 'Figure':
         above.plot((fills.time_ns - start) / 1e9, [life.order.tick * tick] * len(fills), '*', color=ACCENT, markersize=9, label='filled')
     above.set_ylabel(f'price ({life.session.instrument.quote})')
     arrived = time_texts(pd.Series([start], dtype=np.int64))[0][:23].replace('T', ' ')
-    below.set(ylabel=f'before it ({life.session.unit})', xlabel=f'seconds since it reached the exchange, {arrived} UTC', xlim=(-0.02 * end, end))
+    below.set(ylabel=f'before it ({life.session.unit})', xlabel=f'seconds since it reached the exchange, {arrived} UTC', xlim=(-0.02 * end, 1.02 * end))
     below.set_ylim(bottom=0)
     name_lines(above)
     name_lines(below)

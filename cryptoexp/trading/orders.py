@@ -115,7 +115,7 @@ def groups_of(table: pd.DataFrame, by: str | None, edges: Sequence[float] | None
     for group in range(len(cuts) + 1):
         ours = table[place == group]
         if not len(ours): continue
-        low, high = (f'{value:.3g}' for value in (ours[column].min(), ours[column].max()))
+        low, high = (f'{value + 0.0:.3g}' for value in (ours[column].min(), ours[column].max()))
         found.append((f'{low} to {high} {unit} {words}' if by == 'queue' else f'{low} to {high} {words}', ours))
     return found
 

@@ -1,7 +1,7 @@
 """Attribution of at least 100,000 fills beside the backtest that made them: CPU time of one process, one thread.
 
-The market is the embedded (synthetic) one, quoted a tick from the mid without fees, for as long as it takes. Both are warm: what compiles is
-compiled before. The parts have to come to the profit of the ledger before a ratio is printed."""
+The market is the embedded (synthetic) one, quoted a tick from the mid without fees, for as long as it takes. Both are warm: what
+compiles is compiled before. The parts have to come to the profit of the ledger before a ratio is printed."""
 import argparse
 import time
 

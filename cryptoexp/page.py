@@ -221,7 +221,7 @@ def in_dark(
     figure: 'Figure',   # is changed
 ) -> 'Figure':          # the same figure
     "A Matplotlib figure in the colours of a dark page"
-    from matplotlib.colors import to_hex
+    from matplotlib.colors import to_hex, to_rgba
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     from matplotlib.text import Text
@@ -232,8 +232,8 @@ def in_dark(
     for artist in figure.findobj():
         if isinstance(artist, Text | Line2D) and plain(artist.get_color()): artist.set_color(turned(artist.get_color()))
         if isinstance(artist, Patch):
-            face, edge, alpha = artist.get_facecolor(), artist.get_edgecolor(), artist.get_facecolor()[3]
-            if alpha and plain(face): artist.set_facecolor(turned(face))
+            face, edge = to_rgba(artist.get_facecolor()), to_rgba(artist.get_edgecolor())
+            if face[3] and plain(face): artist.set_facecolor(turned(face))
             if edge[3] and plain(edge): artist.set_edgecolor(turned(edge))
     figure.set_facecolor(colours['paper'])
     return figure
@@ -257,11 +257,11 @@ def _line_trace(line: Any, axes: Any, low: Any, high: Any) -> dict[str, Any]:
     style, mark = line.get_linestyle(), line.get_marker()
     drawn, marked = style in DASHES and line.get_linewidth() > 0, mark not in ('None', 'none', '', ' ', None)
     if marked and mark not in MARKS: raise TypeError(f'a figure for the screen has no mark {mark!r}; there are {" ".join(MARKS)}')
-    trace = dict(type='scatter', x=x, y=y, mode='+'.join(['lines'] * drawn + ['markers'] * marked) or 'none')
-    if drawn: trace |= dict(line=dict(color=_colour(line.get_color(), line.get_alpha()), width=1.4 * line.get_linewidth(), dash=DASHES[style],
-                                      shape=SHAPES[line.get_drawstyle()]))
-    if marked: trace |= dict(marker=dict(color=_colour(line.get_markerfacecolor(), line.get_alpha()), size=1.3 * line.get_markersize(),
-                                         symbol=MARKS[mark]))
+    trace: dict[str, Any] = dict(type='scatter', x=x, y=y, mode='+'.join(['lines'] * drawn + ['markers'] * marked) or 'none')
+    if drawn: trace['line'] = dict(color=_colour(line.get_color(), line.get_alpha()), width=1.4 * line.get_linewidth(), dash=DASHES[style],
+                                   shape=SHAPES[line.get_drawstyle()])
+    if marked: trace['marker'] = dict(color=_colour(line.get_markerfacecolor(), line.get_alpha()), size=1.3 * line.get_markersize(),
+                                      symbol=MARKS[mark])
     return trace
 
 # %% ../nbs/03_page.ipynb #d06
@@ -272,16 +272,18 @@ def _area_traces(artist: Any, axes: Any) -> list[dict[str, Any]]:
     def polygon(corners: Any, colour: Any) -> dict[str, Any]:
         return dict(type='scatter', x=[float(at[0]) for at in corners], y=[float(at[1]) for at in corners], mode='none', fill='toself',
                     fillcolor=_colour(colour), hoverinfo='skip')
-    if isinstance(artist, Patch): return [polygon(artist.get_path().transformed(artist.get_patch_transform()).vertices, artist.get_facecolor())]
+    if isinstance(artist, Patch):
+        return [polygon(artist.get_path().transformed(artist.get_patch_transform()).vertices, artist.get_facecolor())]
     if isinstance(artist, LineCollection):
         parts = [list(map(float, values)) for segment in artist.get_segments() for values in segment.T]
         x, y = (sum((part + [float('nan')] for part in parts[at::2]), list[float]()) for at in range(2))
-        return [dict(type='scatter', x=x, y=y, mode='lines', line=dict(color=_colour(artist.get_color()[0])), hoverinfo='skip')]
+        return [dict(type='scatter', x=x, y=y, mode='lines', line=dict(color=_colour(next(iter(artist.get_color())))), hoverinfo='skip')]
     if isinstance(artist, PathCollection):
-        points = artist.get_offsets()
+        points: Any = artist.get_offsets()
         return [dict(type='scatter', x=points[:, 0].tolist(), y=points[:, 1].tolist(), mode='markers', marker=dict(
-            color=_colour(artist.get_facecolor()[0])))]
-    if isinstance(artist, PolyCollection): return [polygon(path.vertices, artist.get_facecolor()[0]) for path in artist.get_paths()]
+            color=_colour(next(iter(artist.get_facecolor())))))]
+    faces: Any = artist.get_facecolor() if isinstance(artist, PolyCollection) else None
+    if isinstance(artist, PolyCollection): return [polygon(path.vertices, faces[0]) for path in artist.get_paths()]
     raise TypeError(f'a figure for the screen can’t show a {type(artist).__name__}; lines, bars, bands and points it can')
 
 def _axis(axes: Any, which: str, figure: Any) -> dict[str, Any]:
@@ -304,8 +306,9 @@ def for_screen(
 ) -> Any:                 # a plotly.graph_objects.Figure; ImportError without Plotly, TypeError for what it can't show
     "The same figure for a screen: to zoom in, and to point at"
     try: import plotly.graph_objects as plotly
-    except ImportError as error: raise ImportError('for_screen needs Plotly, which is not installed: pip install "cryptoexp[lab]"') from error
-    if missing := [type(axes.images[0]).__name__ for axes in figure.axes if axes.images]: raise TypeError(f'no {missing[0]} on a screen yet')
+    except ImportError as error: raise ImportError('for_screen needs Plotly: pip install "cryptoexp[lab]"') from error
+    missing = [type(axes.images[0]).__name__ for axes in figure.axes if axes.images]
+    if missing: raise TypeError(f'a figure for the screen can’t show a {missing[0]}; lines, bars, bands and points it can')
     figure.draw_without_rendering()   # where the layout puts everything
     traces, layout, notes, heard = list[dict[str, Any]](), dict[str, Any](), list[dict[str, Any]](), set[str]()
     colours = dict(re.findall(r'--([\w-]+):(#\w+)', DARK if dark else LIGHT))
@@ -324,15 +327,15 @@ def for_screen(
         for text in axes.texts:
             inside = text.get_transform() == axes.transAxes
             where = dict(xref=f'x{number} domain', yref=f'y{number} domain') if inside else dict(xref=f'x{number}', yref=f'y{number}')
-            across = {'left': 'left', 'right': 'right'}.get(text.get_ha(), 'center')
+            across = text.get_horizontalalignment()
             notes.append(dict(x=text.get_position()[0], y=text.get_position()[1], text=html.escape(text.get_text()), showarrow=False,
                               xanchor=across, **where))
         for title in (axes.get_title(loc='left'), axes.get_title()):
             if title: notes.append(dict(x=0, y=1, xref=f'x{number} domain', yref=f'y{number} domain', text=f'<b>{html.escape(title)}</b>',
                                         showarrow=False, xanchor='left', yanchor='bottom'))
     width, height = figure.get_size_inches() * 96
-    layout |= dict(width=float(width), height=float(height), annotations=notes, paper_bgcolor=colours['paper'], plot_bgcolor=colours['paper'],
-                   font=dict(color=colours['ink']), margin=dict(l=10, r=10, t=30, b=10))
+    layout |= dict(width=float(width), height=float(height), annotations=notes, paper_bgcolor=colours['paper'],
+                   plot_bgcolor=colours['paper'], font=dict(color=colours['ink']), margin=dict(l=10, r=10, t=30, b=10))
     shown = plotly.Figure(data=traces, layout=layout)
     if dark:   # what was drawn in ink
         for trace in shown.data:

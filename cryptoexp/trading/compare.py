@@ -63,7 +63,8 @@ def read_run(run: str | Path | Session | Result) -> Run:
     paths = [folder/name for name in ('summary.json', 'trades.csv')]
     if missing := [path.name for path in paths if not path.is_file()]:
         runs = sorted(path.parent.name for path in folder.glob('*/summary.json'))
-        inside = f'; it holds runs: {", ".join(runs[:8])}{", …" * (len(runs) > 8)}' if runs else '; `cryptoexp trade` and Result.write make one'
+        more = ', …' * (len(runs) > 8)
+        inside = f'; it holds runs: {", ".join(runs[:8])}{more}' if runs else '; `cryptoexp trade` and Result.write make one'
         raise ValueError(f'{folder} is no run: it has no {" and no ".join(missing)}{inside}')
     told, trades = (path.read_text(encoding='utf-8') for path in paths)
     try: loaded = json.loads(told)
@@ -94,8 +95,7 @@ def match_fills(
     for columns in (['side', 'price'], ['side']):
         left = [table.drop(index=[pair[at] for pair in pairs]) for at, table in enumerate(sides)]
         pairs += near_pairs(left[0], left[1], columns, round(within * 1e9))
-    rows = [[table.index.get_indexer([pair[at] for pair in pairs])] for at, table in enumerate(sides)]
-    both = [sides[at].iloc[rows[at][0]][list(FACTS)].reset_index(drop=True) for at in range(2)]
+    both = [sides[at].loc[[pair[at] for pair in pairs], list(FACTS)].reset_index(drop=True) for at in range(2)]
     differ = (both[0] != both[1]).to_numpy()
     words = [', '.join(name.removesuffix('_ns') for name, other in zip(FACTS, row) if other) or 'same' for row in differ]
     matched = both[0].add_suffix('_a').join(both[1].add_suffix('_b')).assign(match=words)
@@ -132,7 +132,8 @@ def config_differences(runs: Sequence[Run]) -> pd.DataFrame:   # field, and a co
     told = [{name: run.summary.get(name) for name in ('source', 'streams', 'preset', 'kind', 'currency')} | dict(run.summary['config']) | {
         'notes': run.summary.get('notes')} for run in runs]
     names = list(dict.fromkeys(name for one in told for name in one))
-    def text(one: Mapping[str, Any], name: str) -> str: return json.dumps(one[name], ensure_ascii=False) if name in one else '(no such field)'
+    def text(one: Mapping[str, Any], name: str) -> str:
+        return json.dumps(one[name], ensure_ascii=False) if name in one else '(no such field)'
     rows = [(name, *(text(one, name) for one in told)) for name in names]
     return pd.DataFrame([row for row in rows if len(set(row[1:])) > 1], columns=['field', *labels(runs)])
 
@@ -150,7 +151,8 @@ def figures_of(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     table = [(name, [run.summary.get(name) for run in runs]) for name in FIGURES]
     table.insert(1, ('orders', [run.summary['orders'].get('sent') for run in runs]))
     known = [run.summary.get('performance') or {} for run in runs]
-    marks = [{f'markout_{row["seconds"]:g}_s_bps': row['mean_bps'] for row in one.get('markouts', []) if row['side'] == 'both'} for one in known]
+    marks = [{f'markout_{row["seconds"]:g}_s_bps': row['mean_bps'] for row in one.get('markouts', []) if row['side'] == 'both'}
+             for one in known]
     names = list(dict.fromkeys(name for one in marks for name in one))
     return table + [(name, [None if one.get(name) is None else round(one[name], 6) for one in marks]) for name in names]
 
@@ -184,8 +186,8 @@ class Comparison:
             found = table.match.value_counts()
             only = [int(found.get(f'only {letter}', 0)) for letter in 'ab']
             same = int(found.get('same', 0))
-            rows.append({'first run': self.labels[0], 'other run': label, 'same': same, 'both, but different': len(table) - same - sum(only),
-                         'only in the first': only[0], 'only in the other': only[1]})
+            rows.append({'first run': self.labels[0], 'other run': label, 'same': same,
+                         'both, but different': len(table) - same - sum(only), 'only in the first': only[0], 'only in the other': only[1]})
         return pd.DataFrame(rows)
 
     def differences(self) -> pd.DataFrame:   # other run, what differs, fills
@@ -201,7 +203,7 @@ class Comparison:
     def page(self) -> Page: return compare_page(self)
     def __repr__(self) -> str:
         rows = self.counts().drop(columns='first run').to_dict('records')
-        told = '; '.join(', '.join(f'{value} {name}' if name != 'other run' else f'with {value}' for name, value in row.items()) for row in rows)
+        told = '; '.join(f'with {row.pop("other run")}: ' + ', '.join(f'{value:,} {name}' for name, value in row.items()) for row in rows)
         return f'Comparison of {self.labels[0]} {told}; {len(self.config)} fields of the configuration differ'
     def _repr_html_(self) -> str: return self.page()._repr_html_()
 
@@ -248,7 +250,8 @@ def told_fills(found: Comparison, most: int = SHOWN_DIFFERENCES) -> dict[str, pd
     for label, table in found.fills.items():
         table = table[table.match != 'same'].head(most)
         def side_by_side(name: str, table: pd.DataFrame = table) -> list[str]:
-            return [one if one == other else f'{one or "–"} → {other or "–"}' for one, other in zip(table[f'{name}_a'], table[f'{name}_b'])]
+            pairs = zip(table[f'{name}_a'], table[f'{name}_b'])
+            return [one if one == other else f'{one or "–"} → {other or "–"}' for one, other in pairs]
         moment = pd.to_datetime(table.time_ns, utc=True).dt.strftime('%H:%M:%S.%f')
         gap = [f'{(int(later) - int(sooner)) / 1e6:+.1f} ms' if sooner and later and sooner != later else ''
                for sooner, later in zip(table.time_ns_a, table.time_ns_b)]
@@ -260,7 +263,8 @@ def told_fills(found: Comparison, most: int = SHOWN_DIFFERENCES) -> dict[str, pd
 # %% ../../nbs/trading/14_compare.ipynb #k24
 def compare_page(found: Comparison) -> Page:
     "A comparison as a page"
-    page = Page('Runs compared', ' · '.join(f'{label}: {run.summary["source"]}' for run, label in zip(found.runs, found.labels)), found.doubts)
+    sources = ' · '.join(f'{label}: {run.summary["source"]}' for run, label in zip(found.runs, found.labels))
+    page = Page('Runs compared', sources, found.doubts)
     page.heading('Configuration')
     if len(found.config): page.table(found.config)
     else: page.paragraph('No field differs.')
@@ -312,7 +316,7 @@ def compare_figure(runs: Sequence[Run], names: Sequence[str]) -> 'Figure':
         rows = thinned(profit)
         above.plot((times[rows] - begin) / 60e9, profit[rows], color=colour, label=name, linewidth=1)
     first_ns, first = courses[0]
-    for (times, profit), name, colour in list(zip(courses, names, COLOURS))[1:]:
+    for (times, profit), colour in list(zip(courses, COLOURS))[1:]:
         if not len(times) or not len(first_ns): continue
         every = np.union1d(times, first_ns)
         def at(when: np.ndarray, value: np.ndarray, every: np.ndarray = every) -> np.ndarray:

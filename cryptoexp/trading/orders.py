@@ -12,7 +12,7 @@ __all__ = ['CURVE_COLUMNS', 'GROUPINGS', 'GROUP_COLOURS', 'CAUSES', 'ARRIVED', '
 # %% ../../nbs/trading/13_orders.ipynb #o04
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from ..page import Page
 from .backtest import largest_latency_ns, source_name
 from .ledger import Session, decimal_text, time_texts, touches, whole_and_decimals
 from .limits import make_rules
-from .matching import BEST, WORST, Joined, apply_level, first_price
+from .matching import WORST, Joined, apply_level, first_price
 from cryptoexp.trading.report import (
     ACCENT, BUY_COLOUR, MID_COLOUR, SELL_COLOUR, length_text, name_lines, new_figure, percent, say,
 )
@@ -47,7 +47,8 @@ def waits(session: Session) -> pd.DataFrame:
     filled, arrived = ~np.isnan(filled_ns), orders.arrived_ns.to_numpy()
     until = np.where(filled, filled_ns, orders.ended_ns.to_numpy())
     at = np.searchsorted(known.time_ns.to_numpy(), orders.placed_ns.to_numpy(), 'right') - 1
-    side, tick, distance = orders.side.to_numpy(), orders.tick.to_numpy(), np.full(len(orders), np.nan)
+    side, tick = orders.side.to_numpy(), orders.tick.to_numpy()
+    distance: np.ndarray = np.full(len(orders), np.nan)
     if len(known):
         best = np.where(side > 0, known.bid_tick.to_numpy()[at], known.ask_tick.to_numpy()[at])
         distance = np.where(at >= 0, 1e4 * side * (best - tick) / np.maximum(best, 1), np.nan)
@@ -115,8 +116,8 @@ def groups_of(table: pd.DataFrame, by: str | None, edges: Sequence[float] | None
     for group in range(len(cuts) + 1):
         ours = table[place == group]
         if not len(ours): continue
-        low, high = (f'{value + 0.0:.3g}' for value in (ours[column].min(), ours[column].max()))
-        found.append((f'{low} to {high} {unit} {words}' if by == 'queue' else f'{low} to {high} {words}', ours))
+        ends = dict.fromkeys(f'{value + 0.0:.3g}' for value in (ours[column].min(), ours[column].max()))
+        found.append((' '.join([' to '.join(ends), *[unit] * (by == 'queue'), words]), ours))
     return found
 
 # %% ../../nbs/trading/13_orders.ipynb #o16
@@ -158,8 +159,8 @@ RESTING = np.dtype([('arrived_ns', 'i8'), ('ended_ns', 'i8'), ('side', 'i8'), ('
                     ('front', 'f8'), ('traded', 'f8')])
 
 @njit(cache=True)
-def _note(moves: np.ndarray, count: int, which: int, time_ns: int, cause: int, lots: int, filled: int, level: int, before: float,
-          order: np.ndarray) -> int:
+def _note(moves: Any, count: int, which: int, time_ns: int, cause: int, lots: int, filled: int, level: int, before: float,
+          order: Any) -> int:
     "Write a move down if anybody wants to know, and if it is one"
     if not order.wanted or (cause not in (ARRIVED, PRINT, THROUGH, CROSS) and before == order.front): return count
     if count < moves.size:
@@ -169,7 +170,7 @@ def _note(moves: np.ndarray, count: int, which: int, time_ns: int, cause: int, l
     return count + 1
 
 @njit(cache=True)
-def _queue_for(orders: np.ndarray, active: np.ndarray, count: int, side: int, tick: int, line: np.ndarray) -> int:
+def _queue_for(orders: Any, active: np.ndarray, count: int, side: int, tick: int, line: np.ndarray) -> int:
     "Orders of one side that a price reaches, the best price first, at one price the earlier first; answers how many"
     found = 0
     for place in range(count):
@@ -183,7 +184,7 @@ def _queue_for(orders: np.ndarray, active: np.ndarray, count: int, side: int, ti
     return found
 
 @njit(cache=True)
-def _after_change(order: np.ndarray, model: int, exponent: float, size: float, before: int, lots: int, since_ns: int) -> None:
+def _after_change(order: Any, model: int, exponent: float, size: float, before: int, lots: int, since_ns: int) -> None:
     "The total at the order's price changes: the engine's rule for each queue model"
     if model == QUEUE_BEHIND: order.front = min(order.front, float(lots))
     elif model == QUEUE_L3:
@@ -200,7 +201,7 @@ def _after_change(order: np.ndarray, model: int, exponent: float, size: float, b
 
 # %% ../../nbs/trading/13_orders.ipynb #o27
 @njit(cache=True)
-def _print_reaches(orders: np.ndarray, line: np.ndarray, found: int, tick: int, lots: int, time_ns: int, level: int, moves: np.ndarray,
+def _print_reaches(orders: Any, line: np.ndarray, found: int, tick: int, lots: int, time_ns: int, level: int, moves: Any,
                    count: int) -> int:
     "A print and our orders that it reaches: each gets what is left after its queue and after our orders before it"
     left = lots
@@ -217,7 +218,7 @@ def _print_reaches(orders: np.ndarray, line: np.ndarray, found: int, tick: int, 
     return count
 
 @njit(cache=True)
-def _offer_reaches(orders: np.ndarray, line: np.ndarray, found: int, tick: int, lots: int, time_ns: int, taken: Any, moves: np.ndarray,
+def _offer_reaches(orders: Any, line: np.ndarray, found: int, tick: int, lots: int, time_ns: int, taken: Any, moves: Any,
                    count: int) -> int:
     "The other side shows `lots` at or through our orders: they are filled from it, what we took there before counted"
     for place in range(found):
@@ -231,8 +232,8 @@ def _offer_reaches(orders: np.ndarray, line: np.ndarray, found: int, tick: int, 
     return count
 
 @njit(cache=True)
-def _picture(orders: np.ndarray, active: np.ndarray, alive: int, bids: bool, beyond: int, levels: np.ndarray, time_ns: int,
-             moves: np.ndarray, count: int) -> int:
+def _picture(orders: Any, active: np.ndarray, alive: int, bids: bool, beyond: int, levels: np.ndarray, time_ns: int,
+             moves: Any, count: int) -> int:
     "Levels better than `beyond` were not named in a whole picture: what they hold is all that can stand before us"
     for place in range(alive):
         order = orders[active[place]]
@@ -244,13 +245,13 @@ def _picture(orders: np.ndarray, active: np.ndarray, alive: int, bids: bool, bey
 
 # %% ../../nbs/trading/13_orders.ipynb #o28
 @njit(cache=True)
-def _level_row(rows: Any, row: int, levels: np.ndarray, edges: np.ndarray, orders: np.ndarray, active: np.ndarray, alive: int,
-               line: np.ndarray, model: int, exponent: float, size: float, taken: Any, moves: np.ndarray, count: int) -> int:
+def _level_row(rows: Any, row: int, levels: np.ndarray, edges: np.ndarray, orders: Any, active: np.ndarray, alive: int,
+               line: np.ndarray, model: int, exponent: float, size: float, taken: Any, moves: Any, count: int) -> int:
     "A row that changes a level: queues at it move, and the other side may have come to our price"
     times, all_flags, ticks, all_lots, since = rows
     flags, tick, lots, now = all_flags[row], int(ticks[row]), all_lots[row], times[row]
     kind, bids = flags & KIND_MASK, (flags & BUY) != 0
-    index, side, before = (0 if bids else 1), (1 if bids else -1), levels[0 if bids else 1, tick]
+    side, before = (1 if bids else -1), levels[0 if bids else 1, tick]
     if before != lots: taken.pop(2 * tick + (1 if bids else 0), 0)
     apply_level(levels, edges, kind, flags, tick, lots, 0, False)
     for place in range(alive):
@@ -267,10 +268,10 @@ def _level_row(rows: Any, row: int, levels: np.ndarray, edges: np.ndarray, order
 
 # %% ../../nbs/trading/13_orders.ipynb #o30
 @njit(cache=True)
-def _walk(rows: Any, fused: bool, levels: np.ndarray, edges: np.ndarray, orders: np.ndarray, model: int, exponent: float, size: float,
-          taken: Any, moves: np.ndarray) -> int:
+def _walk(rows: Any, fused: bool, levels: np.ndarray, edges: np.ndarray, orders: Any, model: int, exponent: float, size: float,
+          taken: Any, moves: Any) -> int:
     "Our orders beside the exchange's rows; answers how many moves there are, of which `moves` holds what fits"
-    times, all_flags, ticks, all_lots, since = rows
+    times, all_flags, ticks, all_lots, _ = rows
     active, line = np.empty(orders.size, np.int64), np.empty(orders.size, np.int64)
     alive, comes, count, top, pictured = 0, 0, 0, levels.shape[1], np.zeros(2, np.bool_)
     for row in range(times.size + 1):
@@ -332,10 +333,11 @@ def follow(
     from numba import types
     from numba.typed import Dict
     venue, orders = session.venue or Venue.from_config(session.config), rested(session)
-    if venue.fills != 'partial': raise ValueError("queues are followed for Venue(fills='partial'); whole fills are a comparison with another "
-                                                  'engine, whose rules are its own')
+    if venue.fills != 'partial': raise ValueError("queues are followed for Venue(fills='partial'); whole fills follow the rules of "
+                                                  'another engine')
     wanted = None if order_ids is None else np.asarray(order_ids, np.int64)
-    if wanted is not None and (strange := np.setdiff1d(wanted, orders.order_id)).size: raise ValueError(never_rested(session, int(strange[0])))
+    strange = [] if wanted is None else np.setdiff1d(wanted, orders.order_id).tolist()
+    if strange: raise ValueError(never_rested(session, strange[0]))
     (rows, happened), price = exchange_rows(tape, hold_ns), first_price(tape.events)
     since = Joined().follow(rows) if tape.by_order else np.zeros(len(rows), np.int64)
     table, rule = resting_table(session, orders, wanted), make_rules(session.config, session.instrument, venue)[0]
@@ -343,8 +345,9 @@ def follow(
     while True:
         moves = np.zeros(room, MOVE).view(np.recarray)
         edges = np.array([[[[NO_BID, NO_ASK], [NO_ASK, NO_BID]]]])
-        count = _walk((happened, rows.flags, rows.tick, rows.lots, since), tape.fused, np.zeros((2, capacity), np.int64), edges, table.copy(),
-                      int(rule.queue), float(rule.exponent), float(rule.lot_size), Dict.empty(types.int64, types.int64), moves)
+        columns, levels = (happened, rows.flags, rows.tick, rows.lots, since), np.zeros((2, capacity), np.int64)
+        count = _walk(columns, tape.fused, levels, edges, table.copy(), int(rule.queue), float(rule.exponent), float(rule.lot_size),
+                      Dict.empty(types.int64, types.int64), moves)
         if count <= room: break
         room = count
     found = pd.DataFrame(moves[:count]).sort_values(['order', 'time_ns'], kind='stable', ignore_index=True)
@@ -367,18 +370,18 @@ def confirmed(moves: pd.DataFrame, tape: Tape, session: Session, orders: pd.Data
     other = came.to_numpy() != orders.queue_ahead_lots.to_numpy()
     made = moves[moves.filled > 0][['order_id', 'time_ns', 'filled']].to_numpy()
     fills = session.fills[session.fills.maker.astype(bool) & session.fills.order_id.isin(orders.order_id)]
-    fills = fills[['order_id', 'time_ns', 'lots']].sort_values(['order_id', 'time_ns'], kind='stable').to_numpy()
-    if not other.any() and np.array_equal(made, fills): return moves
+    wrote = fills[['order_id', 'time_ns', 'lots']].sort_values(['order_id', 'time_ns'], kind='stable').to_numpy()
+    if not other.any() and np.array_equal(made, wrote): return moves
     advice = f'is {source_name(tape)} the tape of this session, with the same streams, clock and grid?'
     if other.any():
         one = orders[other].iloc[0]
         raise ValueError(f'order {one.order_id} found {one.queue_ahead_lots} lots before it, and on this tape {came.loc[one.order_id]:g}: '
                          + advice)
-    least = min(len(made), len(fills))
-    differ = np.flatnonzero((made[:least] != fills[:least]).any(axis=1))
+    least = min(len(made), len(wrote))
+    differ = np.flatnonzero((made[:least] != wrote[:least]).any(axis=1))
     at = int(differ[0]) if differ.size else least
-    told = [f'order {row[at][0]}, {row[at][2]} lots at {row[at][1]}' if at < len(row) else 'no further fill' for row in (fills, made)]
-    raise ValueError(f'fill {at + 1} of {len(fills)} was {told[0]}, and on this tape {told[1]} ({len(made)} fills): {advice}')
+    told = [f'order {row[at][0]}, {row[at][2]} lots at {row[at][1]}' if at < len(row) else 'no further fill' for row in (wrote, made)]
+    raise ValueError(f'fill {at + 1} of {len(wrote)} was {told[0]}, and on this tape {told[1]} ({len(made)} fills): {advice}')
 
 # %% ../../nbs/trading/13_orders.ipynb #o41
 QUEUE_AGES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)   # s
@@ -399,7 +402,8 @@ def queue_life(
     keys = place * wide + age_us
     empty = ours[ours.after <= 0].drop_duplicates('order_id').set_index('order_id').time_ns.reindex(came.order_id).to_numpy()
     gone = ~np.isnan(empty)
-    curve = fill_probability(np.where(gone, empty - came.arrived_ns, came.ended_ns - came.arrived_ns) / 1e9, gone).assign(group='', orders=0)
+    waited = np.where(gone, empty, came.ended_ns.to_numpy()) - came.arrived_ns.to_numpy()
+    curve = fill_probability(waited / 1e9, gone).assign(group='', orders=0)
     rows = []
     for age in ages:
         still = np.flatnonzero(lived_us >= round(age * 1e6))
@@ -467,7 +471,7 @@ def order_life(
 ) -> OrderLife:                   # ValueError where it never rested, or the tape is another
     "Follow one order"
     moves = follow(tape, session, [order_id], hold_ns)
-    order = rested(session).set_index('order_id', drop=False).loc[order_id]
+    order = next(row for _, row in rested(session).iterrows() if row.order_id == order_id)
     rows, happened = exchange_rows(tape, hold_ns)
     path = touch_path(Events(rows.flags & np.uint8(0xff - EXCHANGE_ONLY), *rows.columns[1:]), tape.fused)
     touch = path[['bid_tick', 'ask_tick']].assign(time_ns=happened[path.row])[['time_ns', 'bid_tick', 'ask_tick']]
@@ -506,7 +510,8 @@ def end_text(life: OrderLife) -> str:
         parts = f'{len(fills)} parts, the last' if len(fills) > 1 else 'one piece'
         got = 'It was filled' if order.status == 'filled' else f'{life.amount(fills.filled.sum())} of it was filled'
         ended = '' if order.status == 'filled' else f' The rest was {order.status} after {after}.'
-        return f'{got} in {parts} {words[last.cause]}, {length_text((int(last.time_ns) - int(order.arrived_ns)) / 1e9)} after it came.{ended}'
+        took = length_text((int(last.time_ns) - int(order.arrived_ns)) / 1e9)
+        return f'{got} in {parts} {words[last.cause]}, {took} after it came.{ended}'
     left = life.moves.after.iloc[-1]
     share = f', {percent(left / order.queue_ahead_lots, 0)} of its queue' if order.queue_ahead_lots else ''
     queue = f'with {life.amount(left)} still before it{share}' if left > 0 else 'at the head of its queue'
@@ -543,7 +548,8 @@ def life_figure(life: OrderLife, within: Any = None) -> 'Figure':
         above.plot((fills.time_ns - start) / 1e9, [life.order.tick * tick] * len(fills), '*', color=ACCENT, markersize=9, label='filled')
     above.set_ylabel(f'price ({life.session.instrument.quote})')
     arrived = time_texts(pd.Series([start], dtype=np.int64))[0][:23].replace('T', ' ')
-    below.set(ylabel=f'before it ({life.session.unit})', xlabel=f'seconds since it reached the exchange, {arrived} UTC', xlim=(-0.02 * end, 1.02 * end))
+    below.set(ylabel=f'before it ({life.session.unit})', xlabel=f'seconds since it reached the exchange, {arrived} UTC',
+              xlim=(-0.02 * end, 1.02 * end))
     below.set_ylim(bottom=0)
     name_lines(above)
     name_lines(below)

@@ -473,12 +473,13 @@ def shown_fills(session: Session) -> pd.DataFrame:
 
 def report_page(
     session: Session,
-) -> str:  # a whole HTML document
+    more: Mapping[Callable[[Session], 'Figure'], str] | None = None,   # further figures, of rooms above this one, with their captions
+) -> str:                                                              # a whole HTML document
     "The report as one self-contained page, the same bytes for the same session"
     told, page = performance(session), new_page(session)
     page.cards(dict(list(headline(session, told).items())[:6]))
     if not len(session.fills): page.note(no_fill_reason(session, told))
-    for figure, caption in FIGURES.items(): page.figure(figure(session), caption)
+    for figure, caption in {**FIGURES, **(more or {})}.items(): page.figure(figure(session), caption)
     page.heading('What set the width of the quotes').table(bound_table(session), formats={'share': '.1%'})
     if any(session.refusals.values()): page.heading('What the limits refused').table(refusal_table(session))
     page.heading('Orders').table(pd.DataFrame([{name.replace('_', ' '): count for name, count in order_counts(session).items()}]))

@@ -343,6 +343,7 @@ def add_compare(commands: Any) -> None:
     add('--verbose', '-v', action='store_true', help='show tracebacks')
     parser.set_defaults(run=compare)
 
+# %% ../nbs/20_cli.ipynb #cc02a
 def compare(arguments: argparse.Namespace) -> int:
     "Compare as asked; answers the exit status"
     from cryptoexp.durable import replace_text

@@ -74,12 +74,13 @@ def read_run(run: str | Path | Session | Result) -> Run:
     except ValueError as error: raise ValueError(f'{paths[1]} is no table ({error}): the file was cut or edited; run it again') from None
     return Run(str(folder), loaded, table)
 
+# %% ../../nbs/trading/14_compare.ipynb #k09
 def beside(folder: Path) -> str:
     "A hint: what stands where a folder was looked for"
     others = sorted(path.parent.name for path in folder.parent.glob('*/summary.json')) if folder.parent.is_dir() else []
     return f'; {nearest(folder.name, others)}' if others else '; a run is a folder that `cryptoexp trade` or Result.write has written'
 
-# %% ../../nbs/trading/14_compare.ipynb #k13
+# %% ../../nbs/trading/14_compare.ipynb #k14
 KEYS = ('time_ns', 'side', 'price')
 FACTS = ('time_ns', 'side', 'price', 'amount', 'fee', 'liquidity')
 
@@ -123,7 +124,7 @@ def near_pairs(one: pd.DataFrame, other: pd.DataFrame, columns: list[str], most_
             found.append((int(ours.index[row]), int(theirs.index[at])))
     return found
 
-# %% ../../nbs/trading/14_compare.ipynb #k19
+# %% ../../nbs/trading/14_compare.ipynb #k20
 FIGURES = ('fills', 'maker_volume', 'taker_volume', 'fees', 'funding', 'pnl', 'pnl_bps_of_volume', 'realised_pnl', 'unrealised_pnl',
            'final_position', 'final_equity', 'max_drawdown', 'max_exposure')
 
@@ -168,7 +169,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
         if len(set(short)) == len(runs): return short
     return [f'{name} ({place})' for place, name in enumerate(short, 1)]
 
-# %% ../../nbs/trading/14_compare.ipynb #k22
+# %% ../../nbs/trading/14_compare.ipynb #k23
 @dataclass(frozen=True, eq=False)
 class Comparison:
     "Runs side by side"
@@ -207,6 +208,7 @@ class Comparison:
         return f'Comparison of {self.labels[0]} {told}; {len(self.config)} fields of the configuration differ'
     def _repr_html_(self) -> str: return self.page()._repr_html_()
 
+# %% ../../nbs/trading/14_compare.ipynb #k24
 def compare(
     *runs: str | Path | Session | Result,   # folders of runs, or results; two or more, the first is what the others are held against
     within: float = 1.0,                    # seconds that two fills may lie apart to be taken for one
@@ -218,7 +220,7 @@ def compare(
     matched = {name: match_fills(read[0].trades, run.trades, within) for name, run in zip(names[1:], read[1:])}
     return Comparison(read, names, config_differences(read), figure_table(read), matched, within)
 
-# %% ../../nbs/trading/14_compare.ipynb #k23
+# %% ../../nbs/trading/14_compare.ipynb #k25
 def doubts_of(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     "What the reader of a comparison must know, one sentence each"
     found, first = list[str](), runs[0].summary
@@ -260,7 +262,7 @@ def told_fills(found: Comparison, most: int = SHOWN_DIFFERENCES) -> dict[str, pd
             fee=side_by_side('fee')))
     return told
 
-# %% ../../nbs/trading/14_compare.ipynb #k24
+# %% ../../nbs/trading/14_compare.ipynb #k26
 def compare_page(found: Comparison) -> Page:
     "A comparison as a page"
     sources = ' · '.join(f'{label}: {run.summary["source"]}' for run, label in zip(found.runs, found.labels))
@@ -293,7 +295,7 @@ def compared_csv(found: Comparison) -> str:
     joined = pd.concat(tables, ignore_index=True)
     return csv_text(joined[['run_a', 'run_b', *[name for name in joined.columns if not name.startswith('run_')]]])
 
-# %% ../../nbs/trading/14_compare.ipynb #k25
+# %% ../../nbs/trading/14_compare.ipynb #k27
 COLOURS = ('#0072b2', '#d55e00', '#2a8f6d', '#cc79a7', '#e69f00', '#56b4e9')
 
 def profits_of(run: Run) -> tuple[np.ndarray, np.ndarray]:   # ns since the epoch, profit after each fill in the currency of the account

@@ -183,6 +183,7 @@ def _queue_for(orders: Any, active: np.ndarray, count: int, side: int, tick: int
         line[at], found = active[place], found + 1
     return found
 
+# %% ../../nbs/trading/13_orders.ipynb #o27
 @njit(cache=True)
 def _after_change(order: Any, model: int, exponent: float, size: float, before: int, lots: int, since_ns: int) -> None:
     "The total at the order's price changes: the engine's rule for each queue model"
@@ -199,7 +200,7 @@ def _after_change(order: Any, model: int, exponent: float, size: float, before: 
         order.front = max(0.0, queue_after(model, exponent, order.front * size, order.traded * size, before * size, lots * size) / size)
     order.traded = 0.0
 
-# %% ../../nbs/trading/13_orders.ipynb #o27
+# %% ../../nbs/trading/13_orders.ipynb #o28
 @njit(cache=True)
 def _print_reaches(orders: Any, line: np.ndarray, found: int, tick: int, lots: int, time_ns: int, level: int, moves: Any,
                    count: int) -> int:
@@ -218,15 +219,27 @@ def _print_reaches(orders: Any, line: np.ndarray, found: int, tick: int, lots: i
     return count
 
 @njit(cache=True)
+def _taken(taken: np.ndarray, key: int) -> int:
+    "Where lots that we took from a level are counted, 0: nowhere; row 0 says how many rows there are"
+    for row in range(1, taken[0, 0] + 1):
+        if taken[row, 0] == key: return row
+    return 0
+
+@njit(cache=True)
 def _offer_reaches(orders: Any, line: np.ndarray, found: int, tick: int, lots: int, time_ns: int, taken: Any, moves: Any,
                    count: int) -> int:
     "The other side shows `lots` at or through our orders: they are filled from it, what we took there before counted"
     for place in range(found):
         order = orders[line[place]]
         key = 2 * tick + (0 if order.side > 0 else 1)
-        size = max(0, min(order.remaining, lots - taken.get(key, 0)))
+        at = _taken(taken, key)
+        size = max(0, min(order.remaining, lots - (taken[at, 1] if at else 0)))
         if size == 0: continue
-        taken[key] = taken.get(key, 0) + size
+        if at == 0:
+            if taken[0, 0] + 1 == taken.shape[0]: raise ValueError('we took from more levels than the walk can count')
+            at = taken[0, 0] = taken[0, 0] + 1
+            taken[at, 0], taken[at, 1] = key, 0
+        taken[at, 1] += size
         order.remaining -= size
         count = _note(moves, count, line[place], time_ns, CROSS, lots, size, lots, order.front, order)
     return count
@@ -243,7 +256,7 @@ def _picture(orders: Any, active: np.ndarray, alive: int, bids: bool, beyond: in
         count = _note(moves, count, active[place], time_ns, PICTURE, 0, 0, level, before, order)
     return count
 
-# %% ../../nbs/trading/13_orders.ipynb #o28
+# %% ../../nbs/trading/13_orders.ipynb #o29
 @njit(cache=True)
 def _level_row(rows: Any, row: int, levels: np.ndarray, edges: np.ndarray, orders: Any, active: np.ndarray, alive: int,
                line: np.ndarray, model: int, exponent: float, size: float, taken: Any, moves: Any, count: int) -> int:
@@ -252,7 +265,10 @@ def _level_row(rows: Any, row: int, levels: np.ndarray, edges: np.ndarray, order
     flags, tick, lots, now = all_flags[row], int(ticks[row]), all_lots[row], times[row]
     kind, bids = flags & KIND_MASK, (flags & BUY) != 0
     side, before = (1 if bids else -1), levels[0 if bids else 1, tick]
-    if before != lots: taken.pop(2 * tick + (1 if bids else 0), 0)
+    at = _taken(taken, 2 * tick + (1 if bids else 0)) if before != lots else 0
+    if at:   # what we took is forgotten: the last row takes its place
+        taken[at, 0], taken[at, 1] = taken[taken[0, 0], 0], taken[taken[0, 0], 1]
+        taken[0, 0] -= 1
     apply_level(levels, edges, kind, flags, tick, lots, 0, False)
     for place in range(alive):
         order = orders[active[place]]
@@ -266,7 +282,7 @@ def _level_row(rows: Any, row: int, levels: np.ndarray, edges: np.ndarray, order
         count = _offer_reaches(orders, line, found, tick, lots, now, taken, moves, count)
     return count
 
-# %% ../../nbs/trading/13_orders.ipynb #o30
+# %% ../../nbs/trading/13_orders.ipynb #o31
 @njit(cache=True)
 def _walk(rows: Any, fused: bool, levels: np.ndarray, edges: np.ndarray, orders: Any, model: int, exponent: float, size: float,
           taken: Any, moves: Any) -> int:
@@ -305,7 +321,7 @@ def _walk(rows: Any, fused: bool, levels: np.ndarray, edges: np.ndarray, orders:
             pictured[:] = False
     return count
 
-# %% ../../nbs/trading/13_orders.ipynb #o32
+# %% ../../nbs/trading/13_orders.ipynb #o33
 def exchange_rows(tape: Tape, hold_ns: int | None = None) -> tuple[Events, np.ndarray]:
     "The rows of the exchange's clock in the order in which an engine took them, and their times"
     rows = tape.timeline()
@@ -323,6 +339,7 @@ def resting_table(session: Session, orders: pd.DataFrame, wanted: np.ndarray | N
     table.remaining, table.wanted = orders.resting_lots, 1 if wanted is None else np.isin(orders.order_id, wanted)
     return table
 
+# %% ../../nbs/trading/13_orders.ipynb #o34
 def follow(
     tape: Tape,                             # the one that the session ran on
     session: Session,
@@ -330,8 +347,6 @@ def follow(
     hold_ns: int | None = None,             # how far behind the engine ran; None: as a backtest of the tape
 ) -> pd.DataFrame:   # one row a move, by order and time: order_id, time_ns, cause, lots, filled, level, before, after (lots)
     "What happened to the queue before each order; ValueError where the session was not run on this tape, or by another rule"
-    from numba import types
-    from numba.typed import Dict
     venue, orders = session.venue or Venue.from_config(session.config), rested(session)
     if venue.fills != 'partial': raise ValueError("queues are followed for Venue(fills='partial'); whole fills follow the rules of "
                                                   'another engine')
@@ -347,7 +362,7 @@ def follow(
         edges = np.array([[[[NO_BID, NO_ASK], [NO_ASK, NO_BID]]]])
         columns, levels = (happened, rows.flags, rows.tick, rows.lots, since), np.zeros((2, capacity), np.int64)
         count = _walk(columns, tape.fused, levels, edges, table.copy(), int(rule.queue), float(rule.exponent), float(rule.lot_size),
-                      Dict.empty(types.int64, types.int64), moves)
+                      np.zeros((4096, 2), np.int64), moves)
         if count <= room: break
         room = count
     found = pd.DataFrame(moves[:count]).sort_values(['order', 'time_ns'], kind='stable', ignore_index=True)
@@ -355,7 +370,7 @@ def follow(
     return confirmed(found[['order_id', 'time_ns', 'cause', 'lots', 'filled', 'level', 'before', 'after']], tape, session,
                      orders if wanted is None else orders[orders.order_id.isin(wanted)])
 
-# %% ../../nbs/trading/13_orders.ipynb #o33
+# %% ../../nbs/trading/13_orders.ipynb #o35
 def never_rested(session: Session, order_id: int) -> str:
     "Why there is nothing to follow"
     orders = session.orders[session.orders.order_id == order_id]
@@ -383,7 +398,7 @@ def confirmed(moves: pd.DataFrame, tape: Tape, session: Session, orders: pd.Data
     told = [f'order {row[at][0]}, {row[at][2]} lots at {row[at][1]}' if at < len(row) else 'no further fill' for row in (wrote, made)]
     raise ValueError(f'fill {at + 1} of {len(wrote)} was {told[0]}, and on this tape {told[1]} ({len(made)} fills): {advice}')
 
-# %% ../../nbs/trading/13_orders.ipynb #o41
+# %% ../../nbs/trading/13_orders.ipynb #o43
 QUEUE_AGES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)   # s
 
 def queue_life(
@@ -413,6 +428,7 @@ def queue_life(
         rows.append((age, len(still), *told, known_at(curve, [age]).probability.iloc[0] if len(curve) else 0.0))
     return pd.DataFrame(rows, columns=['seconds', 'resting', 'left', 'low', 'median', 'high', 'gone'])
 
+# %% ../../nbs/trading/13_orders.ipynb #o44
 def queue_figure(session: Session, moves: pd.DataFrame, ages: Sequence[float] = QUEUE_AGES, within: Any = None) -> 'Figure':
     "What is left of the queue before our orders, by age"
     figure, (axes,) = new_figure(session, 'what is left of the queue before an order', height=2.8, within=within)
@@ -431,7 +447,7 @@ def queue_figure(session: Session, moves: pd.DataFrame, ages: Sequence[float] = 
     else: say(axes, 'no order came behind somebody')
     return figure
 
-# %% ../../nbs/trading/13_orders.ipynb #o45
+# %% ../../nbs/trading/13_orders.ipynb #o48
 @dataclass(frozen=True, eq=False)
 class OrderLife:
     "What happened to one order"
@@ -464,6 +480,7 @@ class OrderLife:
         page = Page(f'Order {self.order.order_id}', repr(self).split('. ', 1)[0], notes)
         return page.paragraph(self.why).figure(self.figure())._repr_html_()
 
+# %% ../../nbs/trading/13_orders.ipynb #o49
 def order_life(
     tape: Tape, session: Session,
     order_id: int,
@@ -479,7 +496,7 @@ def order_life(
     begin, end = np.searchsorted(touch.time_ns, [order.arrived_ns, order.ended_ns], 'right')
     return OrderLife(session, order, moves, touch.iloc[max(0, begin - 1):end].reset_index(drop=True))
 
-# %% ../../nbs/trading/13_orders.ipynb #o46
+# %% ../../nbs/trading/13_orders.ipynb #o50
 def came_text(life: OrderLife) -> str:
     "What it found"
     ahead = int(life.order.queue_ahead_lots)
@@ -520,7 +537,7 @@ def end_text(life: OrderLife) -> str:
     place = f'; the best {own[:3]} was then {away:,} ticks better' if away > 0 else '; it was then the best price' if not away else ''
     return f'It was {order.status} after {after}, {queue}{place}.'
 
-# %% ../../nbs/trading/13_orders.ipynb #o47
+# %% ../../nbs/trading/13_orders.ipynb #o51
 MOVE_STYLES = {'print': ('v', ACCENT, 'print at its price'), 'through': ('D', '#e69f00', 'print through it'),
                'cancel': ('.', MID_COLOUR, 'cancel before it'), 'picture': ('s', '#cc79a7', 'new picture'),
                'cross': ('D', '#e69f00', 'other side came')}

@@ -300,6 +300,18 @@ def _axis(axes: Any, which: str, figure: Any) -> dict[str, Any]:
     return told | dict(zeroline=False)
 
 # %% ../nbs/03_page.ipynb #d07
+def _words_in(axes: Any, number: str) -> list[dict[str, Any]]:
+    "What is written in a panel, and its title"
+    inside, notes = dict(xref=f'x{number} domain', yref=f'y{number} domain'), list[dict[str, Any]]()
+    for text in axes.texts:
+        where = inside if text.get_transform() == axes.transAxes else dict(xref=f'x{number}', yref=f'y{number}')
+        x, y = (float(place) for place in text.get_position())
+        notes.append(dict(x=x, y=y, text=html.escape(text.get_text()), showarrow=False, xanchor=text.get_horizontalalignment(), **where))
+    for title in (axes.get_title(loc='left'), axes.get_title()):
+        if title: notes.append(dict(x=0, y=1, text=f'<b>{html.escape(title)}</b>', showarrow=False, xanchor='left', yanchor='bottom', **inside))
+    return notes
+
+# %% ../nbs/03_page.ipynb #d08
 def for_screen(
     figure: 'Figure',     # of Matplotlib
     dark: bool = False,   # in the colours of a dark page
@@ -315,24 +327,18 @@ def for_screen(
     for place, axes in enumerate(figure.axes, 1):
         number = '' if place == 1 else str(place)
         low, high = zip(axes.get_xlim(), axes.get_ylim())
+        legend = zip(*axes.get_legend_handles_labels())
+        names = {id(handle[0] if isinstance(handle, tuple) else handle): label for handle, label in legend}
         for artist in [*axes.collections, *axes.patches, *axes.get_lines()]:
             made = [_line_trace(artist, axes, low, high)] if hasattr(artist, 'get_drawstyle') else _area_traces(artist, axes)
-            label = str(artist.get_label())
+            label = names.get(id(artist), '')
             for trace in made:
-                named = not label.startswith('_') and label not in heard
+                named = bool(label) and label not in heard
                 heard |= {label} if named else set()
                 traces.append(trace | dict(xaxis=f'x{number}', yaxis=f'y{number}', name=html.escape(label), showlegend=named))
         ends = dict(x=dict(anchor=f'y{number}'), y=dict(anchor=f'x{number}'))
         for which in 'xy': layout[f'{which}axis{number}'] = _axis(axes, which, figure) | ends[which] | dict(gridcolor=colours['line'])
-        for text in axes.texts:
-            inside = text.get_transform() == axes.transAxes
-            where = dict(xref=f'x{number} domain', yref=f'y{number} domain') if inside else dict(xref=f'x{number}', yref=f'y{number}')
-            across = text.get_horizontalalignment()
-            notes.append(dict(x=text.get_position()[0], y=text.get_position()[1], text=html.escape(text.get_text()), showarrow=False,
-                              xanchor=across, **where))
-        for title in (axes.get_title(loc='left'), axes.get_title()):
-            if title: notes.append(dict(x=0, y=1, xref=f'x{number} domain', yref=f'y{number} domain', text=f'<b>{html.escape(title)}</b>',
-                                        showarrow=False, xanchor='left', yanchor='bottom'))
+        notes += _words_in(axes, number)
     width, height = figure.get_size_inches() * 96
     layout |= dict(width=float(width), height=float(height), annotations=notes, paper_bgcolor=colours['paper'],
                    plot_bgcolor=colours['paper'], font=dict(color=colours['ink']), margin=dict(l=10, r=10, t=30, b=10))

@@ -1,6 +1,7 @@
 "The parts of a profit, the life of an order, runs side by side: against oracles that count one by one, on random sessions and recordings"
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import replace
 from decimal import Decimal
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from test_money import CONTRACTS, FILL, GRIDS, MS, SMALL, START, grid, make_session, play, random_rows
 
 from cryptoexp import cli
@@ -22,7 +24,8 @@ from cryptoexp.market.events import BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, LAST
 from cryptoexp.market.synthetic import SyntheticMarket
 from cryptoexp.market.tape import Clock, Tape, read_recording
 from cryptoexp.page import for_screen, in_dark
-from cryptoexp.trading.attribution import ADVERSE_SECONDS, attribute, attribution_figure, by_order as orders_of, part_table, parts_figure
+from cryptoexp.trading.attribution import ADVERSE_SECONDS, attribute, attribution_figure, part_table, parts_figure
+from cryptoexp.trading.attribution import by_order as orders_of
 from cryptoexp.trading.backtest import QUEUE_BRACKET, Result, backtest
 from cryptoexp.trading.compare import Run, compare, compared_csv, match_fills, read_run
 from cryptoexp.trading.ledger import Session, fill_mids, open_account, start_mid, totals, touches
@@ -399,12 +402,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_compare_of_folders(folders: Path) -> None:
     found = compare(*(folders/name for name in ('near', 'far', 'dear')))
-    assert list(found.config.field) == ['entry_latency_ms', 'maker_fee'] and list(found.labels) == ['near', 'far', 'dear']
+    assert set(found.config.field) == {'entry_latency_ms', 'maker_fee'} and list(found.labels) == ['near', 'far', 'dear']
     counts = found.counts()
     fills = [len(run.trades) for run in found.runs]
     for row, count in zip(counts.to_dict('records'), fills[1:]):
-        assert row['same'] + row['both, but different'] + row['only in the first'] == fills[0]
-        assert row['same'] + row['both, but different'] + row['only in the other'] == count
+        assert row['same'] + row['different'] + row['only first'] == fills[0]
+        assert row['same'] + row['different'] + row['only other'] == count
     assert len(compared_csv(found).splitlines()) == 1 + sum(map(len, found.fills.values()))
     assert found.page().html() == compare(*(folders/name for name in ('near', 'far', 'dear'))).page().html()
     assert 'SYNTHETIC' in found.page().html() and json.dumps(found.to_dict())
@@ -421,23 +424,26 @@ def broken(folders: Path, tmp_path: Path, **files: str) -> Path:
     (lambda text: text.replace('"currency"', '"coin"'), 'has no currency.*another version'),
     (lambda text: text.replace('"fills": ', '"fills": 9'), 'trades.csv has')])
 def test_a_damaged_summary_is_named(folders: Path, tmp_path: Path, damage: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words): read_run(broken(folders, tmp_path, summary=damage((folders/'near'/'summary.json').read_text())))
+    damaged = damage((folders/'near'/'summary.json').read_text())
+    with pytest.raises(ValueError, match=words): read_run(broken(folders, tmp_path, summary=damaged))
 
 
 @pytest.mark.parametrize(('damage', 'words'), [
     (lambda text: text.replace('liquidity', 'role', 1), 'other columns.*liquidity, role'), (lambda text: '', 'is no table'),
     (lambda text: text[:text.rindex('\n', 0, -1) + 1], 'trades.csv has')])
 def test_damaged_trades_are_named(folders: Path, tmp_path: Path, damage: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words): read_run(broken(folders, tmp_path, trades=damage((folders/'near'/'trades.csv').read_text())))
+    damaged = damage((folders/'near'/'trades.csv').read_text())
+    with pytest.raises(ValueError, match=words): read_run(broken(folders, tmp_path, trades=damaged))
 
 
 def test_the_command_compares(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     near, far = (str(folders/name) for name in ('near', 'far'))
     assert cli.main(['compare', near, far, '--json', '--csv', str(tmp_path/'f.csv'), '--html', str(tmp_path/'c.html')]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told['config'] == {'entry_latency_ms': {'near': '5.0', 'far': '60.0'}} and (tmp_path/'c.html').read_text().startswith('<!doctype')
+    assert told['config'] == {'entry_latency_ms': {'near': '5.0', 'far': '60.0'}}
+    assert (tmp_path/'c.html').read_text().startswith('<!doctype')
     assert cli.main(['compare', near, far]) == 0
-    assert 'only in the first' in capsys.readouterr().out
+    assert 'only first' in capsys.readouterr().out
     for words, text in (([near], 'two runs or more'), ([near, f'{folders}/fare'], 'did you mean'), ([near, str(folders)], 'it holds runs'),
                         ([near, f'{near}/trades.csv'], 'is a file')):
         assert cli.main(['compare', *words]) == 2
@@ -495,13 +501,21 @@ def test_every_figure_in_the_dark_and_on_a_screen(sessions: dict[str, Session]) 
             lines = [line for axes in figure.axes for line in axes.get_lines()]
             drawn = [trace for trace in shown.data if trace.mode != 'none' and len(trace.x)]
             plain = [line for line in lines if line.get_transform() == line.axes.transData and len(line.get_xdata())]
-            assert len(plain) and len(shown.data) >= len(lines)
+            assert len(shown.data) >= max(1, len(lines)) and len(plain) + sum(len(axes.patches) for axes in figure.axes) > 0
+            words = {label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]}
+            assert {html.unescape(trace.name) for trace in shown.data if trace.showlegend} == words
+            told = shown.to_plotly_json()['layout']
+            boxes = [(*told[f'xaxis{number}']['domain'], *told[f'yaxis{number}']['domain'])
+                     for number in ['', *range(2, len(figure.axes) + 1)]]
+            for place, one in enumerate(boxes):
+                assert one[0] < one[1] and one[2] < one[3]
+                for other in boxes[:place]: assert one[1] <= other[0] or other[1] <= one[0] or one[3] <= other[2] or other[3] <= one[2]
             for line in plain:
                 assert any(len(trace.y) == len(line.get_ydata()) and np.array_equal(
                     np.asarray(trace.y, float), np.asarray(line.get_ydata(orig=False), float), equal_nan=True) for trace in drawn)
             assert shown.to_json()
         in_dark(figure)
-        for text in figure.findobj(lambda artist: hasattr(artist, 'get_text')): assert text.get_color() not in ('black', '#000000', 'k')
+        for text in figure.findobj(Text): assert text.get_color() not in ('black', '#000000', 'k')
         assert figure.get_facecolor() == (18 / 255, 23 / 255, 28 / 255, 1.0)
 
 
@@ -525,4 +539,5 @@ def test_the_account_opens_where_the_parts_begin(sessions: dict[str, Session]) -
     found, account = attribute(session), open_account(session)
     assert account.position == session.instrument.lots(3.0)
     last = int(touches(session).mid.iloc[-1])
-    assert found.opening['inventory'] == account.worth_at(last, account.position) - account.worth_at(start_mid(session) or 0, account.position)
+    begin = account.worth_at(start_mid(session) or 0, account.position)
+    assert found.opening['inventory'] == account.worth_at(last, account.position) - begin

@@ -187,15 +187,15 @@ class Comparison:
             found = table.match.value_counts()
             only = [int(found.get(f'only {letter}', 0)) for letter in 'ab']
             same = int(found.get('same', 0))
-            rows.append({'first run': self.labels[0], 'other run': label, 'same': same,
-                         'both, but different': len(table) - same - sum(only), 'only in the first': only[0], 'only in the other': only[1]})
+            rows.append({'first': self.labels[0], 'other': label, 'same': same,
+                         'different': len(table) - same - sum(only), 'only first': only[0], 'only other': only[1]})
         return pd.DataFrame(rows)
 
     def differences(self) -> pd.DataFrame:   # other run, what differs, fills
         "In what the fills differ that both runs have"
         rows = [(label, what, count) for label, table in self.fills.items() for what, count in table.match.value_counts().items()
                 if what != 'same' and not str(what).startswith('only ')]
-        return pd.DataFrame(rows, columns=['other run', 'differs in', 'fills'])
+        return pd.DataFrame(rows, columns=['other', 'differs in', 'fills'])
 
     @property
     def doubts(self) -> list[str]: return doubts_of(self.runs, self.labels)
@@ -203,8 +203,8 @@ class Comparison:
     def figure(self) -> 'Figure': return compare_figure(self.runs, self.labels)
     def page(self) -> Page: return compare_page(self)
     def __repr__(self) -> str:
-        rows = self.counts().drop(columns='first run').to_dict('records')
-        told = '; '.join(f'with {row.pop("other run")}: ' + ', '.join(f'{value:,} {name}' for name, value in row.items()) for row in rows)
+        rows = self.counts().drop(columns='first').to_dict('records')
+        told = '; '.join(f'with {row.pop("other")}: ' + ', '.join(f'{value:,} {name}' for name, value in row.items()) for row in rows)
         return f'Comparison of {self.labels[0]} {told}; {len(self.config)} fields of the configuration differ'
     def _repr_html_(self) -> str: return self.page()._repr_html_()
 

@@ -144,7 +144,7 @@ def fill_figure(session: Session, by: str | None = None, edges: Sequence[float] 
         axes.step(age, 100 * np.append(0, ours.share), where='post', color=colour, linestyle='--', linewidth=.8)
     if len(curves):
         axes.set_xscale('symlog', linthresh=0.1)
-        axes.set_xlim(0, float(curves.seconds.max()))
+        axes.set_xlim(0, max(0.1, float(curves.seconds.max())))
         name_lines(axes)
     else: say(axes, 'no order was filled')
     axes.set(xlabel='seconds since the order reached the exchange', ylabel='filled (%)', ylim=(0, None))

@@ -308,7 +308,8 @@ def _words_in(axes: Any, number: str) -> list[dict[str, Any]]:
         x, y = (float(place) for place in text.get_position())
         notes.append(dict(x=x, y=y, text=html.escape(text.get_text()), showarrow=False, xanchor=text.get_horizontalalignment(), **where))
     for title in (axes.get_title(loc='left'), axes.get_title()):
-        if title: notes.append(dict(x=0, y=1, text=f'<b>{html.escape(title)}</b>', showarrow=False, xanchor='left', yanchor='bottom', **inside))
+        if not title: continue
+        notes.append(dict(x=0, y=1, text=f'<b>{html.escape(title)}</b>', showarrow=False, xanchor='left', yanchor='bottom', **inside))
     return notes
 
 # %% ../nbs/03_page.ipynb #d08

@@ -149,7 +149,8 @@ def figure_table(runs: Sequence[Run]) -> pd.DataFrame:   # figure, a column a ru
 
 def figures_of(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     "Name and the value of each run"
-    table = [(name, [run.summary.get(name) for run in runs]) for name in FIGURES]
+    told = [[run.summary.get(name) for run in runs] for name in FIGURES]
+    table = [(name, [round(one, 8) if isinstance(one, float) else one for one in row]) for name, row in zip(FIGURES, told)]
     table.insert(1, ('orders', [run.summary['orders'].get('sent') for run in runs]))
     known = [run.summary.get('performance') or {} for run in runs]
     marks = [{f'markout_{row["seconds"]:g}_s_bps': row['mean_bps'] for row in one.get('markouts', []) if row['side'] == 'both'}

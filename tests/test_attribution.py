@@ -527,7 +527,8 @@ def test_a_result_hands_them_out(sessions: dict[str, Session]) -> None:
 
 
 def test_every_report_shows_the_parts(sessions: dict[str, Session], tmp_path: Path) -> None:
-    for which, session in sessions.items():
+    for which in ('whole', 'priceless'):
+        session = sessions[which]
         Result(session).write(tmp_path)
         page = (tmp_path/'report.html').read_text()
         assert page.count('</svg>') == report_page(session).count('</svg>') + 1 and 'Where the profit came from' in page, which

@@ -218,6 +218,7 @@ def _print_reaches(orders: Any, line: np.ndarray, found: int, tick: int, lots: i
         count = _note(moves, count, line[place], time_ns, THROUGH if through else PRINT, lots, size, level, before, order)
     return count
 
+# %% ../../nbs/trading/13_orders.ipynb #o28a
 @njit(cache=True)
 def _taken(taken: np.ndarray, key: int) -> int:
     "Where lots that we took from a level are counted, 0: nowhere; row 0 says how many rows there are"

@@ -448,8 +448,7 @@ def run_configurations(
     if clock.light and (funding is None or not len(funding)) and (rules.interval_ns == rules.interval_ns[0]).all():
         clock.steady = (fields_read(quoter) or {'unknown'}) <= STANDING   # see light orders
     desk.sides.stale = np.array(prepared.resumes) & (not whole)
-    begin = prepared.start_ns if whole else prepared.first_ns
-    desk.state.next_decision_ns = begin + rules.interval_ns[::assets]
+    desk.state.next_decision_ns = (prepared.start_ns if whole else prepared.first_ns) + rules.interval_ns[::assets]
     clock.next_decision_ns = desk.state.next_decision_ns.min()
     runs = Runs(desk, prepared)
     runs.opening = np.broadcast_to(np.asarray(position_lots), (configs, assets))

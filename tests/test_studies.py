@@ -1,9 +1,13 @@
 "The numbers of the studies: computed here by the calls that the pages make, and held to the errors that the pages state"
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from cryptoexp.market.statistics import SECOND, imbalance_by_interval, order_flow, quote_path
+from cryptoexp.market.tape import Tape, read_recording
 from cryptoexp.trading.optimal import glft_closed_form, glft_eigenvector, glft_exact
 
 GLFT = {   # σ, A, k, γ -> inventory -> distance of the bid: exact with 600 s to go, eigenvector, closed form; computed by another program
@@ -23,3 +27,22 @@ def test_glft_to_nine_decimals(market: tuple[float, float, float, float]) -> Non
         np.testing.assert_allclose((exact.at(q)[0], late.at(q)[0], line[0]), wanted, rtol=0, atol=5.1e-10)
         mirrored = exact.at(-q)[1], late.at(-q)[1], glft_closed_form(-q, gamma, sigma, decay, intensity)[1]
         np.testing.assert_allclose(mirrored, wanted, rtol=0, atol=5.1e-10)
+
+
+FLOW = {.1: .353, .5: .439, 1: .513, 2: .555, 5: .614, 10: .589}   # R² by seconds, first measured on the raw lines by other code
+
+
+@pytest.fixture(scope='module')
+def spot(data_folder: Path) -> Tape:
+    return read_recording([data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')], streams='diff-only')
+
+
+def test_order_flow_explains_what_was_first_measured(spot: Tape) -> None:
+    path = quote_path(spot.events)
+    flow = order_flow(*(path[name].to_numpy() for name in ('bid_tick', 'bid_lots', 'ask_tick', 'ask_lots')))
+    local, mid = path.local_ns.to_numpy(), ((path.bid_tick + path.ask_tick) / 2).to_numpy()
+    for seconds, wanted in FLOW.items():
+        by = imbalance_by_interval(local, mid, flow, int(seconds * SECOND))
+        assert by.move.sum() == mid[-1] - mid[0] and by.imbalance.sum() == flow.sum()
+        assert abs(np.corrcoef(by.imbalance, by.move)[0, 1] ** 2 - wanted) < 6e-4, seconds
+        assert np.corrcoef(by.imbalance[:-1], by.move[1:])[0, 1] ** 2 < .05, seconds   # explaining is not foretelling

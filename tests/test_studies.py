@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryptoexp.market.statistics import SECOND, imbalance_by_interval, order_flow, quote_path
+from cryptoexp.market.micro_price import fit_micro_price
+from cryptoexp.market.statistics import SECOND, imbalance_by_interval, order_flow, quote_path, value_at, weighted_mid
 from cryptoexp.market.tape import Tape, read_recording
 from cryptoexp.trading.optimal import glft_closed_form, glft_eigenvector, glft_exact
 
@@ -46,3 +47,19 @@ def test_order_flow_explains_what_was_first_measured(spot: Tape) -> None:
         assert by.move.sum() == mid[-1] - mid[0] and by.imbalance.sum() == flow.sum()
         assert abs(np.corrcoef(by.imbalance, by.move)[0, 1] ** 2 - wanted) < 6e-4, seconds
         assert np.corrcoef(by.imbalance[:-1], by.move[1:])[0, 1] ** 2 < .05, seconds   # explaining is not foretelling
+
+
+def test_micro_price_out_of_sample(spot: Tape) -> None:
+    path = quote_path(spot.events)
+    touch, middle = [path[name].to_numpy() for name in ('bid_tick', 'bid_lots', 'ask_tick', 'ask_lots')], len(path) // 2
+    fitted = fit_micro_price(*(column[:middle] for column in touch))
+    one = fitted.table().query('spread == 1')
+    assert fitted.residual < 1e-9 and (np.diff(one.adjustment) > 0).all() and (abs(one.adjustment) >= abs(one['first'])).all()
+    local, second = path.local_ns.to_numpy()[middle:], [column[middle:] for column in touch]
+    mid, grid = (second[0] + second[2]) / 2, np.arange(local[0], local[-1] - SECOND, SECOND // 10)
+    at = np.searchsorted(local, grid, 'right') - 1
+    now = [column[at] for column in second]
+    move = value_at(local, mid, grid + SECOND // 2) - mid[at]
+    def skill(price: np.ndarray) -> float: return float(1 - np.nanmean((mid[at] + move - price) ** 2) / np.nanmean(move ** 2))
+    assert .102 < skill(fitted.price(*now)) < .149        # the band that the page states, half a second ahead
+    assert abs(skill(weighted_mid(*now)) - .0012) < .0007

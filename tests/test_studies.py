@@ -8,7 +8,9 @@ import pytest
 
 from cryptoexp.market.micro_price import fit_micro_price
 from cryptoexp.market.statistics import SECOND, imbalance_by_interval, order_flow, quote_path, value_at, weighted_mid
-from cryptoexp.market.tape import Tape, read_recording
+from cryptoexp.market.tape import Tape, on_one_clock, read_recording
+from cryptoexp.trading.comparison import compare_models
+from cryptoexp.trading.models import MODELS
 from cryptoexp.trading.optimal import glft_closed_form, glft_eigenvector, glft_exact
 
 GLFT = {   # σ, A, k, γ -> inventory -> distance of the bid: exact with 600 s to go, eigenvector, closed form; computed by another program
@@ -63,3 +65,24 @@ def test_micro_price_out_of_sample(spot: Tape) -> None:
     def skill(price: np.ndarray) -> float: return float(1 - np.nanmean((mid[at] + move - price) ** 2) / np.nanmean(move ** 2))
     assert .102 < skill(fitted.price(*now)) < .149        # the band that the page states, half a second ahead
     assert abs(skill(weighted_mid(*now)) - .0012) < .0007
+
+
+@pytest.fixture(scope='module')
+def both(data_folder: Path) -> list[Tape]:   # fused, on one clock
+    days = [data_folder/f'binance_spot/btcusdt_{day}.gz' for day in ('20240808', '20240809')]
+    return on_one_clock([read_recording(days), read_recording(data_folder/'binance_usdm/btcusdt_20240808.gz')])
+
+
+def test_all_models_lose_without_fees_and_rest_with_them(both: list[Tape]) -> None:
+    compared = compare_models(*both)
+    free, paid = compared.table.loc['zero-fee-tier'], compared.table.loc['binance-spot']
+    assert set(free.index) == set(MODELS) and (compared.table.note == '').all()
+    assert (paid.fills == 0).all() and np.allclose(paid.excess, 0, atol=1e-6)
+    assert (free.excess < 0).all() and free.markout_1s.between(-1.2, -.7).all() and (free.high < 0).sum() == 14
+    for name, (fills, low, high) in {'join': (1147, -.0132, -.0043), 'glft': (220, -.0151, -.0060), 'other_market': (87, -.0263, -.0070)
+                                     }.items():
+        one = free.loc[name]
+        assert one.fills == fills and low - 5e-5 <= one.per_fill <= high + 5e-5                # within the band of the page
+        assert one.per_fill == pytest.approx(one.excess / one.fills) and abs(one.low - low) < 1e-4 and abs(one.high - high) < 1e-4
+    np.testing.assert_allclose(free.loc['signal', free.columns != 'note'].astype(float),       # no signal: the inventory skew
+                               free.loc['inventory_skew', free.columns != 'note'].astype(float))

@@ -1,17 +1,22 @@
 "The numbers of the studies: computed here by the calls that the pages make, and held to the errors that the pages state"
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cryptoexp.config import load_config
 from cryptoexp.market.micro_price import fit_micro_price
-from cryptoexp.market.statistics import SECOND, imbalance_by_interval, order_flow, quote_path, value_at, weighted_mid
+from cryptoexp.market.statistics import SECOND, imbalance_by_interval, markouts, order_flow, quote_path, value_at, weighted_mid
 from cryptoexp.market.tape import Tape, on_one_clock, read_recording
-from cryptoexp.trading.comparison import compare_models
+from cryptoexp.trading.backtest import backtest
+from cryptoexp.trading.comparison import compare_models, touch_fills
+from cryptoexp.trading.doubts import touch_of
 from cryptoexp.trading.models import MODELS
 from cryptoexp.trading.optimal import glft_closed_form, glft_eigenvector, glft_exact
+from cryptoexp.trading.sweep import sweep
 
 GLFT = {   # σ, A, k, γ -> inventory -> distance of the bid: exact with 600 s to go, eigenvector, closed form; computed by another program
     (.3, .9, .3, .01): {0: (3.313045410, 3.313045419, 3.312915199), 1: (3.381168074, 3.381168101, 3.380781031),
@@ -86,3 +91,22 @@ def test_all_models_lose_without_fees_and_rest_with_them(both: list[Tape]) -> No
         assert one.per_fill == pytest.approx(one.excess / one.fills) and abs(one.low - low) < 1e-4 and abs(one.high - high) < 1e-4
     np.testing.assert_allclose(free.loc['signal', free.columns != 'note'].astype(float),       # no signal: the inventory skew
                                free.loc['inventory_skew', free.columns != 'note'].astype(float))
+
+
+def test_a_simulator_without_a_queue_is_an_optimist(both: list[Tape]) -> None:
+    spot, config = both[0], replace(load_config(preset='zero-fee-tier'), model='join')
+    ways = [dict(entry_latency_ms=way, response_latency_ms=way, queue=queue) for way in (1, 10) for queue in ('behind', 'ahead')]
+    table = sweep(spot, None, ways, config=config, progress=False).set_index(['entry_latency_ms', 'queue'])
+    np.testing.assert_allclose(table.markout_1s_bps, [-.977, -.674, -.979, -.670], atol=2e-3)   # the queue counts, the latency does not
+    result = backtest(spot, config=config)
+    orders = result.orders.query('arrived_ns > 0 and status != "expired"')
+    met, filled = touch_fills(orders, spot.timeline()), orders.filled_lots.to_numpy() > 0
+    touch = touch_of(spot.timeline(), False, spot.fused)
+    def worth(chosen: np.ndarray) -> float:
+        part = orders[chosen]
+        later = markouts(touch.time_ns, (touch.bid_tick + touch.ask_tick) / 2, met[chosen], part.side.to_numpy(),
+                         part.tick.to_numpy(float), [SECOND])[:, 0]
+        known = ~np.isnan(later)
+        return float(np.average(later[known], weights=part.lots[known]))
+    assert abs((met > 0).mean() - .625) < .005 and abs(filled.mean() - .481) < .005
+    assert -.244 < worth(met > 0) < -.069 and .549 < worth((met > 0) & ~filled) < .761          # the bands of the page

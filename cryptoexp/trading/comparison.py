@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKOUTS', 'PRESETS', 'RunTrace', 'trace_run', 'traced', 'judge', 'Comparison', 'aim_of', 'at_target',
-           'compare_models', 'watch']
+           'compare_models', 'watch', 'touch_fills']
 
 # %% ../../nbs/trading/13_comparison.ipynb #q04
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..config import MarketMakingConfig, load_config
 from ..market.book import touch_path
+from ..market.events import BUY, TRADE, Events
 from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from ..market.statistics import markouts
 from ..market.tape import Tape
@@ -207,3 +208,21 @@ def watch(tape: Tape, other: Tape) -> Prepared:
     ours, theirs = (rows[rows.local_ns <= end] for rows in (ours, theirs))
     if not (len(ours) and len(theirs)): raise ValueError(f'{source_name(tape)} and {source_name(other)} have no time in common')
     return prepare([(ours, tape.instrument), (theirs, other.instrument)], best_quotes=tape.fused and other.fused)
+
+# %% ../../nbs/trading/13_comparison.ipynb #q22
+def touch_fills(
+    orders: pd.DataFrame,   # of a result: side, tick, arrived_ns (at the venue; 0: never), ended_ns
+    events: Events,         # a timeline
+) -> np.ndarray:            # int64 ns of the venue's clock, one an order; 0 where nobody traded at its price or through it
+    "When an order would have been filled if there were no queue: at the first print at its price, or through it"
+    prints = events[events.kind == TRADE].exchange_rows()
+    when = np.maximum.accumulate(prints.exchange_ns)
+    bought, found = (prints.flags & BUY) != 0, np.zeros(len(orders), np.int64)
+    starts = np.searchsorted(when, orders.arrived_ns.to_numpy(), 'right')
+    ends = np.searchsorted(when, orders.ended_ns.to_numpy(), 'right')
+    for place, (side, tick, arrived) in enumerate(zip(orders.side.tolist(), orders.tick.tolist(), orders.arrived_ns.tolist())):
+        if not arrived: continue
+        inside = slice(starts[place], ends[place])
+        met = (bought[inside] != (side > 0)) & (side * (tick - prints.tick[inside]) >= 0)
+        if met.any(): found[place] = when[inside][met.argmax()]
+    return found

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from cryptoexp.config import load_config
+from cryptoexp.market.events import TRADE
 from cryptoexp.market.micro_price import fit_micro_price
 from cryptoexp.market.statistics import SECOND, imbalance_by_interval, markouts, order_flow, quote_path, value_at, weighted_mid
 from cryptoexp.market.tape import Tape, on_one_clock, read_recording
 from cryptoexp.trading.backtest import backtest
-from cryptoexp.trading.comparison import compare_models, touch_fills
+from cryptoexp.trading.comparison import at_target, compare_models, touch_fills, trace_run, watch
 from cryptoexp.trading.doubts import touch_of
 from cryptoexp.trading.models import MODELS
 from cryptoexp.trading.optimal import glft_closed_form, glft_eigenvector, glft_exact
@@ -110,3 +111,14 @@ def test_a_simulator_without_a_queue_is_an_optimist(both: list[Tape]) -> None:
         return float(np.average(later[known], weights=part.lots[known]))
     assert abs((met > 0).mean() - .625) < .005 and abs(filled.mean() - .481) < .005
     assert -.244 < worth(met > 0) < -.069 and .549 < worth((met > 0) & ~filled) < .761          # the bands of the page
+
+
+def test_seeing_the_perpetual_loses_less_and_still_loses(both: list[Tape]) -> None:
+    two, price = watch(*both), 61837.635
+    base = replace(at_target(load_config(preset='zero-fee-tier'), both[0].instrument, price), refresh_interval=.02)
+    def excess(model: str, **own: float) -> float:
+        return float(trace_run(two, replace(base, model=model, model_parameters={'half_spread_bps': .5, **own})).excess[-1])
+    alone, sees = excess('inventory_skew'), excess('other_market', half_life_s=10.)
+    assert alone < sees < 0 and .42 < sees - alone < 2.03        # the band of the page at five milliseconds
+    late = [rows.local_ns - rows.exchange_ns for tape in both for rows in [tape.timeline()[tape.timeline().kind == TRADE]]]
+    assert both[0].clock == both[1].clock and late[1].min() - late[0].min() > 2_000_000   # one clock: the perpetual is further away

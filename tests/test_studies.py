@@ -12,7 +12,7 @@ from cryptoexp.market.events import TRADE
 from cryptoexp.market.micro_price import fit_micro_price
 from cryptoexp.market.statistics import SECOND, imbalance_by_interval, markouts, order_flow, quote_path, value_at, weighted_mid
 from cryptoexp.market.tape import Tape, on_one_clock, read_recording
-from cryptoexp.trading.backtest import backtest
+from cryptoexp.trading.backtest import backtest, bracket
 from cryptoexp.trading.comparison import at_target, compare_models, touch_fills, trace_run, watch
 from cryptoexp.trading.doubts import touch_of
 from cryptoexp.trading.models import MODELS
@@ -122,3 +122,16 @@ def test_seeing_the_perpetual_loses_less_and_still_loses(both: list[Tape]) -> No
     assert alone < sees < 0 and .42 < sees - alone < 2.03        # the band of the page at five milliseconds
     late = [rows.local_ns - rows.exchange_ns for tape in both for rows in [tape.timeline()[tape.timeline().kind == TRADE]]]
     assert both[0].clock == both[1].clock and late[1].min() - late[0].min() > 2_000_000   # one clock: the perpetual is further away
+
+
+def test_the_queue_leaves_open_what_the_page_says(both: list[Tape]) -> None:
+    free = load_config(preset='zero-fee-tier')
+    away = dict(model='inventory_skew', model_parameters={'half_spread_bps': 1., 'skew_bps': .05})
+    wanted = [(0, dict(model='join'), (1067, 1698), (-13.95, -13.57)), (0, away, (260, 260), (-5.76, -5.76)),
+              (1, dict(model='join'), (452, 837), (-3.02, -1.40)), (1, away, (80, 80), (-2.75, -2.75))]
+    for market, maker, fills, profit in wanted:
+        found = bracket(both[market], config=replace(free, **maker))   # type: ignore[arg-type]
+        if market == 0: assert (found.table.fills.min(), found.table.fills.max()) == fills and np.allclose(found.range, profit, atol=6e-3)
+        else:   # another clock than that of the page: the perpetual is 2.4 ms further away
+            assert np.allclose((found.table.fills.min(), found.table.fills.max()), fills, rtol=.1)
+            assert (found.range[1] - found.range[0] < .01) == (profit[0] == profit[1])

@@ -1,23 +1,28 @@
 "The numbers of the studies: computed here by the calls that the pages make, and held to the errors that the pages state"
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from replay_server import ReplayServer, read_lines
 
 from cryptoexp.config import load_config
 from cryptoexp.market.events import TRADE
 from cryptoexp.market.micro_price import fit_micro_price
 from cryptoexp.market.statistics import SECOND, imbalance_by_interval, markouts, order_flow, quote_path, value_at, weighted_mid
-from cryptoexp.market.tape import Tape, on_one_clock, read_recording
+from cryptoexp.market.tape import Tape, load_tape, on_one_clock, read_recording
+from cryptoexp.market_making import MarketMaker
 from cryptoexp.trading.backtest import backtest, bracket
 from cryptoexp.trading.comparison import at_target, compare_models, touch_fills, trace_run, watch
 from cryptoexp.trading.doubts import touch_of
+from cryptoexp.trading.fill_scores import happened, predict_fills, read_order_log, score_fills
 from cryptoexp.trading.models import MODELS
 from cryptoexp.trading.optimal import glft_closed_form, glft_eigenvector, glft_exact
 from cryptoexp.trading.sweep import sweep
+from cryptoexp.trading.venue import Latency, QueueModel, Venue
 
 GLFT = {   # σ, A, k, γ -> inventory -> distance of the bid: exact with 600 s to go, eigenvector, closed form; computed by another program
     (.3, .9, .3, .01): {0: (3.313045410, 3.313045419, 3.312915199), 1: (3.381168074, 3.381168101, 3.380781031),
@@ -135,3 +140,40 @@ def test_the_queue_leaves_open_what_the_page_says(both: list[Tape]) -> None:
         else:   # another clock than that of the page: the perpetual is 2.4 ms further away
             assert np.allclose((found.table.fills.min(), found.table.fills.max()), fills, rtol=.1)
             assert (found.range[1] - found.range[0] < .01) == (profit[0] == profit[1])
+
+
+def test_a_log_tells_which_queue_its_venue_has(both: list[Tape], tmp_path: Path) -> None:
+    spot, config = both[0], replace(load_config(preset='zero-fee-tier'), model='join')
+    rows = spot.timeline()
+    latency = Latency.drawn(3, int(rows.local_ns[0]), int(rows.local_ns[-1]), 5., .5)
+    backtest(spot, config=config, venue=Venue.from_config(config, queue=QueueModel('power', 1), latency=latency)).write(tmp_path)
+    log = read_order_log(tmp_path/'orders.csv', spot.instrument)
+    came, told = happened(log, SECOND), predict_fills(log, spot, SECOND).ge(log.lots, axis=0).astype(float)
+    scores = {name: score_fills(told[name].to_numpy(), came) for name in told}
+    assert scores['power(1)'].orders == 870 and scores['power(1)'].brier == 0        # not one order of 870 is foretold wrongly
+    for name, brier in {'behind': .0299, 'log': .0057, 'power(2)': .0172, 'power(3)': .0218, 'ahead': .0667}.items():
+        assert abs(scores[name].brier - brier) < 5e-4, name
+    touched = touch_fills(log.assign(ended_ns=log.arrived_ns + SECOND), rows) > 0
+    assert score_fills(touched.astype(float), came).skill < -.3                      # worse than the base rate
+    mean = score_fills(told.mean(axis=1).to_numpy(), came, classes=6)
+    assert mean.curve.orders.sum() == 870 and (mean.curve.happened.iloc[:3] == 0).all()   # no probability where the models disagree
+
+
+def test_the_log_of_a_live_session_is_foretold(data_folder: Path, tmp_path: Path) -> None:
+    "Recorded frames through a server that speaks the venue's protocol; the session's own orders.csv and its sealed tape"
+    lines = read_lines([data_folder/'binance_spot'/'btcusdt_20240808.gz'], 20_000)
+    async def session() -> MarketMaker:
+        async with ReplayServer(lines, speed=20) as server:
+            config = load_config(preset='zero-fee-tier', overrides={'venue_urls': {
+                'binance_rest': server.rest_url, 'binance_websocket': server.websocket_url}})
+            maker = MarketMaker(config, source='binance', preset='zero-fee-tier', duration=100, speed=20, out=tmp_path, journal=True)
+            await asyncio.wait_for(maker.run(), 120)
+            return maker
+    maker = asyncio.run(session())
+    assert maker.folder is not None
+    tape = load_tape(maker.folder/'tape-0001.parquet')
+    log = read_order_log(maker.folder/'orders.csv', tape.instrument)
+    told = predict_fills(log, tape, SECOND).ge(log.lots, axis=0).astype(float)
+    scores = {name: score_fills(told[name].to_numpy(), happened(log, SECOND)) for name in told}
+    assert scores['behind'].orders > 10 and 0 < scores['behind'].base
+    assert min(scores, key=lambda name: scores[name].brier) == 'behind' and scores['behind'].brier < .02

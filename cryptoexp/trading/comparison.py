@@ -117,8 +117,6 @@ def judge(
     return told | dict(away=float(away.mean()), most_away=float(away.max()))
 
 # %% ../../nbs/trading/13_comparison.ipynb #q16
-PRESETS = ('zero-fee-tier', 'binance-spot')
-
 @dataclass(frozen=True, eq=False)
 class Comparison:
     "Models side by side"
@@ -132,10 +130,10 @@ class Comparison:
 
     def figure(self) -> 'Figure':
         "Profit of a fill with its band, models in the order of the first preset"
-        style: Any = FIGURE_STYLE
         import matplotlib as mpl
         from matplotlib.figure import Figure
 
+        style: Any = FIGURE_STYLE
         presets = list(self.table.index.unique('preset'))
         order = self.table.loc[presets[0]].sort_values('per_fill').index
         with mpl.rc_context(style):
@@ -151,8 +149,8 @@ class Comparison:
             ends = np.abs(self.table[['low', 'high', 'per_fill']].to_numpy(float)).max(1)
             widest, reach = (float(np.nanmax(ends)), 3 * float(np.nanmedian(ends))) if np.isfinite(ends).any() else (1.0, 1.0)
             if widest > reach: axes.set_xlim(-reach, reach)   # one band must not hide all others
-            axes.set(xlabel='profit of a fill, quote currency, with a band of 95 %' + ' (the widest are cut)' * (widest > reach),
-                     title=f'{self.source}' + ' · SYNTHETIC MARKET' * self.synthetic)
+            axes.set(xlabel='profit of a fill, quote currency, with a band of 95 %' + ' (the widest are cut)' * (widest > reach))
+            axes.set_title(self.source + ' · SYNTHETIC MARKET' * self.synthetic)
             axes.legend(fontsize=7, loc='best')
         return figure
 
@@ -165,6 +163,8 @@ class Comparison:
         return page.figure(self.figure(), 'Fills of the first preset in brackets; blocks of time, drawn with replacement.')._repr_html_()
 
 # %% ../../nbs/trading/13_comparison.ipynb #q17
+PRESETS = ('zero-fee-tier', 'binance-spot')
+
 def aim_of(config: MarketMakingConfig, instrument: Instrument) -> float:
     "The share of equity that the models aim at: on margin none, unless the configuration says so"
     return config.target_share if instrument.kind == 'spot' or config.inventory_target is not None else 0.0

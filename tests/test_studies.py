@@ -12,6 +12,7 @@ from replay_server import ReplayServer, read_lines
 from cryptoexp.config import load_config
 from cryptoexp.market.events import TRADE
 from cryptoexp.market.micro_price import fit_micro_price
+from cryptoexp.market.named_orders import name_orders, newest, oldest
 from cryptoexp.market.statistics import SECOND, imbalance_by_interval, markouts, order_flow, quote_path, value_at, weighted_mid
 from cryptoexp.market.tape import Tape, load_tape, on_one_clock, read_recording
 from cryptoexp.market_making import MarketMaker
@@ -177,3 +178,11 @@ def test_the_log_of_a_live_session_is_foretold(data_folder: Path, tmp_path: Path
     scores = {name: score_fills(told[name].to_numpy(), happened(log, SECOND)) for name in told}
     assert scores['behind'].orders > 10 and 0 < scores['behind'].base
     assert min(scores, key=lambda name: scores[name].brier) == 'behind' and scores['behind'].brier < .02
+
+
+def test_a_truth_that_is_made_up_lies_in_the_bracket(spot: Tape) -> None:
+    config = replace(load_config(preset='zero-fee-tier'), model='join')
+    for rule, near in ((newest, 'behind'), (oldest, 'ahead')):
+        named = name_orders(spot, rule)
+        found = bracket(named, config=config, queues=(QueueModel('behind'), QueueModel('ahead'), QueueModel('l3'))).table.pnl_bps
+        assert found['behind'] - 1e-9 <= found['l3'] <= found['ahead'] + 1e-9 and abs(found['l3'] - found[near]) < 2e-3, rule.__name__

@@ -16,8 +16,8 @@ from cryptoexp.market.named_orders import name_orders, newest, oldest
 from cryptoexp.market.statistics import SECOND, imbalance_by_interval, markouts, order_flow, quote_path, value_at, weighted_mid
 from cryptoexp.market.tape import Tape, load_tape, on_one_clock, read_recording
 from cryptoexp.market_making import MarketMaker
+from cryptoexp.trading.all_models import at_target, compare_models, touch_fills, trace_run, watch
 from cryptoexp.trading.backtest import backtest, bracket
-from cryptoexp.trading.comparison import at_target, compare_models, touch_fills, trace_run, watch
 from cryptoexp.trading.doubts import touch_of
 from cryptoexp.trading.fill_scores import happened, predict_fills, read_order_log, score_fills
 from cryptoexp.trading.models import MODELS

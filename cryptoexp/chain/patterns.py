@@ -7,8 +7,8 @@ __all__ = ['DUST', 'SMALL', 'RARE', 'FLAGS', 'BLOCKS_A_DAY', 'ANCIENT', 'RISKY',
            'consolidation', 'batch_payment', 'exchange_withdrawal', 'deposit_sweep', 'peeling_chain', 'dust_campaign',
            'dust_output', 'dust_spent', 'fee_outlier', 'overpaid', 'paid_by_relative', 'rare_script', 'signature_marks',
            'signatures_of', 'signatures', 'unusual_sighash', 'fingerprint', 'replaceable', 'conflict', 'address_reuse',
-           'ages_of', 'old_coins', 'sanctioned_direct', 'sanctioned_one_hop', 'sanctioned_cluster', 'tainted',
-           'category_of', 'labelled_parties', 'labelled']
+           'ages_of', 'old_coins', 'sanctioned_direct', 'sanctioned_one_hop', 'taint_values', 'sanctioned_cluster',
+           'tainted', 'category_of', 'labelled_parties', 'labelled']
 
 # %% ../../nbs/chain/16_patterns.ipynb #c04
 import math
@@ -217,7 +217,12 @@ def sanctioned_direct(tx: Transaction, context: Context) -> Signal | None:
 
 def sanctioned_one_hop(tx: Transaction, context: Context) -> Signal | None:
     "The payer received the coin from an address on a list of sanctions"
-    return found('sanctioned_one_hop', context.tainted, 0.9, 'PHL', share=round(context.tainted, 4)) if context.distance == 2 else None
+    if context.distance != 2: return None
+    return found('sanctioned_one_hop', context.tainted, 0.9, 'PHL', share=round(context.tainted, 4), **taint_values(context))
+
+def taint_values(context: Context) -> dict[str, float | str]:
+    "By which rule, and what the others say"
+    return dict(rule=context.taint_rule) | {rule: round(share, 4) for rule, share in context.taints.items()}
 
 def sanctioned_cluster(tx: Transaction, context: Context) -> Signal | None:
     "An address that acts together with one on a list of sanctions"
@@ -231,7 +236,7 @@ def sanctioned_cluster(tx: Transaction, context: Context) -> Signal | None:
 def tainted(tx: Transaction, context: Context) -> Signal | None:
     "A share of what it spends comes from sanctioned addresses, some hops away"
     if context.distance < 3: return None
-    return found('tainted', context.tainted, 0.6, 'PHL', share=round(context.tainted, 4), hops=context.distance - 1)
+    return found('tainted', context.tainted, 0.6, 'PHL', share=round(context.tainted, 4), hops=context.distance - 1, **taint_values(context))
 
 # %% ../../nbs/chain/16_patterns.ipynb #c30
 RISKY = frozenset(('mixing_service', 'ransomware', 'market', 'darknet_market', 'scam', 'hack', 'theft', 'extortion', 'ponzi_scheme',

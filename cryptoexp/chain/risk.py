@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 import msgspec
+from .flow import TAINT_RULES
 from .signal import LEAST_SEEN, Signal, Window, found, robust_z
 from .transaction import COIN
 from ..config import ConfigError, Problem, Rule, nearest
@@ -63,6 +64,7 @@ class RiskConfig:
     large_z: float = 3.5
     window: int = 2_000
     hops: int = 4
+    taint: str = 'haircut'                # or fifo or poison: by which rule taint is signalled; all three are told
 
     def __post_init__(self) -> None:
         if problems := config_problems(self): raise ConfigError(problems)
@@ -71,6 +73,8 @@ class RiskConfig:
 def config_problems(config: RiskConfig) -> list[Problem]:   # empty: it may be used
     "Everything wrong with a configuration"
     problems = [Problem(name, text) for name, rule in RULES.items() if (text := rule.problem(getattr(config, name)))]
+    if config.taint not in TAINT_RULES:
+        problems.append(Problem('taint', f'{config.taint!r} is no rule of taint; {nearest(str(config.taint), list(TAINT_RULES))}'))
     weight = Rule('points', 'the most a pattern contributes', least=0, most=100)
     for name, value in config.weights.items():
         near = nearest(str(name), list(WEIGHTS))
@@ -161,11 +165,11 @@ PARTY_REASONS: Mapping[str, tuple[str, str]] = {
         '{addresses:of its addresses acts|of its addresses act} together with an address on a list of sanctions.',
         '其中 {addresses} 个地址与制裁名单上的地址属于同一簇。'),
     'sanctioned_one_hop': (
-        'A share of {share} of this money reached the payer directly from a sanctioned address.',
-        '付款方的资金占比 {share} 直接来自制裁名单上的地址。'),
+        'A share of {share} of this money, by the rule of {rule}, reached the payer directly from a sanctioned address.',
+        '按{rule}规则，付款方的资金占比 {share} 直接来自制裁名单上的地址。'),
     'tainted': (
-        'It is tainted: a share of {share} of the money comes from an address on a list of sanctions, {hops:hop|hops} away.',
-        '资金占比 {share} 来自制裁名单地址，相隔跳数为 {hops}。'),
+        'It is tainted: a share of {share} of the money, by the rule of {rule}, comes from a sanctioned address, {hops:hop|hops} away.',
+        '按{rule}规则，资金占比 {share} 来自制裁名单地址，相隔跳数为 {hops}。'),
     'risky_party': (
         'A list names the {side} as {name}, of the category {category}.',
         '标签显示{side}为 {name}，类别为{category}。'),
@@ -304,11 +308,12 @@ WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing,
 
 # %% ../../nbs/chain/17_risk.ipynb #rz01
 AMOUNTS = frozenset(('amount', 'pool'))      # values in satoshi, told in bitcoin
-SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'rate': 'sat/vB', 'usual': 'sat/vB', 'enough': 'sat/vB', 'together': 'sat/vB',
+SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'haircut': '%', 'fifo': '%', 'poison': '%', 'rate': 'sat/vB', 'usual': 'sat/vB', 'enough': 'sat/vB', 'together': 'sat/vB',
                                    'days': 'days', 'dormancy': 'days', 'entropy': 'bits', 'z': 'ratio', 'least': 'sat', 'limit': 'sat'}
 SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word of ours -> how a sentence says it, in both languages
     'side': {'receiver': ('receiver', '收款方'), 'sender': ('sender', '付款方'),
              'both': ('sender and receiver', '付款方和收款方')},
+    'rule': {'haircut': ('haircut', '按比例'), 'fifo': ('first in first out', '先进先出'), 'poison': ('poison', '毒丸')},
     'kind': {'p2pk': ('a bare public key', '裸公钥'), 'p2ms': ('bare multi-signature', '裸多重签名'), 'anchor': ('an anchor', '锚定输出'),
              'witness_unknown': ('an unknown witness version', '未知见证版本'), 'nonstandard': ('none that is standard', '非标准脚本'),
              'image': ('a picture', '图像'), 'text': ('text', '文本'), 'application': ('a file', '文件'), 'audio': ('sound', '音频'),
@@ -405,7 +410,7 @@ FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
     'category': '类别', 'kind': '类型', 'type': '类型编号',
     'levels': '层级', 'flag': '标志', 'protocol': '协议', 'alphabet': '字符集',
     'token': '代币编号', 'units': '单位数',
-    'marks': '特征数',
+    'marks': '特征数', 'rule': '规则', 'haircut': '按比例份额', 'fifo': '先进先出份额', 'poison': '毒丸份额',
     'number': '数量', 'new': '新加入', 'version': '版本', 'locktime': '锁定时间', 'order': '排序', 'input_kinds': '输入类型'}
 
 # %% ../../nbs/chain/17_risk.ipynb #rf01

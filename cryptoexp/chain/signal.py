@@ -141,8 +141,10 @@ class Context(msgspec.Struct):
     accounts: list[Account | None]    # of the keys of the outputs, as they were before; None: not seen
     joint: float = 0.0                # confidence that several people made it, from the CoinJoin detectors
     chain: int = 0                    # transactions of the peeling chain up to this one
-    tainted: float = 0.0              # share of the value spent that comes from sanctioned addresses
-    distance: int = 0                 # hops from them; 0: none is known
+    tainted: float = 0.0              # share of the value spent that comes from sanctioned addresses, by the rule that decides
+    distance: int = 0                 # hops from them, by the same rule; 0: none is known
+    taint_rule: str = 'haircut'       # which rule that is, see `flow.TAINT_RULES`
+    taints: dict[str, float] = {}     # the share by each rule, where there is one
     rivals: int = 0                   # transactions seen that spend an output it spends too
     signatures: list[tuple[int, int]] | None = None   # worked out when asked for, see `patterns.signatures_of`
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYNTHETIC', 'BEGIN', 'STEP', 'HEIGHT', 'EXCHANGE', 'MIXER', 'LISTED', 'Story', 'HOSTILE', 'STORIES', 'Coin', 'named',
            'coin_of', 'signature', 'Mint', 'ordinary', 'embedded_labels', 'parties', 'joints', 'shapes', 'carriers',
-           'habits', 'embedded_transactions', 'embedded_events', 'EmbeddedSource']
+           'habits', 'proofs', 'embedded_transactions', 'embedded_events', 'EmbeddedSource']
 
 # %% ../../nbs/chain/21_embedded.ipynb #em04
 import hashlib
@@ -172,7 +172,18 @@ def habits(mint: Mint) -> list[Transaction]:
             mint.pay([Coin(7_000_000, me)], [*mint.outs(4_000_000), Output(2_998_000, me)]),
             mint.pay([twice], mint.outs(7_990_000)), mint.pay([twice], mint.outs(7_950_000))]
 
-STORIES: tuple[Story, ...] = (parties, joints, shapes, carriers, habits)
+def proofs(mint: Mint) -> list[Transaction]:
+    "What inputs reveal: two of three keys, an annex; and hashes that are none"
+    point = b'\x21\x02' + bytes.fromhex('79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798')
+    held = (b'', signature(mint.generator), signature(mint.generator), b'\x52' + point * 3 + b'\x53\xae')
+    text = b'stamp: synthetic, and of no worth'
+    row = (len(text).to_bytes(2, 'big') + text).ljust(64, b'\0')
+    hashes = [Output(1_000, b'\0\x20' + row[:32]), Output(1_000, b'\0\x20' + row[32:])]
+    return [mint.pay(mint.coins(6_000_000), mint.outs(5_998_000), witness=held),
+            mint.pay(mint.coins(6_000_000), mint.outs(5_998_000), witness=(mint.generator.randbytes(64), b'\x50synthetic')),
+            mint.pay(mint.coins(400_000), [*hashes, *mint.outs(396_000)])]
+
+STORIES: tuple[Story, ...] = (parties, joints, shapes, carriers, proofs, habits)
 
 # %% ../../nbs/chain/21_embedded.ipynb #em15
 def embedded_transactions(seed: int = 7) -> list[Transaction]:   # in order

@@ -211,6 +211,9 @@ class Entry(msgspec.Struct, gc=False):
     votes: tuple[tuple[str, int], ...] | None = None   # rule, output it took for change; None: it has none that could be named
     locked: bool | None = None              # whether it has a lock time; None: not told
     rate: int | None = None                 # fee, satoshi a thousand virtual bytes; None: not known
+    fee: int | None = None                  # satoshi; None: not known
+    weight: int | None = None               # weight units; None: not known
+    waits: bool = False                     # for a block, as far as was heard
 
 class History:
     "What was seen of addresses and outputs, within its bounds"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import math
 import msgspec
 from .coinjoin import COINJOINS, Entropy, entropy_of, joint_confidence
-from .flow import CLEAN, TAINT_RULES, Change, change_of, has_change, kept, noted, paid_by, peel_length, taint_of, votes_of
+from .flow import (
+    CLEAN, TAINT_RULES, Change, ancestor_rate, change_of, has_change, kept, noted, paid_by, peel_length, taint_of, votes_of)
 from .history import Account, Entry, History, rivals
 from .labels import Labels
 from .patterns import DETECTORS
@@ -208,6 +209,7 @@ def step(
     context = context_of(tx, at, history, scorer.labels, scorer.fees, scorer.height, scorer.next_block_rate)
     context.rivals = len(rivals(history, tx)) if history.spenders else 0
     context.chain = peel_length(tx, context)
+    if tx.effective_fee_rate is None: context.relatives = ancestor_rate(history, tx, context.fee_rate)
     if (taint := taint_of(tx, context, config.hops)) is not CLEAN:
         context.taint_rule, (context.tainted, context.distance) = config.taint, taint.by(config.taint)
         context.taints = {rule: taint.by(rule)[0] for rule in TAINT_RULES}

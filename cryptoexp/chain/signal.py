@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST_SEEN', 'SLACK', 'LIMIT', 'MOST', 'Detector', 'Signal', 'found', 'deviations_at', 'Window', 'robust_z', 'Cusum',
-           'changed', 'Context', 'most_common', 'context_of']
+           'changed', 'Proofs', 'Context', 'most_common', 'context_of']
 
 # %% ../../nbs/chain/12_signal.ipynb #c04
 import math
@@ -119,6 +119,14 @@ def changed(
     return number
 
 # %% ../../nbs/chain/12_signal.ipynb #c14
+class Proofs(msgspec.Struct, frozen=True, gc=False):
+    "What the inputs reveal of the scripts they satisfy"
+    multisigs: tuple[tuple[int, int], ...] = ()   # signatures needed and keys, of each input that shows such a script
+    key_paths: int = 0          # taproot spends by key
+    script_paths: int = 0       # by script
+    annexes: int = 0            # inputs with an annex
+    annex_bytes: int = 0        # of all of them
+
 class Context(msgspec.Struct):
     "What a detector may look at besides the transaction"
     time: int                         # ns
@@ -144,9 +152,11 @@ class Context(msgspec.Struct):
     tainted: float = 0.0              # share of the value spent that comes from sanctioned addresses, by the rule that decides
     distance: int = 0                 # hops from them, by the same rule; 0: none is known
     taint_rule: str = 'haircut'       # which rule that is, see `flow.TAINT_RULES`
-    taints: dict[str, float] = {}     # the share by each rule, where there is one
+    taints: dict[str, float] | None = None   # the share by each rule; None: there is none
     rivals: int = 0                   # transactions seen that spend an output it spends too
     signatures: list[tuple[int, int]] | None = None   # worked out when asked for, see `patterns.signatures_of`
+    proofs: Proofs | None = None    # worked out when asked for, see `patterns.proofs_of`
+    relatives: float | None = None    # satoshi a virtual byte with the ancestors that wait; None: there are none, or not all is known
 
     def account(self, key: bytes | None) -> Account | None: return self.history.account(key) if key else None
 

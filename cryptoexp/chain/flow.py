@@ -190,9 +190,10 @@ def noted(
 ) -> None:
     "Keep with an entry what may be asked for later"
     entry.votes = None if said is None else tuple([(rule, context.places[place]) for rule, place in said.items()])
-    entry.locked, entry.rate, entry.weight = locked_of(tx), rate_of(context), tx.weight
-    if context.fee_rate is not None and tx.weight: entry.fee = round(context.fee_rate * tx.weight / 4)
-    entry.waits = tx.block is None and not context.coinbase
+    if tx.locktime is not None: entry.locked = tx.locktime > 0
+    if context.coinbase: return
+    entry.waits, entry.weight, rate = tx.block is None, tx.weight, context.fee_rate
+    if rate is not None and tx.weight: entry.rate, entry.fee = int(rate * 1_000), round(rate * tx.weight / 4)
 
 # %% ../../nbs/chain/14_flow.ipynb #c15
 SURE_CHANGE = 0.5   # confidence from which the change is left out of the amount

@@ -424,7 +424,7 @@ FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
     'category': '类别', 'kind': '类型', 'type': '类型编号',
     'levels': '层级', 'flag': '标志', 'protocol': '协议', 'alphabet': '字符集',
     'token': '代币编号', 'units': '单位数',
-    'needed': '所需签名', 'holders': '共管密钥', 'by_key': '以密钥花费', 'campaign': '粉尘来源', 'sequence': '序列号',
+    'needed': '所需签名', 'holders': '共管密钥', 'by_key': '以密钥花费', 'campaign': '粉尘来源', 'dealt': '可分摊', 'sequence': '序列号',
     'marks': '特征数', 'rule': '规则', 'haircut': '比例份额', 'fifo': '先进先出份额', 'poison': '毒丸份额',
     'number': '数量', 'new': '新加入', 'version': '版本', 'locktime': '锁定时间', 'order': '排序', 'input_kinds': '输入类型'}
 

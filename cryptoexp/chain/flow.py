@@ -286,8 +286,7 @@ def first_in_first_out(
             else: laid.append((begin, end, distance))
         place += value
     if len(laid) <= MOST_PIECES: return tuple(laid)
-    least = sorted([begin - end for begin, end, _ in laid])[MOST_PIECES - 1]
-    return tuple([piece for piece in laid if piece[0] - piece[1] <= least][:MOST_PIECES])
+    return tuple(sorted(sorted(laid, key=lambda piece: piece[0] - piece[1])[:MOST_PIECES]))
 
 def cut_out(pieces: Sequence[Piece], begin: int, end: int) -> tuple[Piece, ...]:   # counted from the beginning of the amount
     "The pieces of one amount out of a row of them"

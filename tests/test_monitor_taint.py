@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def coins(draw: st.DrawFn) -> list[list[int]]:
 def pieces_of(row: list[int]) -> tuple[Piece, ...]:
     "Runs of equal distances"
     cuts = [0, *(place for place in range(1, len(row)) if row[place] != row[place - 1]), len(row)]
-    return tuple((begin, end, row[begin]) for begin, end in zip(cuts, cuts[1:], strict=False) if end > begin and row[begin])
+    return tuple((begin, end, row[begin]) for begin, end in pairwise(cuts) if end > begin and row[begin])
 
 
 def coin(row: list[int]) -> tuple[int, tuple[float, ...], tuple[Piece, ...], int]:
@@ -236,7 +237,7 @@ def test_a_withdrawn_transaction_takes_its_taint_with_it(transactions: list[Tran
 
 
 def test_a_reorganisation_takes_taint_with_it() -> None:
-    "A block leaves the chain, another one holds a rival without the tainted input: what spent from the loser is gone, what follows is clean"
+    "A block leaves the chain, another holds a rival without the tainted input: what spent from the loser is gone, what follows is clean"
     watch = Watch(Scorer(LISTED), min_score=0, min_btc=0)
     lost, held = BlockPlace('b' * 64, 5, 1), BlockPlace('c' * 64, 5, 2)
     tainted = made(name_of(1), [(name_of(9), 0, 100, 'listed'), (name_of(8), 0, 100, 'clean')], [(190, 'a')])
@@ -298,7 +299,8 @@ def test_hops_bound_every_rule(rule: str) -> None:
 
 def test_an_unknown_amount_leaves_poison_only() -> None:
     history = History()
-    history.entries[name_of(1)] = Entry(0, 0, (), (), (Output(5, script('a')),), distance=1, tainted=1.0, shares=(1.0,), pieces=((0, 5, 1),))
+    history.entries[name_of(1)] = Entry(0, 0, (), (), (Output(5, script('a')),), distance=1, tainted=1.0, shares=(1.0,),
+                                        pieces=((0, 5, 1),))
     tx = Transaction(name_of(2), None, 2, 0, (Input(name_of(1), 0, b'', 1), Input(name_of(7), 0, b'', 1)), (Output(9, script('b')),))
     taint = taint_of(tx, context_of(tx, 0, history, LISTED, Window(100)))
     assert [taint.by(rule) for rule in TAINT_RULES] == [(0, 0), (0, 0), (1, 2)]

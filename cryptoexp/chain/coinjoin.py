@@ -74,7 +74,7 @@ def many_equal(tx: Transaction, context: Context) -> Signal | None:
     if len(set(context.values_in)) + len(set(context.values)) > (inputs + outputs) / 2: return None
     addresses = [*context.keys_in, *context.keys]
     if len(set(addresses)) < len(addresses): return None
-    if any([INSCRIBED in item for one in tx.inputs for item in one.witness or ()]): return None
+    if any(INSCRIBED in item for one in tx.inputs for item in one.witness or ()): return None
     return found('coinjoin_many_equal', 0.6, 0.5, 'P', inputs=inputs, outputs=outputs)
 
 # %% ../../nbs/chain/13_coinjoin.ipynb #c11

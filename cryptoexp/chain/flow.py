@@ -62,7 +62,7 @@ def amount_votes(context: Context) -> dict[str, int]:   # rule -> place among th
 def foreign_of(keys: Sequence[bytes], payers: set[bytes | None], labels: Labels) -> list[bool]:   # empty: none does
     "Which outputs go to a labelled address of somebody else; none where a payer has a label too"
     labelled = labels.by_script
-    if not labelled or labelled.keys().isdisjoint(keys) or any([key in labelled for key in payers]): return []
+    if not labelled or labelled.keys().isdisjoint(keys) or any(key in labelled for key in payers): return []
     return [key in labelled for key in keys]
 
 def votes_of(tx: Transaction, context: Context) -> dict[str, int]:   # rule -> place among the spendable outputs
@@ -114,7 +114,7 @@ def change_of(
     if not has_change(context): return None
     said = votes_of(tx, context) if said is None else said
     spenders = context.history.spenders
-    if spenders and any([(tx.txid, index) in spenders for index in context.places]):     # a feed may tell a spender first
+    if spenders and any((tx.txid, index) in spenders for index in context.places):     # a feed may tell a spender first
         foreign = foreign_of(context.keys, set(context.keys_in), context.labels)
         later = later_votes(context.history, tx.txid, context.places, len(tx.inputs), locked_of(tx), rate_of(context))
         said = said | {rule: place for rule, place in later.items() if not (foreign and foreign[place])}
@@ -259,7 +259,7 @@ def ancestor_rate(history: History, tx: Transaction, fee_rate: float | None) -> 
 # %% ../../nbs/chain/14_flow.ipynb #c24
 TAINT_RULES = ('haircut', 'fifo', 'poison')
 MOST_PIECES = 100        # of one transaction; beyond it the smallest are let go, so that memory has a bound
-Coin = tuple[int, tuple[float, ...], tuple[Piece, ...], int]   # satoshi; shares by distance; pieces; distance of the nearest source, 0: none
+Coin = tuple[int, tuple[float, ...], tuple[Piece, ...], int]   # satoshi; shares by distance; pieces; distance of the nearest, 0: none
 
 def poison(coins: Sequence[Coin]) -> int:   # distance of the nearest source; 0: none, and no output is tainted; else all are, wholly
     "One tainted input taints everything (BlockSci)"
@@ -320,7 +320,7 @@ def coin_of(
     "What an output of an entry carries to its spender, one hop further"
     value = parent.outputs[index].value
     shares = parent.shares or ((0.0,) * (parent.distance - 1) + (parent.tainted,) if parent.tainted else ())   # an older snapshot
-    pieces = ()
+    pieces: tuple[Piece, ...] = ()
     if parent.pieces:
         begin = sum([output.value for output in parent.outputs[:index]])
         pieces = tuple([(low, high, distance + 1) for low, high, distance in cut_out(parent.pieces, begin, begin + value)

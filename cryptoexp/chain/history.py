@@ -215,6 +215,7 @@ class Entry(msgspec.Struct, gc=False):
     weight: int | None = None               # weight units; None: not known
     waits: bool = False                     # for a block, as far as was heard
 
+# %% ../../nbs/chain/11_history.ipynb #hh01
 class History:
     "What was seen of addresses and outputs, within its bounds"
     def __init__(

@@ -225,7 +225,8 @@ def proofs_of(tx: Transaction, context: Context) -> Proofs:
                 witness = witness[:-1]
             if len(witness) == 1: keys += len(witness[0]) in (64, 65)
             elif len(witness[-1]) % 32 == 1 and leaf_script(one): scripts += 1
-    context.proofs = Proofs(tuple(multisigs), keys, scripts, len(annexes), sum(annexes)) if multisigs or keys or scripts or annexes else NOTHING
+    found_any = multisigs or keys or scripts or annexes
+    context.proofs = Proofs(tuple(multisigs), keys, scripts, len(annexes), sum(annexes)) if found_any else NOTHING
     return context.proofs
 
 NOTHING = Proofs()
@@ -311,7 +312,8 @@ def sanctioned_cluster(tx: Transaction, context: Context) -> Signal | None:
 def tainted(tx: Transaction, context: Context) -> Signal | None:
     "A share of what it spends comes from sanctioned addresses, some hops away"
     if context.distance < 3: return None
-    return found('tainted', context.tainted, 0.6, 'PHL', share=round(context.tainted, 4), hops=context.distance - 1, **taint_values(context))
+    return found('tainted', context.tainted, 0.6, 'PHL', share=round(context.tainted, 4), hops=context.distance - 1,
+                 **taint_values(context))
 
 # %% ../../nbs/chain/16_patterns.ipynb #c30
 RISKY = frozenset(('mixing_service', 'ransomware', 'market', 'darknet_market', 'scam', 'hack', 'theft', 'extortion', 'ponzi_scheme',
@@ -351,6 +353,6 @@ def labelled(tx: Transaction, context: Context) -> Signal | None:
 # %% ../../nbs/chain/16_patterns.ipynb #c33
 PATTERNS: tuple[Detector, ...] = (
     consolidation, batch_payment, exchange_withdrawal, deposit_sweep, peeling_chain, dust_campaign, dust_output, dust_spent, fee_outlier,
-    overpaid, paid_by_relative, rare_script, multisig_spent, taproot_script, annex, unusual_sighash, fingerprint, replaceable, conflict, address_reuse, old_coins,
-    sanctioned_direct, sanctioned_one_hop, sanctioned_cluster, tainted, labelled)
+    overpaid, paid_by_relative, rare_script, multisig_spent, taproot_script, annex, unusual_sighash, fingerprint, replaceable, conflict,
+    address_reuse, old_coins, sanctioned_direct, sanctioned_one_hop, sanctioned_cluster, tainted, labelled)
 DETECTORS: tuple[Detector, ...] = (*COINJOINS, *CARRIERS, *PATTERNS)

@@ -29,7 +29,8 @@ WEIGHTS: Mapping[str, float] = {
     'large_value': 25, 'ancient_coins': 25, 'coin_days': 10, 'peeling_chain': 25, 'conflict': 20, 'unusual_sighash': 10,
     'dust_campaign': 30, 'dust_spent': 15, 'dust_output': 5, 'fee_high': 10, 'fee_low': 2, 'overpaid': 15, 'paid_by_relative': 0,
     'consolidation': 3, 'batch_payment': 3, 'exchange_withdrawal': 3, 'deposit_sweep': 3, 'address_reuse': 3, 'replaceable': 0,
-    'rare_script': 5, 'multisig': 0, 'taproot_script': 0, 'annex': 5, 'fingerprint': 0, 'data_output': 1, 'omni': 1, 'inscription': 1, 'fake_keys': 2, 'fake_hashes': 2}
+    'rare_script': 5, 'multisig': 0, 'taproot_script': 0, 'annex': 5, 'fingerprint': 0, 'data_output': 1,
+    'omni': 1, 'inscription': 1, 'fake_keys': 2, 'fake_hashes': 2}
 GROUPS: Mapping[str, str] = {
     **dict.fromkeys(('whirlpool', 'whirlpool_entry', 'wasabi_1', 'wasabi_2', 'joinmarket', 'coinjoin_equal',
                                   'coinjoin_many_equal', 'stonewall', 'payjoin'), 'joint'),
@@ -288,7 +289,7 @@ SHAPE_REASONS: Mapping[str, tuple[str, str]] = {
 # %% ../../nbs/chain/17_risk.ipynb #c22
 DATA_REASONS: Mapping[str, tuple[str, str]] = {
     'fingerprint': (
-        'Its wallet left these marks: version {version}, lock time {locktime}, sequence {sequence}, order {order}, signatures {signatures}.',
+        'Its wallet left marks: version {version}, lock time {locktime}, sequence {sequence}, order {order}, signatures {signatures}.',
         '钱包留下的特征：版本 {version}，锁定时间{locktime}，序列号{sequence}，排序{order}，签名{signatures}。'),
     'data_output': (
         'It carries {bytes:byte|bytes} of data of the protocol {protocol} ({alphabet}).',
@@ -321,7 +322,8 @@ WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing,
 # %% ../../nbs/chain/17_risk.ipynb #rz01
 AMOUNTS = frozenset(('amount', 'pool'))      # values in satoshi, told in bitcoin
 SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'haircut': '%', 'fifo': '%', 'poison': '%', 'rate': 'sat/vB', 'usual': 'sat/vB',
-                                   'enough': 'sat/vB', 'together': 'sat/vB', 'days': 'days', 'dormancy': 'days', 'entropy': 'bits', 'z': 'ratio', 'least': 'sat', 'limit': 'sat'}
+                                   'enough': 'sat/vB', 'together': 'sat/vB', 'days': 'days', 'dormancy': 'days',
+                                   'entropy': 'bits', 'z': 'ratio', 'least': 'sat', 'limit': 'sat'}
 SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word of ours -> how a sentence says it, in both languages
     'side': {'receiver': ('receiver', '收款方'), 'sender': ('sender', '付款方'),
              'both': ('sender and receiver', '付款方和收款方')},
@@ -338,7 +340,8 @@ SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word
                  'counterparty': ('Counterparty', 'Counterparty')},
     'sequence': {'final': ('final', '最终'), 'locked': ('locked', '启用锁定'), 'replaceable': ('replaceable', '可替换'), 'mixed': ('mixed', '混合'),
                  'unknown': ('unknown', '未知')},
-    'locktime': {'none': ('none', '无'), 'tip': ('the height of the tip', '链尖高度'), 'height': ('a height', '区块高度'), 'time': ('a time', '时间'), 'unknown': ('unknown', '未知')},
+    'locktime': {'none': ('none', '无'), 'tip': ('the height of the tip', '链尖高度'), 'height': ('a height', '区块高度'),
+                 'time': ('a time', '时间'), 'unknown': ('unknown', '未知')},
     'order': {'sorted': ('sorted', '有序'), 'unsorted': ('unsorted', '无序')},
     'signatures': {'short': ('short', '短'), 'mixed': ('mixed', '混合'), 'unknown': ('unknown', '未知')},
     'category': {name: (name.replace('_', ' '), chinese) for name, chinese in dict(

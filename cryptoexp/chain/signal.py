@@ -127,6 +127,7 @@ class Proofs(msgspec.Struct, frozen=True, gc=False):
     annexes: int = 0            # inputs with an annex
     annex_bytes: int = 0        # of all of them
 
+# %% ../../nbs/chain/12_signal.ipynb #sc01
 class Context(msgspec.Struct):
     "What a detector may look at besides the transaction"
     time: int                         # ns

@@ -18,7 +18,7 @@ from .signal import Context, Detector, Signal, found
 from .transaction import Transaction
 
 # %% ../../nbs/chain/13_coinjoin.ipynb #cd02
-MOST_STEPS = 500         # of the search
+MOST_STEPS = 100         # of the search
 
 def can_be_dealt(
     values: Sequence[int],     # what there is, satoshi

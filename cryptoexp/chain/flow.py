@@ -46,7 +46,8 @@ def only(choice: list[bool]) -> int | None:
 
 def amount_votes(context: Context) -> dict[str, int]:   # rule -> place among the spendable outputs
     "What the amounts single out"
-    values, said = context.values, dict[str, int]()
+    values = context.values
+    said: dict[str, int] = {}
     if context.values_in is not None and len(context.values_in) > 1:
         least = min(context.values_in)
         if (place := only([value < least for value in values])) is not None: said['optimal'] = place
@@ -67,17 +68,17 @@ def foreign_of(keys: Sequence[bytes], payers: set[bytes | None], labels: Labels)
 
 def votes_of(tx: Transaction, context: Context) -> dict[str, int]:   # rule -> place among the spendable outputs
     "What each rule singles out, at first sight"
-    keys, said = context.keys, dict[str, int]()
-    payers = set(context.keys_in)
+    keys, payers = context.keys, set(context.keys_in)
+    said: dict[str, int] = {}
     if not payers.isdisjoint(keys) and (place := only([key in payers for key in keys])) is not None: said['reuse'] = place
-    foreign = foreign_of(keys, payers, context.labels)
+    foreign = [] if context.labels.by_script.keys().isdisjoint(keys) else foreign_of(keys, payers, context.labels)
     if foreign and (place := only([not one for one in foreign])) is not None: said['unlabelled'] = place
-    if len(set(context.kinds_in)) == 1 and len(context.kinds_in) == len(context.keys_in):
-        kind = context.kinds_in[0]
+    kinds_in = context.kinds_in
+    if kinds_in and len(kinds_in) == len(payers_in := context.keys_in) and kinds_in.count(kind := kinds_in[0]) == len(payers_in):
         if (place := only([context.kinds[index] == kind for index in context.places])) is not None: said['script_type'] = place
     said.update(amount_votes(context))
     if (place := only([account is None for account in context.accounts])) is not None: said['fresh'] = place
-    if (index := one_time_change(tx, context)) is not None: said['one_time'] = context.places.index(index)
+    if context.values_in is not None and (index := one_time_change(tx, context)) is not None: said['one_time'] = context.places.index(index)
     if len(keys) == len(tx.outputs) == 2 and in_order(tx.outputs[1]) < in_order(tx.outputs[0]): said['order'] = 1
     return {rule: place for rule, place in said.items() if not foreign[place]} if foreign else said
 
@@ -89,11 +90,13 @@ def elected(
     places: Sequence[int],             # index of each spendable output
 ) -> Change | None:                    # None: not known
     "Count the votes"
+    if not said: return None
     weights: dict[int, int] = {}
     for rule, place in said.items(): weights[place] = weights.get(place, 0) + VOTES[rule]
-    best = max(weights, key=lambda place: weights[place], default=0)
-    weight, total = weights.get(best, 0), sum(weights.values())
-    if not weight or list(weights.values()).count(weight) > 1: return None
+    weight, total = max(weights.values()), sum(weights.values())
+    leading = [place for place, its in weights.items() if its == weight]
+    if not weight or len(leading) > 1: return None
+    best = leading[0]
     if said.get('reuse') == best: confidence = 0.98
     elif weight >= 3 and weight >= 0.75 * total: confidence = 0.85
     elif weight >= 2 and weight >= total * 2 / 3: confidence = 0.65
@@ -108,13 +111,14 @@ def has_change(context: Context) -> bool:
 def change_of(
     tx: Transaction,
     context: Context,
-    said: dict[str, int] | None = None,    # its votes at first sight, where they are known already
+    said: dict[str, int] | None = None,    # its votes at first sight, of one that may have a change; None: not yet asked
 ) -> Change | None:        # None: not known
     "The change of a transaction, by a vote of rules"
-    if not has_change(context): return None
-    said = votes_of(tx, context) if said is None else said
+    if said is None:
+        if not has_change(context): return None
+        said = votes_of(tx, context)
     spenders = context.history.spenders
-    if spenders and any((tx.txid, index) in spenders for index in context.places):     # a feed may tell a spender first
+    if spenders and not spenders.keys().isdisjoint([(tx.txid, index) for index in context.places]):     # a feed may tell a spender first
         foreign = foreign_of(context.keys, set(context.keys_in), context.labels)
         later = later_votes(context.history, tx.txid, context.places, len(tx.inputs), locked_of(tx), rate_of(context))
         said = said | {rule: place for rule, place in later.items() if not (foreign and foreign[place])}
@@ -178,7 +182,7 @@ def change_known(
     keys = [key for output in entry.outputs if (key := script_key(output.script)) is not None]
     foreign = foreign_of(keys, {key for key, _, spent, *_ in entry.flows if spent}, labels)
     later = later_votes(history, txid, places, len(entry.outpoints), entry.locked, entry.rate)
-    said = {rule: places.index(index) for rule, index in entry.votes} | {
+    said = entry.votes | {
         rule: place for rule, place in later.items() if not (foreign and foreign[place])}
     return elected(said, places)
 
@@ -189,7 +193,7 @@ def noted(
     said: dict[str, int] | None,     # the votes at first sight; None: it has no change that could be named
 ) -> None:
     "Keep with an entry what may be asked for later"
-    entry.votes = None if said is None else tuple([(rule, context.places[place]) for rule, place in said.items()])
+    entry.votes = said
     if tx.locktime is not None: entry.locked = tx.locktime > 0
     if context.coinbase: return
     entry.waits, entry.weight, rate = tx.block is None, tx.weight, context.fee_rate
@@ -242,9 +246,10 @@ MOST_ANCESTORS = 25
 
 def ancestor_rate(history: History, tx: Transaction, fee_rate: float | None) -> float | None:   # satoshi a virtual byte; None: see above
     "The fee rate of a transaction together with its ancestors that wait"
+    if tx.block is not None or fee_rate is None or not tx.weight: return None
     entries = history.entries
     todo = [one.txid for one in tx.inputs if one.txid is not None and (entry := entries.get(one.txid)) is not None and entry.waits]
-    if not todo or fee_rate is None or not tx.weight or tx.block is not None: return None
+    if not todo: return None
     fees, weights, seen = fee_rate * tx.weight / 4, tx.weight, set[str]()
     while todo:
         name = todo.pop()
@@ -334,13 +339,19 @@ def taint_of(
     hops: int = 4,                  # at most
 ) -> Taint:                         # `CLEAN` for nearly all
     "What of a transaction comes from sanctioned addresses"
-    entries, listed, coins = context.history.entries, context.labels.listed, dict[int, Coin]()
-    for place, (one, key) in enumerate(zip(tx.inputs, context.keys_in)):
-        if key is not None and key in listed:
-            value = one.previous.value if one.previous is not None else 0
-            coins[place] = value, (1.0,), ((0, value, 1),), 1
-        elif one.txid is not None and (parent := entries.get(one.txid)) is not None and parent.distance:
-            if one.index is not None and one.index < len(parent.outputs): coins[place] = coin_of(parent, one.index, hops)
+    entries, listed = context.history.entries, context.labels.listed
+    parents = [(place, parent) for place, one in enumerate(tx.inputs)
+               if one.txid is not None and (parent := entries.get(one.txid)) is not None and parent.distance]
+    if not parents and listed.isdisjoint(context.keys_in): return CLEAN
+    coins: dict[int, Coin] = {}
+    for place, parent in parents:
+        index = tx.inputs[place].index
+        if index is not None and index < len(parent.outputs): coins[place] = coin_of(parent, index, hops)
+    for place, key in enumerate(context.keys_in):
+        if key is None or key not in listed: continue
+        previous = tx.inputs[place].previous
+        value = previous.value if previous is not None else 0
+        coins[place] = value, (1.0,), ((0, value, 1),), 1
     if not coins: return CLEAN
     nearest = poison(list(coins.values()))
     if context.values_in is None: return Taint(nearest)

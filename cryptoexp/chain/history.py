@@ -208,7 +208,7 @@ class Entry(msgspec.Struct, gc=False):
     distance: int = 0                       # hops from them, at least; 0: not tainted, also not by poison
     shares: tuple[float, ...] = ()          # the same share by hops, the first for one hop; what follows is missing in older snapshots
     pieces: tuple[Piece, ...] = ()          # which satoshi of its outputs are tainted, first in, first out
-    votes: tuple[tuple[str, int], ...] | None = None   # rule, output it took for change; None: it has none that could be named
+    votes: dict[str, int] | None = None     # rule -> place, among the spendable outputs, of what it took for change; None: nothing to ask
     locked: bool | None = None              # whether it has a lock time; None: not told
     rate: int | None = None                 # fee, satoshi a thousand virtual bytes; None: not known
     fee: int | None = None                  # satoshi; None: not known
@@ -293,7 +293,8 @@ def apply(
     number, flows, accounts = history.count, flows_of(tx), history.accounts
     history.count += 1
     for key, (received, spent, receipts, spends) in flows.items():
-        account = account_at(history, key)
+        account = accounts.get(key)
+        if account is None and key not in history.unknown: account = account_at(history, key)
         if account is None:
             account = accounts[key] = Account()
             history.unknown.discard(key)

@@ -184,18 +184,21 @@ def context_of(
         previous = one.previous
         if previous is None: keys_in.append(None)
         else:
-            keys_in.append(script_key(previous.script))
+            script = previous.script
+            keys_in.append(script_key(script))
             values_in.append(previous.value)
-            kinds_in.append(script_kind(previous.script))
+            kinds_in.append(script_kind(script))
     values, keys, kinds, places = [], [], [], []
     for place, output in enumerate(tx.outputs):
-        kinds.append(script_kind(output.script))
-        if (key := script_key(output.script)) is None: continue
+        script = output.script
+        kinds.append(script_kind(script))
+        if (key := script_key(script)) is None: continue
         values.append(output.value)
         keys.append(key)
         places.append(place)
     common, repeats = most_common(values)
-    accounts = [account_at(history, key) for key in keys]
+    known = history.accounts
+    accounts = [known.get(key) or account_at(history, key) for key in keys]
     return Context(time, tx.is_coinbase, tx.fee_rate, values_in if len(values_in) == len(keys_in) else None, keys_in, kinds_in, values,
                    keys, kinds, places,
                    common, repeats, history, labels, fees, height, next_block_rate, accounts)

@@ -116,7 +116,7 @@ def wasabi_1(tx: Transaction, context: Context) -> Signal | None:
 
 def wasabi_2(tx: Transaction, context: Context) -> Signal | None:
     "Many inputs, and half of the outputs in amounts that are there more than once (GraphSense)"
-    if len(tx.inputs) < 20 or len(context.values) < 20 or min(context.values) < 5_000 or not distinct(context): return None
+    if len(tx.inputs) < 20 or not context.values or min(context.values) < 5_000 or not distinct(context): return None
     if context.values_in is not None and max(Counter(context.keys_in).values()) > len(tx.inputs) / 10: return None
     amounts = [count for count in Counter(context.values).values() if count >= 2]
     shared = sum(amounts)

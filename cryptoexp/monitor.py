@@ -214,11 +214,12 @@ def live_lines(monitor: 'BTCTransactionMonitor', title: str, level: str) -> Iter
                        f'{"time":10} {"txid":8} score         BTC why', 'dim'), no_wrap=True, crop=True)
     with Live(console=console, get_renderable=lambda: status_of(monitor, console.width), refresh_per_second=4, transient=True):
         logger.remove()
-        logger.add(lambda message: console.print(Text(message.rstrip(), 'magenta')), level=level, format='{level}: {message}')
+        logger.add(lambda message: console.print(Text(message.rstrip(), 'magenta')), level=level, format='{level}: {message}',
+                   diagnose=False)
         try: yield show
         finally:
             logger.remove()
-            logger.add(sys.stderr, level=level, format='{level: <8} {message}')
+            logger.add(sys.stderr, level=level, format='{level: <8} {message}', diagnose=False)
 
 # %% ../nbs/23_monitor.ipynb #mo14
 @contextlib.contextmanager

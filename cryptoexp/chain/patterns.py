@@ -176,7 +176,7 @@ def fingerprint(tx: Transaction, context: Context) -> Signal | None:
     lengths = [size for _, size in signatures(tx, context) if size]
     grinding = 'unknown' if not lengths else 'short' if max(lengths) <= 32 else 'mixed'
     version = 'unknown' if tx.version is None else tx.version
-    return found('fingerprint', 0, 1.0, 'S', version=version, locktime=locktime_word(tx.locktime, context.height) if tx.locktime else 'none' if tx.locktime == 0 else 'unknown',
+    return found('fingerprint', 0, 1.0, 'S', version=version, locktime=locktime_word(tx.locktime, context.height),
                  sequence=sequence_word({one.sequence for one in tx.inputs}), order=order, signatures=grinding,
                  input_kinds=len(set(context.kinds_in)))
 

@@ -7,19 +7,19 @@ __all__ = ['KEPT', 'REWRITTEN', 'HAN_MORE', 'LOWER', 'COVER', 'DIGITS', 'FIGURES
            'YEAR', 'YEARS', 'MONTH_DIGITS', 'DAY_DIGITS', 'DAY', 'NOT_IN_NUMBER', 'OPEN', 'CLOCK', 'AT_TIME', 'RATIO',
            'PERIOD_NOUNS', 'CALENDAR', 'SPANS', 'CALENDAR_HAN', 'DATES', 'AVERAGES', 'OSCILLATORS', 'INDICATOR',
            'MEASURED', 'NO_NUMBER', 'IDENTIFIERS', 'SCRIPTS', 'PRODUCTS', 'RANKED', 'ORDINAL_HAN', 'RANK_NOUN',
-           'WORDS_HAN', 'NAMES', 'COUNTED', 'LENGTH', 'PERIOD', 'CUSTOMARY', 'NO_UNIT', 'STRETCH', 'SAYS',
+           'WORDS_HAN', 'NAMES', 'UNDER_TEN', 'COUNTED', 'LENGTH', 'PERIOD', 'CUSTOMARY', 'NO_UNIT', 'STRETCH', 'SAYS',
            'IN_BRACKETS', 'WHOLE_WORD', 'AVERAGE_HEADS', 'OSCILLATOR_HEADS', 'INDICATORS', 'PERIODS', 'SCALE', 'UNIT',
            'NO_CODES', 'SCALE_WORD', 'SCALE_LETTER', 'LATE_SCALE', 'ANY_UNIT', 'UNIT_GROUPS', 'CODE_UNIT', 'TAIL',
            'MONEY', 'HEAD', 'ROUGH', 'NUMBER', 'NO_SEPARATORS', 'SCALED', 'POWER', 'ORDINAL', 'GLUED', 'TARGET',
            'LABEL', 'PARTS', 'SECTION', 'MARKER', 'CURRENCIES', 'CAPITALS', 'SMALL', 'TENS', 'BIG', 'PARTIAL',
-           'MULTIPLE', 'VALUED', 'UNDER_TEN', 'KINDS_OF_WORDS', 'WORD_HEADS', 'WORDS', 'AFTER_ORDINAL', 'LEVEL',
-           'HAN_DIGITS', 'HAN_SCALES', 'RUN', 'KINDS_OF_HAN', 'HAN_NUMBER', 'HAN_UNIT', 'ORDINALS', 'ORDINAL_WORD',
-           'RANKS', 'RANKS_HAN', 'IN_FIRST_PLACE', 'ROMAN', 'ROMAN_DIGITS', 'NO_ROMAN', 'NO_RISK', 'DENIED', 'JOINED',
-           'PAIRED', 'DIRECTION', 'FILLER', 'BEHIND', 'END', 'FINDERS', 'plain_character', 'plain', 'lower',
-           'places_of', 'Headed', 'found_at', 'headed', 'Name', 'name', 'names_of', 'cover', 'counted', 'cover_names',
-           'Claim', 'Found', 'rounding', 'unit_of', 'with_tail', 'digits_found', 'is_name', 'in_row', 'spelled',
-           'words_found', 'number_in_words', 'share', 'han_value', 'han_found', 'signs_found', 'ranks_found',
-           'roman_found', 'promises_found', 'joined', 'directed', 'claims']
+           'MULTIPLE', 'VALUED', 'KINDS_OF_WORDS', 'WORD_HEADS', 'WORDS', 'AFTER_ORDINAL', 'LEVEL', 'HAN_DIGITS',
+           'HAN_SCALES', 'RUN', 'KINDS_OF_HAN', 'HAN_NUMBER', 'HAN_UNIT', 'ORDINALS', 'ORDINAL_WORD', 'RANKS',
+           'RANKS_HAN', 'IN_FIRST_PLACE', 'ROMAN', 'ROMAN_DIGITS', 'NO_ROMAN', 'NO_RISK', 'DENIED', 'JOINED', 'PAIRED',
+           'DIRECTION', 'FILLER', 'BEHIND', 'END', 'FINDERS', 'plain_character', 'plain', 'lower', 'places_of',
+           'Headed', 'found_at', 'headed', 'Name', 'name', 'names_of', 'cover', 'counted', 'cover_names', 'Claim',
+           'Found', 'rounding', 'unit_of', 'with_tail', 'digits_found', 'is_name', 'in_row', 'spelled', 'words_found',
+           'number_in_words', 'share', 'han_value', 'han_found', 'signs_found', 'ranks_found', 'roman_found',
+           'promises_found', 'joined', 'directed', 'claims']
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai04
 import re
@@ -125,6 +125,7 @@ def name(what: str, example: str, pattern: str, letters: str = '', no_name_after
     return Name(what, example, re.compile(pattern), tuple(letters.split()), first,
                 re.compile(f'(?:{no_name_after})$', re.IGNORECASE) if no_name_after else None)
 
+# %% ../../nbs/analyst/01a_claims.ipynb #p01
 def names_of(row: Name, text: str, begins: dict[tuple[str, ...], list[int]]) -> list[re.Match[str]]:
     "The names of one kind; begins: where heads stand, as far as it was asked for before"
     if not row.heads: found = row.pattern.finditer(text)
@@ -260,7 +261,8 @@ WORDS_HAN = (
 NAMES = [*IDENTIFIERS, *SCRIPTS, *PRODUCTS, *WORDS_HAN]
 
 # %% ../../nbs/analyst/01a_claims.ipynb #nam12
-COUNTED = re.compile(NUMERAL.pattern + r'|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|fifty|sixty|ninety'
+UNDER_TEN = 'one|two|three|four|five|six|seven|eight|nine'
+COUNTED = re.compile(NUMERAL.pattern + rf'|\b(?:{UNDER_TEN}|ten|twelve|twenty|thirty|fifty|sixty|ninety'
                                        r'|hundred|half|third)\b')
 
 @lru_cache(maxsize=32)
@@ -388,6 +390,7 @@ class Found:
     start: int; end: int; digits: tuple[int, int]
     value: float; step: float; scale: float = 1.0; unit: str = ''; sign: int = 0; bare: bool = True
 
+# %% ../../nbs/analyst/01a_claims.ipynb #p06
 ROUGH = re.compile(r'(?:\b(?:about|around|roughly|nearly|approximately|almost|some|near|close to)|[约近~≈]|接近|将近)\s?(?:us)?[$€£¥]?$')
 NUMBER = re.compile(r"\d{1,3}(?:[,，_']\d{3})++(?!\d)(?:\.\d++(?:\.\d++)*+)?+(?P<e1>[eE][+-]?\d{1,3}(?!\w))?|(?:\d++"
                     r"|(?<![\d.])\.\d++)(?:\.\d++)*+(?P<e2>[eE][+-]?\d{1,3}(?!\w))?")
@@ -514,7 +517,6 @@ MULTIPLE = {'doubled': 2.0, 'doubles': 2.0, 'doubling': 2.0, 'tripled': 3.0, 'tr
             'quadrupled': 4.0, 'quadrupling': 4.0, 'quintupled': 5.0, 'halved': 0.5, 'halves': 0.5, 'twice': 2.0, 'thrice': 3.0,
             'twofold': 2.0, 'threefold': 3.0, 'fourfold': 4.0, 'fivefold': 5.0, 'tenfold': 10.0}
 VALUED = '(?:' + '|'.join(sorted([*SMALL, *TENS, *BIG], key=len, reverse=True)) + ')'
-UNDER_TEN = 'one|two|three|four|five|six|seven|eight|nine'
 KINDS_OF_WORDS = {   # "one in five", "dozens", "doubled", "two thirds", "one point five"
     'odds': rf'(?:{UNDER_TEN}) (?:in|out of|of every) (?:two|three|four|five|ten|twenty|hundred)',
     'vague': r'(?:a few|several|a couple of) (?=percent|%|hundred|thousand|million|billion)|dozens'

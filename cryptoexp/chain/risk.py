@@ -311,7 +311,7 @@ SHAPE_REASONS: Mapping[str, tuple[str, str]] = {
         '它有 {inputs} 个输入以脚本而非密钥花费 Taproot 输出。'),
     'annex': (
         '{inputs:of its inputs carries|of its inputs carry} an annex of {bytes:byte|bytes}, which has no meaning yet.',
-        '它有 {inputs} 个输入带有附件（annex），共 {bytes} 字节，目前尚无含义。'),
+        '它有 {inputs} 个输入带有见证附件，共 {bytes} 字节，目前尚无含义。'),
     'rare_script': (
         'It uses a rare form of script: {kind}.',
         '它使用了罕见的脚本形式：{kind}。')}
@@ -452,7 +452,7 @@ CODES_ZH: Mapping[str, str] = {   # what the patterns are called in Chinese
     'overpaid': '超付手续费', 'paid_by_relative': '关联支付', 'consolidation': '归集', 'batch_payment': '批量支付',
     'exchange_withdrawal': '交易所提现', 'deposit_sweep': '存款归集', 'address_reuse': '地址重用', 'replaceable': '可替换',
     'rare_script': '罕见脚本', 'fingerprint': '钱包特征', 'data_output': '数据输出', 'omni': 'Omni 消息', 'inscription': '铭文',
-    'fake_keys': '伪公钥', 'fake_hashes': '伪脚本哈希', 'multisig': '多重签名', 'taproot_script': 'Taproot 脚本花费', 'annex': '附件'}
+    'fake_keys': '伪公钥', 'fake_hashes': '伪脚本哈希', 'multisig': '多重签名', 'taproot_script': 'Taproot 脚本花费', 'annex': '见证附件'}
 FIELDS: Mapping[str, str] = {'coin_days': 'coin days destroyed'}   # a value whose name says too little by itself
 FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
     'inputs': '输入', 'outputs': '输出', 'people': '等额输出', 'amount': '金额', 'amounts': '重复金额',

@@ -87,7 +87,8 @@ FLOW = frozenset(('known_party', 'peeling_chain', 'conflict', 'deposit_sweep', '
 RISK = frozenset(('sanctioned_direct', 'sanctioned_cluster', 'sanctioned_one_hop', 'tainted', 'risky_party', 'dust_campaign', 'dust_spent',
                   'unusual_sighash'))
 SIGNIFICANT = frozenset(('large_value', 'unusual_amount', 'unusual_transaction', 'ancient_coins', 'coin_days'))
-UNTOLD = frozenset(('fingerprint', 'replaceable', 'payjoin', 'paid_by_relative'))   # without weight, and seldom of interest
+UNTOLD = frozenset((   # without weight, and seldom of interest
+    'fingerprint', 'replaceable', 'payjoin', 'paid_by_relative', 'multisig', 'taproot_script'))
 
 Chosen = Mapping[str, str | int]   # field -> a word; or a number: 1 is one, 2 any other, 0 nothing at all
 

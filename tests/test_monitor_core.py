@@ -234,7 +234,8 @@ def test_sanctions_apart_by_distance() -> None:
     event = scorer.step(made('t2', [('t1', 0, 100, 'a')], [(100, 'b')]))
     assert event and codes(event) & {'sanctioned_direct', 'sanctioned_one_hop', 'tainted'} == {'sanctioned_one_hop'}
     event = scorer.step(made('t3', [('t2', 0, 100, 'b'), ('y', 0, 300, 'c')], [(400, 'd')]))
-    assert event and [signal.values for signal in event.signals if signal.code == 'tainted'] == [{'share': 0.25, 'hops': 2}]
+    assert event and [signal.values for signal in event.signals if signal.code == 'tainted'] == [
+        {'share': 0.25, 'hops': 2, 'rule': 'haircut', 'haircut': 0.25, 'fifo': 0.25, 'poison': 1.0}]
     scorer.step(made('t4', [('z', 0, 100, 'listed'), ('z', 1, 100, 'friend')], [(200, 'e')]))
     event = scorer.step(made('t5', [('w', 0, 500, 'f')], [(400, 'friend')]))
     assert event and 'sanctioned_cluster' in codes(event) and 'sanctioned_direct' not in codes(event)

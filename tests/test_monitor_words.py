@@ -110,6 +110,7 @@ NUMBERS = {'amount': money, 'pool': money, 'least': st.integers(1, 545), 'limit'
            'share': share, 'rank': share, 'token': st.integers(0, 10**6), 'type': st.integers(0, 70)}
 WORDS = {'side': ['receiver', 'sender', 'both'], 'form': list(SAID['form']), 'feature': list(SAID['feature']),
          'category': sorted({*RISKY, *SERVICES, 'other'}), 'flag': list(FLAGS.values()),
+         'rule': list(SAID['rule']),
          'name': ['bitfinex.com', 'F2Pool', '999Dice.com'], 'alphabet': list(SAID['alphabet']), 'protocol': [*SAID['protocol'], 'none']}
 KINDS = {'rare_script': ['p2pk', 'p2ms', 'anchor', 'witness_unknown', 'nonstandard'],
          'inscription': ['image', 'text', 'application', 'audio', 'video', 'model', 'font', 'json', 'html', 'other']}

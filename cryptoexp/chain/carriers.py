@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREFIXES', 'ENVELOPE', 'TYPES', 'ACTIONS', 'FIELD', 'BURNING', 'CARRIERS', 'pushes', 'alphabet', 'entropy_bits',
            'digest', 'content_of', 'protocol_of', 'data_output', 'omni', 'leaf_script', 'Inscription', 'kind_of',
-           'token_action', 'read_inscription', 'inscription', 'on_curve', 'fake_keys']
+           'token_action', 'read_inscription', 'inscription', 'on_curve', 'fake_keys', 'fake_hashes']
 
 # %% ../../nbs/chain/15_carriers.ipynb #c04
 import hashlib
@@ -169,4 +169,15 @@ def fake_keys(tx: Transaction, context: Context) -> Signal | None:
             fake += key in BURNING or not on_curve(key)
     return found('fake_keys', fake / 3, 1.0, 'S', keys=fake, bytes=size) if fake else None
 
-CARRIERS: tuple[Detector, ...] = (data_output, omni, inscription, fake_keys)
+def fake_hashes(tx: Transaction, context: Context) -> Signal | None:
+    "P2WSH outputs in a row whose hashes are a text: its length in two bytes, the text, zeros (stamps; mempool.space)"
+    if 'p2wsh' not in context.kinds: return None
+    row = b''
+    for output, kind in zip(tx.outputs, context.kinds):
+        row = row + output.script[2:] if kind == 'p2wsh' else b''
+        size = int.from_bytes(row[:2], 'big')
+        if size and len(row) == -(-(size + 2) // 32) * 32 and not any(row[size + 2:]):
+            return found('fake_hashes', size / 1_000, 0.9 if size + 2 < len(row) else 0.4, 'S', outputs=len(row) // 32, bytes=size)
+    return None
+
+CARRIERS: tuple[Detector, ...] = (data_output, omni, inscription, fake_keys, fake_hashes)

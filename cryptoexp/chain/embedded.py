@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYNTHETIC', 'BEGIN', 'STEP', 'HEIGHT', 'EXCHANGE', 'MIXER', 'LISTED', 'Story', 'HOSTILE', 'STORIES', 'LATER', 'Coin',
            'named', 'coin_of', 'signature', 'Mint', 'ordinary', 'embedded_labels', 'parties', 'joints', 'shapes',
-           'carriers', 'habits', 'oddity', 'embedded_transactions', 'embedded_events', 'EmbeddedSource']
+           'carriers', 'habits', 'proofs', 'oddity', 'embedded_transactions', 'embedded_events', 'EmbeddedSource']
 
 # %% ../../nbs/chain/21_embedded.ipynb #em04
 import hashlib
@@ -172,6 +172,18 @@ def habits(mint: Mint) -> list[Transaction]:
             mint.pay([Coin(7_000_000, me)], [*mint.outs(4_000_000), Output(2_998_000, me)]),
             mint.pay([twice], mint.outs(7_990_000)), mint.pay([twice], mint.outs(7_950_000))]
 
+# %% ../../nbs/chain/21_embedded.ipynb #pf01
+def proofs(mint: Mint) -> list[Transaction]:
+    "What inputs reveal: two of three keys, an annex; and hashes that are none"
+    point = b'\x21\x02' + bytes.fromhex('79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798')
+    held = (b'', signature(mint.generator), signature(mint.generator), b'\x52' + point * 3 + b'\x53\xae')
+    text = b'stamp: synthetic, and of no worth'
+    row = (len(text).to_bytes(2, 'big') + text).ljust(64, b'\0')
+    hashes = [Output(1_000, b'\0\x20' + row[:32]), Output(1_000, b'\0\x20' + row[32:])]
+    return [mint.pay(mint.coins(6_000_000), mint.outs(5_998_000), witness=held),
+            mint.pay(mint.coins(6_000_000), mint.outs(5_998_000), witness=(mint.generator.randbytes(64), b'\x50synthetic')),
+            mint.pay(mint.coins(400_000), [*hashes, *mint.outs(396_000)])]
+
 def oddity(mint: Mint) -> Transaction:
     "Nothing in it is forbidden, and no other is like it: many old forms in, many new ones out, at a high fee"
     forms = [b'\x76\xa9\x14' + mint.generator.randbytes(20) + b'\x88\xac', b'\xa9\x14' + mint.generator.randbytes(20) + b'\x87',
@@ -180,7 +192,7 @@ def oddity(mint: Mint) -> Transaction:
     return mint.pay([Coin(sum(values) // 11 + 99_999, forms[place % 2]) for place in range(11)],
                     [Output(value - 41_000, forms[2 + place % 2] if place % 3 else mint.somebody()) for place, value in enumerate(values)])
 
-STORIES: tuple[Story, ...] = (parties, joints, shapes, carriers, habits)
+STORIES: tuple[Story, ...] = (parties, joints, shapes, carriers, proofs, habits)
 LATER = 200     # ordinary payments after the stories: against fewer nothing can be called one in two hundred
 
 # %% ../../nbs/chain/21_embedded.ipynb #em15

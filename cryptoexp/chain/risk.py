@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 import msgspec
+from .flow import TAINT_RULES
 from .signal import LEAST_SEEN, Signal, Window, found, robust_z
 from .transaction import COIN
 from .unusual import Odd
@@ -31,13 +32,14 @@ WEIGHTS: Mapping[str, float] = {
     'peeling_chain': 25, 'conflict': 20, 'unusual_sighash': 10,
     'dust_campaign': 30, 'dust_spent': 15, 'dust_output': 5, 'fee_high': 10, 'fee_low': 2, 'overpaid': 15, 'paid_by_relative': 0,
     'consolidation': 3, 'batch_payment': 3, 'exchange_withdrawal': 3, 'deposit_sweep': 3, 'address_reuse': 3, 'replaceable': 0,
-    'rare_script': 5, 'fingerprint': 0, 'data_output': 1, 'omni': 1, 'inscription': 1, 'fake_keys': 2}
+    'rare_script': 5, 'multisig': 0, 'taproot_script': 0, 'annex': 5, 'fingerprint': 0, 'data_output': 1,
+    'omni': 1, 'inscription': 1, 'fake_keys': 2, 'fake_hashes': 2}
 GROUPS: Mapping[str, str] = {
     **dict.fromkeys(('whirlpool', 'whirlpool_entry', 'wasabi_1', 'wasabi_2', 'joinmarket', 'coinjoin_equal',
                                   'coinjoin_many_equal', 'stonewall', 'payjoin'), 'joint'),
     **dict.fromkeys(('sanctioned_direct', 'sanctioned_cluster', 'sanctioned_one_hop', 'tainted'), 'sanctions'),
     **dict.fromkeys(('fee_high', 'overpaid'), 'fee'), **dict.fromkeys(('dust_campaign', 'dust_output'), 'dust'),
-    **dict.fromkeys(('data_output', 'omni', 'inscription', 'fake_keys'), 'data'),
+    **dict.fromkeys(('data_output', 'omni', 'inscription', 'fake_keys', 'fake_hashes'), 'data'),
     **dict.fromkeys(('batch_payment', 'exchange_withdrawal'), 'payout')}
 VERDICTS = ('ordinary', 'notable', 'elevated', 'severe')
 
@@ -68,6 +70,7 @@ class RiskConfig:
     unusual_percent: float = 0.5
     window: int = 2_000
     hops: int = 4
+    taint: str = 'haircut'                # or fifo or poison: by which rule taint is signalled; all three are told
 
     def __post_init__(self) -> None:
         if problems := config_problems(self): raise ConfigError(problems)
@@ -76,6 +79,8 @@ class RiskConfig:
 def config_problems(config: RiskConfig) -> list[Problem]:   # empty: it may be used
     "Everything wrong with a configuration"
     problems = [Problem(name, text) for name, rule in RULES.items() if (text := rule.problem(getattr(config, name)))]
+    if config.taint not in TAINT_RULES:
+        problems.append(Problem('taint', f'{config.taint!r} is no rule of taint; {nearest(str(config.taint), list(TAINT_RULES))}'))
     weight = Rule('points', 'the most a pattern contributes', least=0, most=100)
     for name, value in config.weights.items():
         near = nearest(str(name), list(WEIGHTS))
@@ -185,11 +190,11 @@ PARTY_REASONS: Mapping[str, tuple[str, str]] = {
         '{addresses:of its addresses acts|of its addresses act} together with an address on a list of sanctions.',
         '其中 {addresses} 个地址与制裁名单上的地址属于同一簇。'),
     'sanctioned_one_hop': (
-        'A share of {share} of this money reached the payer directly from a sanctioned address.',
-        '付款方的资金占比 {share} 直接来自制裁名单上的地址。'),
+        'A share of {share} of this money, by the rule of {rule}, reached the payer directly from a sanctioned address.',
+        '按{rule}规则，付款方的资金占比 {share} 直接来自制裁名单上的地址。'),
     'tainted': (
-        'It is tainted: a share of {share} of the money comes from an address on a list of sanctions, {hops:hop|hops} away.',
-        '资金占比 {share} 来自制裁名单地址，相隔跳数为 {hops}。'),
+        'It is tainted: a share of {share} of the money, by the rule of {rule}, comes from a sanctioned address, {hops:hop|hops} away.',
+        '按{rule}规则，资金占比 {share} 来自制裁名单地址，相隔跳数为 {hops}。'),
     'risky_party': (
         'A list names the {side} as {name}, of the category {category}.',
         '标签显示{side}为 {name}，类别为{category}。'),
@@ -298,6 +303,15 @@ SHAPE_REASONS: Mapping[str, tuple[str, str]] = {
     'replaceable': (
         'It says that it may be replaced by one with a higher fee.',
         '它声明可被更高手续费的交易替换。'),
+    'multisig': (
+        'It spends coins that several keys hold: {needed:signature|signatures} out of {holders:key|keys}.',
+        '它花费的币由多个密钥共管：所需签名 {needed} 个，共管密钥 {holders} 个。'),
+    'taproot_script': (
+        '{inputs:of its inputs spends|of its inputs spend} a taproot output by a script, and not by its key.',
+        '它有 {inputs} 个输入以脚本而非密钥花费 Taproot 输出。'),
+    'annex': (
+        '{inputs:of its inputs carries|of its inputs carry} an annex of {bytes:byte|bytes}, which has no meaning yet.',
+        '它有 {inputs} 个输入带有见证附件，共 {bytes} 字节，目前尚无含义。'),
     'rare_script': (
         'It uses a rare form of script: {kind}.',
         '它使用了罕见的脚本形式：{kind}。')}
@@ -305,8 +319,8 @@ SHAPE_REASONS: Mapping[str, tuple[str, str]] = {
 # %% ../../nbs/chain/17_risk.ipynb #c22
 DATA_REASONS: Mapping[str, tuple[str, str]] = {
     'fingerprint': (
-        'Its wallet left these marks: version {version}, lock time {locktime}, order {order}, signatures {signatures}.',
-        '钱包留下的特征：版本 {version}，锁定时间{locktime}，排序{order}，签名{signatures}。'),
+        'Its wallet left marks: version {version}, lock time {locktime}, sequence {sequence}, order {order}, signatures {signatures}.',
+        '钱包留下的特征：版本 {version}，锁定时间{locktime}，序列号{sequence}，排序{order}，签名{signatures}。'),
     'data_output': (
         'It carries {bytes:byte|bytes} of data of the protocol {protocol} ({alphabet}).',
         '它携带 {bytes} 字节数据，协议为 {protocol}（{alphabet}）。'),
@@ -318,7 +332,10 @@ DATA_REASONS: Mapping[str, tuple[str, str]] = {
         '它携带一个 {bytes} 字节的铭文（{kind}）：BRC-20 消息“{token}”。'),
     'fake_keys': (
         '{keys:of its public keys is no key|of its public keys are no keys} but data.',
-        '它有 {keys} 个公钥并非真正的公钥，实为数据。')}
+        '它有 {keys} 个公钥并非真正的公钥，实为数据。'),
+    'fake_hashes': (
+        '{outputs:of its outputs holds|of its outputs hold} no hash of a script but data, {bytes:byte|bytes} of it.',
+        '它有 {outputs} 个输出的脚本哈希并非真正的哈希，实为 {bytes} 字节数据。')}
 SENTENCES: Mapping[str, tuple[str, str]] = {**PARTY_REASONS, **JOINT_REASONS, **PAST_REASONS, **DUST_AND_FEE_REASONS, **SHAPE_REASONS,
                                             **DATA_REASONS}
 WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing, nothing or none: the other sentence
@@ -334,11 +351,13 @@ WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing,
 
 # %% ../../nbs/chain/17_risk.ipynb #rz01
 AMOUNTS = frozenset(('amount', 'pool'))      # values in satoshi, told in bitcoin
-SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'rank': '%', 'rate': 'sat/vB', 'usual': 'sat/vB', 'enough': 'sat/vB', 'together': 'sat/vB',
-                                   'days': 'days', 'dormancy': 'days', 'entropy': 'bits', 'z': 'ratio', 'least': 'sat', 'limit': 'sat'}
+SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'haircut': '%', 'fifo': '%', 'poison': '%', 'rank': '%', 'rate': 'sat/vB',
+                                   'usual': 'sat/vB', 'enough': 'sat/vB', 'together': 'sat/vB', 'days': 'days', 'dormancy': 'days',
+                                   'entropy': 'bits', 'z': 'ratio', 'least': 'sat', 'limit': 'sat'}
 SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word of ours -> how a sentence says it, in both languages
     'side': {'receiver': ('receiver', '收款方'), 'sender': ('sender', '付款方'),
              'both': ('sender and receiver', '付款方和收款方')},
+    'rule': {'haircut': ('haircut', '比例'), 'fifo': ('first in first out', '先进先出'), 'poison': ('poison', '毒丸')},
     'kind': {'p2pk': ('a bare public key', '裸公钥'), 'p2ms': ('bare multi-signature', '裸多重签名'), 'anchor': ('an anchor', '锚定输出'),
              'witness_unknown': ('an unknown witness version', '未知见证版本'), 'nonstandard': ('none that is standard', '非标准脚本'),
              'image': ('a picture', '图像'), 'text': ('text', '文本'), 'application': ('a file', '文件'), 'audio': ('sound', '音频'),
@@ -357,7 +376,10 @@ SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word
     'protocol': {'runes': ('Runes', 'Runes'), 'omni': ('Omni', 'Omni'), 'witness_commitment': ('witness commitment', '见证承诺'),
                  'rootstock': ('Rootstock', 'Rootstock'), 'stacks': ('Stacks', 'Stacks'),
                  'counterparty': ('Counterparty', 'Counterparty')},
-    'locktime': {'none': ('none', '无'), 'height': ('a height', '区块高度'), 'time': ('a time', '时间'), 'unknown': ('unknown', '未知')},
+    'sequence': {'final': ('final', '最终'), 'locked': ('locked', '启用锁定'), 'replaceable': ('replaceable', '可替换'),
+                 'mixed': ('mixed', '混合'), 'unknown': ('unknown', '未知')},
+    'locktime': {'none': ('none', '无'), 'tip': ('the height of the tip', '链尖高度'), 'height': ('a height', '区块高度'),
+                 'time': ('a time', '时间'), 'unknown': ('unknown', '未知')},
     'order': {'sorted': ('sorted', '有序'), 'unsorted': ('unsorted', '无序')},
     'signatures': {'short': ('short', '短'), 'mixed': ('mixed', '混合'), 'unknown': ('unknown', '未知')},
     'category': {name: (name.replace('_', ' '), chinese) for name, chinese in dict(
@@ -430,7 +452,7 @@ CODES_ZH: Mapping[str, str] = {   # what the patterns are called in Chinese
     'overpaid': '超付手续费', 'paid_by_relative': '关联支付', 'consolidation': '归集', 'batch_payment': '批量支付',
     'exchange_withdrawal': '交易所提现', 'deposit_sweep': '存款归集', 'address_reuse': '地址重用', 'replaceable': '可替换',
     'rare_script': '罕见脚本', 'fingerprint': '钱包特征', 'data_output': '数据输出', 'omni': 'Omni 消息', 'inscription': '铭文',
-    'fake_keys': '伪公钥'}
+    'fake_keys': '伪公钥', 'fake_hashes': '伪脚本哈希', 'multisig': '多重签名', 'taproot_script': 'Taproot 脚本花费', 'annex': '见证附件'}
 FIELDS: Mapping[str, str] = {'coin_days': 'coin days destroyed'}   # a value whose name says too little by itself
 FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
     'inputs': '输入', 'outputs': '输出', 'people': '等额输出', 'amount': '金额', 'amounts': '重复金额',
@@ -444,7 +466,8 @@ FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
     'category': '类别', 'kind': '类型', 'type': '类型编号',
     'levels': '层级', 'flag': '标志', 'protocol': '协议', 'alphabet': '字符集',
     'token': '代币编号', 'units': '单位数',
-    'marks': '特征数',
+    'needed': '所需签名', 'holders': '共管密钥', 'by_key': '以密钥花费', 'campaign': '粉尘来源', 'dealt': '可分摊', 'sequence': '序列号',
+    'marks': '特征数', 'rule': '规则', 'haircut': '比例份额', 'fifo': '先进先出份额', 'poison': '毒丸份额',
     'number': '数量', 'rank': '名次', 'form': '脚本形式', 'feature': '最突出特征',
     'new': '新加入', 'version': '版本', 'locktime': '锁定时间', 'order': '排序', 'input_kinds': '输入类型'}
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import math
 import msgspec
 from .coinjoin import COINJOINS, Entropy, entropy_of, joint_confidence
-from .flow import Change, change_of, paid_by, peel_length, taint_of
+from .flow import (
+    CLEAN, TAINT_RULES, Change, ancestor_rate, change_of, has_change, kept, noted, paid_by, peel_length, taint_of, votes_of)
 from .history import Account, Entry, History, rivals
 from .labels import Labels
 from .patterns import DETECTORS
@@ -246,19 +247,24 @@ def step(
     context = context_of(tx, at, history, scorer.labels, scorer.fees, scorer.height, scorer.next_block_rate)
     context.rivals = len(rivals(history, tx)) if history.spenders else 0
     context.chain = peel_length(tx, context)
-    context.tainted, context.distance = taint_of(tx, context, config.hops)
+    if tx.effective_fee_rate is None: context.relatives = ancestor_rate(history, tx, context.fee_rate)
+    if (taint := taint_of(tx, context, config.hops)) is not CLEAN:
+        context.taint_rule, (context.tainted, context.distance) = config.taint, taint.by(config.taint)
+        context.taints = {rule: taint.by(rule)[0] for rule in TAINT_RULES}
     signals = [signal for detector in scorer.joint if (signal := detector(tx, context)) is not None]
     context.joint = joint_confidence(signals)
     signals += [signal for detector in scorer.others if (signal := detector(tx, context)) is not None]
-    change = change_of(tx, context)
+    said = votes_of(tx, context) if has_change(context) else None
+    change = change_of(tx, context, said) if said is not None else None
     paid = paid_by(tx, context, change)
     significance = significance_of(paid.value, paid.upper_bound, scorer.values, day_volume(scorer))
     if not context.coinbase: signals += standing_out(scorer, tx, context, change, significance, at)
     entropy = hiding(tx, context) if context.joint >= 0.3 else None
     entry = history.apply(tx, at, merge=not context.joint)
     if entry is not None:
-        entry.chain, entry.tainted, entry.distance = context.chain, context.tainted, context.distance
-        entry.change = change.index if change else None
+        entry.chain, entry.change = context.chain, change.index if change else None
+        noted(entry, tx, context, said)
+        kept(entry, taint)
     if tx.block is None: follow(scorer, context.fee_rate, at, paid.value)
     learn(scorer, context, at, paid.value)
     return ScoredTransaction(tx.txid, at, judge(signals, config), significance, tuple(signals), tx.fee, context.fee_rate, change, entropy,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST_SEEN', 'SLACK', 'LIMIT', 'MOST', 'Detector', 'Signal', 'found', 'deviations_at', 'Window', 'robust_z', 'Cusum',
-           'changed', 'Context', 'most_common', 'context_of']
+           'changed', 'Proofs', 'Context', 'most_common', 'context_of']
 
 # %% ../../nbs/chain/12_signal.ipynb #c04
 import math
@@ -120,6 +120,15 @@ def changed(
     return number
 
 # %% ../../nbs/chain/12_signal.ipynb #c14
+class Proofs(msgspec.Struct, frozen=True, gc=False):
+    "What the inputs reveal of the scripts they satisfy"
+    multisigs: tuple[tuple[int, int], ...] = ()   # signatures needed and keys, of each input that shows such a script
+    key_paths: int = 0          # taproot spends by key
+    script_paths: int = 0       # by script
+    annexes: int = 0            # inputs with an annex
+    annex_bytes: int = 0        # of all of them
+
+# %% ../../nbs/chain/12_signal.ipynb #sc01
 class Context(msgspec.Struct):
     "What a detector may look at besides the transaction"
     time: int                         # ns
@@ -142,10 +151,14 @@ class Context(msgspec.Struct):
     accounts: list[Account | None]    # of the keys of the outputs, as they were before; None: not seen
     joint: float = 0.0                # confidence that several people made it, from the CoinJoin detectors
     chain: int = 0                    # transactions of the peeling chain up to this one
-    tainted: float = 0.0              # share of the value spent that comes from sanctioned addresses
-    distance: int = 0                 # hops from them; 0: none is known
+    tainted: float = 0.0              # share of the value spent that comes from sanctioned addresses, by the rule that decides
+    distance: int = 0                 # hops from them, by the same rule; 0: none is known
+    taint_rule: str = 'haircut'       # which rule that is, see `flow.TAINT_RULES`
+    taints: dict[str, float] | None = None   # the share by each rule; None: there is none
     rivals: int = 0                   # transactions seen that spend an output it spends too
     signatures: list[tuple[int, int]] | None = None   # worked out when asked for, see `patterns.signatures_of`
+    proofs: Proofs | None = None    # worked out when asked for, see `patterns.proofs_of`
+    relatives: float | None = None    # satoshi a virtual byte with the ancestors that wait; None: there are none, or not all is known
 
     def account(self, key: bytes | None) -> Account | None: return self.history.account(key) if key else None
 
@@ -172,18 +185,21 @@ def context_of(
         previous = one.previous
         if previous is None: keys_in.append(None)
         else:
-            keys_in.append(script_key(previous.script))
+            script = previous.script
+            keys_in.append(script_key(script))
             values_in.append(previous.value)
-            kinds_in.append(script_kind(previous.script))
+            kinds_in.append(script_kind(script))
     values, keys, kinds, places = [], [], [], []
     for place, output in enumerate(tx.outputs):
-        kinds.append(script_kind(output.script))
-        if (key := script_key(output.script)) is None: continue
+        script = output.script
+        kinds.append(script_kind(script))
+        if (key := script_key(script)) is None: continue
         values.append(output.value)
         keys.append(key)
         places.append(place)
     common, repeats = most_common(values)
-    accounts = [account_at(history, key) for key in keys]
+    known = history.accounts
+    accounts = [known.get(key) or account_at(history, key) for key in keys]
     return Context(time, tx.is_coinbase, tx.fee_rate, values_in if len(values_in) == len(keys_in) else None, keys_in, kinds_in, values,
                    keys, kinds, places,
                    common, repeats, history, labels, fees, height, next_block_rate, accounts)

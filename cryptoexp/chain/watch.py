@@ -105,6 +105,7 @@ def judged(
 
 def confirmed(watch: Watch, heard: Confirmed) -> list[Told]:
     "A transaction stands in a block"
+    if (entry := watch.scorer.history.entries.get(heard.txid)) is not None: entry.waits = False
     if heard.tx is not None and heard.tx.is_coinbase and heard.block.hash:
         watch.coinbases[heard.block.hash] = heard.txid
         if len(watch.coinbases) > 144: watch.coinbases.popitem(last=False)

@@ -18,7 +18,7 @@ from numba import njit
 from .book import BEST_ASK, BEST_BID, BookArrays, apply_row, empty_book, room_for, touch_path
 from .events import BEST_QUOTE, BUY, DEPTH, KIND_MASK, LAST, SELL, SNAPSHOT, TRADE, Events, concat
 from .instrument import Instrument
-from .queue_reactive import BANDS, DECAYS, EDGES, OTHERS, QUANTILES, SCALES, WIDTHS, QueueReactiveMarket, QueueReactiveParameters
+from .queue_reactive import BANDS, EDGES, OTHERS, QUANTILES, SCALES, WIDTHS, QueueReactiveParameters
 from .statistics import SECOND, autocorrelation, depth_within, hourly_volatility, spread_bps, time_weighted_mean, value_at
 
 # %% ../../nbs/market/08b_queue_calibration.ipynb #f07
@@ -75,8 +75,9 @@ def queue_rates(
     lag_ns: int,             # how long before its print a taker's queue is looked up; quotes and prints must share a clock
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:  # rates of each name, by other and own length or by own length; sizes that joined
     "Rates at the best prices, by the lengths of both queues, while the spread is one tick"
-    time_ns, closed, shape = path.time_ns.to_numpy(), (path.ask_tick - path.bid_tick).to_numpy()[:-1] == 1, (len(OTHERS) + 1, len(EDGES) + 1)
-    seconds, count, amount, sizes = np.zeros(shape), np.zeros((4, *shape)), np.zeros((3, *shape)), []
+    time_ns, closed = path.time_ns.to_numpy(), (path.ask_tick - path.bid_tick).to_numpy()[:-1] == 1
+    shape = len(OTHERS) + 1, len(EDGES) + 1
+    seconds, count, amount, sizes = np.zeros(shape), np.zeros((3, *shape)), np.zeros((3, *shape)), []
     before = np.clip(np.searchsorted(time_ns, takers.local_ns - lag_ns, side='right') - 1, 0, len(path) - 2)
     for name, opposite, away, side in (('bid', 'ask', 1, -1), ('ask', 'bid', -1, 1)):
         lots, step = path[f'{name}_lots'].to_numpy(), np.diff(path[f'{name}_tick']) * away
@@ -88,15 +89,17 @@ def queue_rates(
         hits = (takers.side == side).to_numpy() & closed[before]
         whole = hits & (takers.lots.to_numpy() >= lots[before])
         seconds += summed(np.flatnonzero(closed), (np.diff(time_ns) * 1e-9)[closed])
-        for row, rows in enumerate((joined, np.flatnonzero(closed & (step < 0)), before[hits], before[whole])): count[row] += summed(rows, None)
-        for row, (rows, much) in enumerate(((joined, change[joined]), (left, -change[left]), (before[hits & ~whole], takers.lots[hits & ~whole]))):
+        for row, rows in enumerate((joined, np.flatnonzero(closed & (step < 0)), before[whole])): count[row] += summed(rows, None)
+        part = hits & ~whole
+        for row, (rows, much) in enumerate(((joined, change[joined]), (left, -change[left]), (before[part], takers.lots[part]))):
             amount[row] += summed(rows, much)
         sizes.append(change[joined])
     flights, lost, share = _flights(path, takers)
     usual = amount[0].sum(axis=0) / np.maximum(1, count[0].sum(axis=0))
     gone = np.maximum(amount[1] - amount[2] - lost * seconds / np.maximum(seconds.sum(axis=0), 1e-9), 0)
     own = seconds.sum(axis=0)
-    return dict(join=_shrunk(count[0], seconds), leave=_shrunk(gone / usual, seconds), vanish=_shrunk(np.maximum(count[1] - count[3], 0), seconds),
+    return dict(join=_shrunk(count[0], seconds), leave=_shrunk(gone / usual, seconds),
+                vanish=_shrunk(np.maximum(count[1] - count[2], 0), seconds),
                 join_factor=usual / (amount[0].sum() / count[0].sum()), flee=flights / np.maximum(own, 1e-9), fled=np.array(share),
                 seconds=seconds), np.concatenate(sizes)
 
@@ -260,7 +263,8 @@ def fit_queue_reactive(
     kept = max(1.0, (own.sum() + other.sum()) / .95)      # a process that never ends is refused by the market
     return QueueReactiveParameters(
         **{name: tuple(_rounded(row) for row in best[name]) for name in ('join', 'leave', 'vanish')},
-        join_factor=_rounded(best['join_factor']), flee=_rounded(best['flee']), hit=_rounded(np.minimum(hit, 20)), fled=_rounded([best['fled']])[0],
+        join_factor=_rounded(best['join_factor']), flee=_rounded(best['flee']), hit=_rounded(np.minimum(hit, 20)),
+        fled=_rounded([best['fled']])[0],
         **{name: _rounded(spread[name]) for name in ('improve', 'follow', 'close', 'one_tick', 'retreat')},
         again=_rounded([shares['again']])[0], at_once=_rounded([shares['at_once']])[0], requote=_rounded([requote])[0],
         arrive=_rounded(behind.arrive), fade=_rounded(behind.fade), takers=_rounded([fresh])[0],
@@ -316,7 +320,8 @@ def market_numbers(events: Events, instrument: Instrument) -> dict[str, float]:
     steps, sign = np.diff(value_at(time_ns, mid, np.arange(time_ns[0], time_ns[-1], SECOND // 10))), takers.side.to_numpy(float)
     return {'spread, mean (bps)': time_weighted_mean(time_ns, spread_bps(path.bid_tick.to_numpy(), path.ask_tick.to_numpy())),
             **{f'depth within {bps} bps (BTC)': one for bps, one in zip((1, 5, 20), depth)},
-            **{f'volatility, {step:g} s (% per hour)': 100 * hourly_volatility(time_ns, mid, int(step * SECOND)) for step in (.1, .5, 1, 5, 10, 30)},
+            **{f'volatility, {step:g} s (% per hour)': 100 * hourly_volatility(time_ns, mid, int(step * SECOND))
+               for step in (.1, .5, 1, 5, 10, 30)},
             '100 ms without a move (%)': 100 * float(np.mean(steps == 0)), 'taker orders per second': len(takers) / seconds,
             'prints per taker order': (events.kind == TRADE).sum() / len(takers), 'rows per second': len(events) / seconds,
             **{f'taker signs, autocorrelation at lag {lag}': autocorrelation(sign, lag) for lag in (1, 5, 20, 100)}}

@@ -154,7 +154,7 @@ def fit_hawkes(
     side: np.ndarray,      # +1 bought, −1 sold
     rounds: int = 200, dither_ns: int = 1_000_000, seed: int = 1,
 ) -> tuple[float, np.ndarray, np.ndarray]:  # fresh takers a second and side; children of the own and of the other side at each scale
-    "Maximum likelihood of a two-sided Hawkes process with three given scales"
+    "A two-sided Hawkes process with three given scales, by so many rounds of expectation and maximisation"
     if len(time_ns) < 100: raise ValueError(f'a fit takes at least a hundred takers, here are {len(time_ns)}')
     seconds = np.sort((time_ns - time_ns[0]) * 1e-9 + np.random.default_rng(seed).random(len(time_ns)) * dither_ns * 1e-9)
     fresh, own, other, length, total = len(seconds) / seconds[-1] / 4, np.full(3, .15), np.full(3, .05), seconds[-1], len(seconds)

@@ -600,7 +600,7 @@ def regime(
     if name not in REGIMES: raise LookupError(f'there is no regime {name!r}; {nearest(name, list(REGIMES))}')
     return replace(QueueReactiveParameters(), **REGIMES[name])
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q63
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q64
 def _standing(state: MarketState) -> np.ndarray:
     "The notes that build the book as it stands: a clear, then every order, each queue from its front"
     when, orders = (state.whole[NOW], state.whole[LOCAL]), state.orders

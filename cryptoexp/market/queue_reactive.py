@@ -8,8 +8,8 @@ __all__ = ['OTHER_LOTS', 'QUEUE_LOTS', 'SPREAD_TICKS', 'DISTANCES', 'QUANTILES',
            'CRASH_FROM', 'CRASH_TO', 'RUN', 'RATES', 'RATE', 'JOIN', 'LEAVE', 'TAKE', 'VANISH', 'FLEE', 'IMPROVE',
            'RETREAT', 'ARRIVE', 'FADE', 'NEWS', 'GO_ON', 'ORDER', 'NUMBERS', 'KNOBS', 'inner', 'EDGES', 'OTHERS',
            'WIDTHS', 'BANDS', 'SHARES_BELOW', 'SCALES', 'JOINED', 'IMPROVED', 'TAKEN', 'ARRIVED', 'NEWS_PACE',
-           'MOST_PRINTS', 'NO_NOTES', 'REGIMES', 'QueueReactiveParameters', 'Removal', 'QueueReactiveMarket', 'stepped',
-           'regime', 'orders_told']
+           'MOST_PRINTS', 'NO_NOTES', 'WARM_UP', 'REGIMES', 'QueueReactiveParameters', 'Removal', 'QueueReactiveMarket',
+           'stepped', 'regime', 'orders_told']
 
 # %% ../../nbs/market/08a_queue_reactive.ipynb #q04
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from ..config import nearest
 from .events import BUY, CLEAR, SELL, TRADE, Events, concat
 from .synthetic import (
     BEHIND, BEST_ASK, BEST_BID, FEWEST, FIRST, LIVE, LOCAL, LOTS, MASK, MOST_LEVELS, NEXT, NOW, ROOM, SECOND, SENT, SIDE,
-    START_NS, TICK, TOTAL, WARM_UP_NS, WINDOW, WRITTEN, MarketState, _add_order, _as_events, _exponential, _orders_of, _remove_order, _send,
+    START_NS, TICK, TOTAL, WINDOW, WRITTEN, MarketState, _add_order, _as_events, _exponential, _orders_of, _remove_order, _send,
     _snapshot, _uniform, _write, _write_level, embedded_instrument)
 from .tape import ADD_ORDER, BUY_BIT, CANCEL_ORDER, EVENT_DTYPE, EXCHANGE_BIT, FILL_ORDER, LOCAL_BIT, SELL_BIT
 
@@ -510,14 +510,14 @@ def _opened(seed: int, parameters: QueueReactiveParameters, knobs: np.record, ou
                         np.zeros((ROOM, 6), np.int64))
     state.whole[CRASH_FROM] = state.whole[CRASH_TO] = 1 << 62
     _open(state, knobs, round(parameters.start_price * 100), out, NO_NOTES)
-    state.whole[NOW] = state.whole[NEXT] = START_NS - WARM_UP_NS
+    state.whole[NOW] = state.whole[NEXT] = START_NS - WARM_UP
     while _step(state, knobs, START_NS, ROOM, out, NO_NOTES): pass
     if parameters.crash_after > 0:
         state.whole[CRASH_FROM] = START_NS + round(parameters.crash_after * 1e9)
         state.whole[CRASH_TO] = state.whole[CRASH_FROM] + round(parameters.crash_seconds * 1e9)
     return state, out[:_snapshot(state, knobs, START_NS, out)].copy()
 
-NO_NOTES = np.zeros((0, 7), np.int64)
+NO_NOTES, WARM_UP = np.zeros((0, 7), np.int64), 60 * SECOND
 
 # %% ../../nbs/market/08a_queue_reactive.ipynb #q41
 @dataclass(frozen=True)

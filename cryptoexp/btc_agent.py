@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SUBJECT', 'HEADINGS', 'FLOW', 'RISK', 'SIGNIFICANT', 'UNTOLD', 'Chosen', 'VERDICT_WORDS', 'MAIN_PHRASES', 'ECONOMY',
-           'EVENT_NARRATION', 'PROMPTS', 'ROLE', 'NAMES', 'ADVICE', 'HOUR_NS', 'VERDICT_NOTE', 'End', 'GRACE',
-           'is_synthetic', 'event_facts', 'section_of', 'filled', 'condition', 'phrases_of', 'pattern_phrases',
-           'said_when', 'Analysis', 'utc', 'judgement_dict', 'to_dict', 'words_of', 'Monitor', 'BTCTransactionMonitor',
-           'check', 'is_offline', 'BlockFiles', 'source_of', 'watch_of', 'labels_of', 'folder_of', 'model_of', 'Desk',
-           'written', 'failed', 'asking', 'save', 'saving', 'gone_on', 'pump', 'ended_by', 'worked', 'broken',
-           'streamed', 'opened', 'remembered', 'stop', 'stopped_by_signals', 'run', 'history_of', 'titled',
-           'event_named', 'events_frame', 'to_exchange', 'signal_rows', 'with_signals']
+           'EVENT_NARRATION', 'PROMPTS', 'ROLE', 'KIND_WORDS', 'VERDICT_NAMES', 'STANDS', 'MOVED', 'NAMES', 'ADVICE',
+           'HOUR_NS', 'VERDICT_NOTE', 'End', 'GRACE', 'is_synthetic', 'event_facts', 'section_of', 'filled',
+           'condition', 'phrases_of', 'pattern_phrases', 'said_when', 'Analysis', 'utc', 'judgement_dict', 'to_dict',
+           'words_of', 'Monitor', 'BTCTransactionMonitor', 'check', 'is_offline', 'BlockFiles', 'source_of', 'watch_of',
+           'labels_of', 'folder_of', 'model_of', 'Desk', 'written', 'failed', 'asking', 'save', 'saving', 'gone_on',
+           'pump', 'ended_by', 'worked', 'broken', 'streamed', 'opened', 'remembered', 'stop', 'stopped_by_signals',
+           'run', 'history_of', 'titled', 'event_named', 'events_frame', 'to_exchange', 'signal_rows', 'with_signals']
 
 # %% ../nbs/11_btc_agent.ipynb #ba04
 import asyncio
@@ -86,7 +86,7 @@ HEADINGS: Mapping[str, tuple[str, str]] = {
 FLOW = frozenset(('known_party', 'peeling_chain', 'conflict', 'deposit_sweep', 'exchange_withdrawal'))
 RISK = frozenset(('sanctioned_direct', 'sanctioned_cluster', 'sanctioned_one_hop', 'tainted', 'risky_party', 'dust_campaign', 'dust_spent',
                   'unusual_sighash'))
-SIGNIFICANT = frozenset(('large_value', 'ancient_coins', 'coin_days'))
+SIGNIFICANT = frozenset(('large_value', 'unusual_amount', 'unusual_transaction', 'ancient_coins', 'coin_days'))
 UNTOLD = frozenset(('fingerprint', 'replaceable', 'payjoin', 'paid_by_relative'))   # without weight, and seldom of interest
 
 Chosen = Mapping[str, str | int]   # field -> a word; or a number: 1 is one, 2 any other, 0 nothing at all
@@ -215,21 +215,31 @@ def to_dict(
                  for one in told.movements]
         data |= dict(watched=moved, facts=[asdict(fact) for fact in event_facts(told.event).values()])
     if told.block is not None: data['block'] = dict(hash=told.block.hash, height=told.block.height)
-    if told.reason: data['reason'] = told.reason
+    if told.reason: data['reason'] = told.why(language)
     return data | (dict(by=told.by) if told.by else {})
 
 # %% ../nbs/11_btc_agent.ipynb #ba21
+KIND_WORDS: Mapping[str, tuple[str, str]] = {
+    'new': ('new', '新交易'), 'confirmed': ('confirmed', '已确认'), 'unconfirmed': ('unconfirmed', '退回未确认'),
+    'withdrawn': ('withdrawn', '已撤回'), 'regime': ('regime', '水平变化'), 'gap': ('gap', '缺口'),
+    'unreadable': ('unreadable', '无法读取')}
+VERDICT_NAMES = {name: (name, chinese) for name, (_, chinese) in VERDICT_WORDS.items()}
+STANDS = ('it stands in a block', '已进入区块')
+MOVED = ('{address} receives {received:,.8f} and spends {spent:,.8f} BTC', '{address} 收到 {received:,.8f} BTC，花费 {spent:,.8f} BTC')
+
 def words_of(told: Told | Analysis, language: str = 'en') -> str:   # one line
     "What was told, for people"
     if isinstance(told, Analysis):
         writer = told.answer.model or ('rules, no model was used' if language == 'en' else '规则，未使用模型')
         return f'{told.txid[:16]}  {writer}: ' + ' '.join(line for line in told.answer.text.splitlines() if line and line[0] != '#')
     mark = 'SYNTHETIC  ' if is_synthetic(told.source) else ''
-    head = f'{mark}{utc(told.time)[:19] if told.time else "":19}  {told.kind:11}'
-    if told.event is None: return f'{head} {told.txid[:16]}  {told.reason or "it stands in a block"}'
-    moved = [f'{one.address} receives {one.received / COIN:,.8f} and spends {one.spent / COIN:,.8f} BTC' for one in told.movements]
-    why = ' '.join([*told.event.reasons(language), *moved])
-    return f'{head} {told.txid[:16]}  {told.event.score:5.1f} {told.event.verdict:9} {told.event.value / COIN:>14,.4f} BTC  {why}'
+    place = int(language == 'zh')
+    kind = KIND_WORDS[told.kind][place]
+    head = f'{mark}{utc(told.time)[:19] if told.time else "":19}  {kind:11}'
+    if told.event is None: return f'{head} {told.txid[:16]}  {told.why(language) or STANDS[place]}'
+    moved = [MOVED[place].format(address=one.address, received=one.received / COIN, spent=one.spent / COIN) for one in told.movements]
+    why, verdict = ' '.join([*told.event.reasons(language), *moved]), VERDICT_NAMES[told.event.verdict][place]
+    return f'{head} {told.txid[:16]}  {told.event.score:5.1f} {verdict:9} {told.event.value / COIN:>14,.4f} BTC  {why}'
 
 # %% ../nbs/11_btc_agent.ipynb #ba23
 NAMES = ('blockchain.info', 'mempool.space', 'peer', 'node', 'block', 'recording', 'embedded')
@@ -427,7 +437,8 @@ async def written(desk: Desk, out: 'asyncio.Queue[Any]', model: LanguageModel | 
     while (item := await desk.queue.get()) is not End:
         event, ask = item
         said = await answer(event_facts(event), PROMPTS[monitor.language], EVENT_NARRATION, model if ask else None, monitor.system_prompt)
-        said = replace(said, notes=(VERDICT_NOTE[monitor.language].format(score=event.score, verdict=event.verdict),))
+        said = replace(said, notes=(VERDICT_NOTE[monitor.language].format(
+            score=event.score, verdict=VERDICT_NAMES[event.verdict][monitor.language == 'zh']),))
         counts['analyses'] += 1
         counts['analyses by a model'] += bool(said.model)
         counts['model failed'] += bool(said.error)
@@ -629,7 +640,7 @@ def events_frame(told: Iterable[Told], language: str = 'en') -> pd.DataFrame:
     rows = [dict(time=pd.Timestamp(one.time, tz='UTC'), kind=one.kind, txid=one.txid, score=one.event.score if one.event else np.nan,
                  verdict=one.event.verdict if one.event else '', btc=one.event.value / COIN if one.event else np.nan,
                  codes=', '.join(part.code for part in one.event.judgement.parts if part.points) if one.event else '',
-                 reasons=' '.join(one.event.reasons(language)) if one.event else one.reason, source=one.source) for one in told]
+                 reasons=' '.join(one.event.reasons(language)) if one.event else one.why(language), source=one.source) for one in told]
     return pd.DataFrame(rows, columns='time kind txid score verdict btc codes reasons source'.split())
 
 # %% ../nbs/11_btc_agent.ipynb #ba51

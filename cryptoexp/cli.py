@@ -341,7 +341,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from loguru import logger
         logger.remove()
-        logger.add(sys.stderr, level='DEBUG' if verbose else 'WARNING', format='<level>{level: <8}</level> {message}')
+        logger.add(sys.stderr, level='DEBUG' if verbose else 'WARNING', format='<level>{level: <8}</level> {message}',
+                   diagnose=False)   # values of variables in a traceback may be keys
         status = int(getattr(arguments, 'run', trade)(arguments))
         sys.stdout.flush()
         return status

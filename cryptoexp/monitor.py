@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SOURCE_WORDS', 'MONITOR_EXAMPLES', 'COLOURS', 'NARROW', 'SUMMARY', 'add_commands', 'number', 'add_options', 'needed',
-           'endpoint_of', 'monitor_of', 'why_of', 'line_of', 'status_of', 'live_lines', 'shown', 'summary', 'watch',
-           'labels']
+           'endpoint_of', 'monitor_of', 'why_of', 'padded', 'line_of', 'status_of', 'live_lines', 'shown', 'summary',
+           'watch', 'labels']
 
 # %% ../nbs/23_monitor.ipynb #mo04
 import argparse
@@ -149,10 +149,12 @@ def why_of(
 ) -> str:            # may be longer than there is room, where even the names of the patterns are
     "As many reasons as fit, or the patterns by name"
     from rich.cells import cell_len
+    from cryptoexp.btc_agent import STANDS
     from cryptoexp.chain.risk import CODES_ZH
     event = told.event
-    if event is None: return told.reason or ('it stands in a block' if language == 'en' else '已进入区块')
-    reasons = [f'Watched: {one.address}.' for one in told.movements] + event.reasons(language)
+    watched = 'Watched: {}.' if language == 'en' else '关注的地址：{}。'
+    if event is None: return told.why(language) or STANDS[language == 'zh']
+    reasons = [watched.format(one.address) for one in told.movements] + event.reasons(language)
     for number in range(len(reasons), 0, -1):
         text = ' '.join([*reasons[:number], *([f'+{len(reasons) - number}'] if number < len(reasons) else [])])
         if cell_len(text) <= room: return text
@@ -161,6 +163,12 @@ def why_of(
     names = [(CODES_ZH[code] if language == 'zh' else code.replace('_', ' ')) + points for code, points in codes]
     return ', '.join([*(one.address for one in told.movements), *names]) or reasons[0]
 
+# %% ../nbs/23_monitor.ipynb #mp01
+def padded(text: str, columns: int) -> str:
+    "Filled up with spaces; a Chinese character takes two columns"
+    from rich.cells import cell_len
+    return text + ' ' * (columns - cell_len(text))
+
 def line_of(
     told: 'Told',
     language: str,
@@ -168,14 +176,14 @@ def line_of(
 ) -> 'Text':         # one line, cut where it is too long
     "An event for a terminal"
     from rich.text import Text
-    from cryptoexp.btc_agent import is_synthetic, utc
-    event, wide = told.event, width >= NARROW
+    from cryptoexp.btc_agent import KIND_WORDS, VERDICT_NAMES, is_synthetic, utc
+    event, wide, place = told.event, width >= NARROW, int(language == 'zh')
     old = abs(time.time_ns() - told.time) > 86_400 * 10**9     # a block of some other day
     clock = 'SYNTHETIC' if is_synthetic(told.source) else '' if not told.time else utc(told.time)[:10] if old else utc(told.time)[11:19]
     line = Text(f'{clock:10} {told.txid[:16 if wide else 8]:{16 if wide else 8}} ', no_wrap=True, overflow='ellipsis')
-    if event is None: line.append(f'{told.kind:{29 if wide else 17}} ', 'cyan')
+    if event is None: line.append(padded(KIND_WORDS[told.kind][place], 29 if wide else 17) + ' ', 'cyan')
     else:
-        verdict = f'{event.score:5.1f}' + (f' {event.verdict:9}' if wide else '')
+        verdict = f'{event.score:5.1f}' + (f' {padded(VERDICT_NAMES[event.verdict][place], 9)}' if wide else '')
         amount = ('≤' if event.significance.upper_bound else '') + f'{event.value / 1e8:,.{4 if wide else 2}f}'
         line.append(f'{verdict} ', COLOURS[event.verdict]).append(f'{amount:>{13 if wide else 11}} ')
     line.append(why_of(told, language, width - line.cell_len))
@@ -186,10 +194,14 @@ def line_of(
 def status_of(monitor: 'BTCTransactionMonitor', width: int) -> 'Text':
     "The line under the events"
     from rich.text import Text
-    counts, end = monitor.watch.counts, 'Ctrl-C ends'
-    if monitor.ending: end = 'ending'
-    text = Text(f'{monitor.source.name}: {counts["transactions"]:,} transactions, {counts["worth telling"]:,} told, {counts["gap"]:,} '
-                f'{"gap" if counts["gap"] == 1 else "gaps"}; {end}', 'reverse', no_wrap=True)
+    counts, end = monitor.watch.counts, 'ending' if monitor.ending else 'Ctrl-C ends'
+    said = (f'{monitor.source.name}: {counts["transactions"]:,} transactions, {counts["worth telling"]:,} told, {counts["gap"]:,} '
+            f'{"gap" if counts["gap"] == 1 else "gaps"}; {end}')
+    if monitor.language == 'zh':
+        end = '正在结束' if monitor.ending else '按 Ctrl-C 结束'
+        said = (f'{monitor.source.name}：交易 {counts["transactions"]:,} 笔，提示 {counts["worth telling"]:,} 笔，'
+                f'缺口 {counts["gap"]:,} 个；{end}')
+    text = Text(said, 'reverse', no_wrap=True)
     text.truncate(width - 1, overflow='ellipsis')
     return text
 
@@ -210,15 +222,19 @@ def live_lines(monitor: 'BTCTransactionMonitor', title: str, level: str) -> Iter
             console.print(Padding(Text(f'{told.txid[:8]}, {told.answer.model}: {text}', 'italic'), (0, 0, 0, 10)))
     wide = console.width >= NARROW
     console.print(Text(title, 'bold'))
-    console.print(Text(f'{"time":10} {"transaction":16} score verdict             BTC why' if wide else
-                       f'{"time":10} {"txid":8} score         BTC why', 'dim'), no_wrap=True, crop=True)
+    head = f'{"time":10} {"txid":8} score         BTC why'
+    if wide: head = f'{"time":10} {"transaction":16} score verdict             BTC why'
+    if monitor.language == 'zh':
+        head = f'时间       交易{" " * 13}评分 结论                BTC 原因' if wide else '时间       交易      评分         BTC 原因'
+    console.print(Text(head, 'dim'), no_wrap=True, crop=True)
     with Live(console=console, get_renderable=lambda: status_of(monitor, console.width), refresh_per_second=4, transient=True):
         logger.remove()
-        logger.add(lambda message: console.print(Text(message.rstrip(), 'magenta')), level=level, format='{level}: {message}')
+        logger.add(lambda message: console.print(Text(message.rstrip(), 'magenta')), level=level, format='{level}: {message}',
+                   diagnose=False)
         try: yield show
         finally:
             logger.remove()
-            logger.add(sys.stderr, level=level, format='{level: <8} {message}')
+            logger.add(sys.stderr, level=level, format='{level: <8} {message}', diagnose=False)
 
 # %% ../nbs/23_monitor.ipynb #mo14
 @contextlib.contextmanager
@@ -234,19 +250,28 @@ def shown(monitor: 'BTCTransactionMonitor', arguments: argparse.Namespace) -> It
     if arguments.json: yield lambda told: print(json.dumps(to_dict(told, monitor.language), ensure_ascii=False), flush=True)
     else: yield lambda told: print(words_of(told, monitor.language), flush=True)
 
-SUMMARY = (   # counter -> what it says of one, and of several
-    ('withdrawn', 'withdrawn', 'withdrawn'), ('gap', 'gap', 'gaps'), ('unreadable', 'message that could not be read',
-     'messages that could not be read'), ('analyses by a model', 'explained by the model', 'explained by the model'),
-    ('model failed', 'time the model failed', 'times the model failed'), ('analyses dropped', 'not explained, too many waited',
-     'not explained, too many waited'), ('saves failed', 'save that failed', 'saves that failed'))
+SUMMARY = (   # counter -> what it says of one, and of several, and in Chinese
+    ('withdrawn', 'withdrawn', 'withdrawn', '已撤回'), ('gap', 'gap', 'gaps', '缺口'),
+    ('unreadable', 'message that could not be read', 'messages that could not be read', '无法读取的消息'),
+    ('analyses by a model', 'explained by the model', 'explained by the model', '由模型解释'),
+    ('model failed', 'time the model failed', 'times the model failed', '模型失败次数'),
+    ('analyses dropped', 'not explained, too many waited', 'not explained, too many waited', '排队过多而未解释'),
+    ('saves failed', 'save that failed', 'saves that failed', '保存失败次数'))
 
 def summary(monitor: 'BTCTransactionMonitor', verdicts: Counter[str]) -> str:
     "What was heard in all, in one line"
+    from cryptoexp.btc_agent import VERDICT_NAMES
     counts = monitor.watch.counts + monitor.counts
+    if monitor.language == 'zh':
+        told = '，'.join(f'{VERDICT_NAMES[name][1]} {verdicts[name]:,}' for name in reversed(list(COLOURS)) if verdicts[name])
+        parts = [f'{monitor.source.name}：交易 {counts["transactions"]:,} 笔',
+                 f'提示 {counts["worth telling"]:,} 笔' + (f'（{told}）' if told else '')]
+        parts += [f'{chinese} {counts[name]:,}' for name, _, _, chinese in SUMMARY if counts[name]]
+        return '，'.join(parts) + (f'；状态保存在 {monitor.folder}' if counts['saves'] else '')
     told = ', '.join(f'{verdicts[name]:,} {name}' for name in reversed(list(COLOURS)) if verdicts[name])
     parts = [f'{counts["transactions"]:,} {"transaction" if counts["transactions"] == 1 else "transactions"} of {monitor.source.name}',
              f'{counts["worth telling"]:,} told' + (f' ({told})' if told else '')]
-    parts += [f'{counts[name]:,} {one if counts[name] == 1 else many}' for name, one, many in SUMMARY if counts[name]]
+    parts += [f'{counts[name]:,} {one if counts[name] == 1 else many}' for name, one, many, _ in SUMMARY if counts[name]]
     return ', '.join(parts) + (f'; the state is in {monitor.folder}' if counts['saves'] else '')
 
 # %% ../nbs/23_monitor.ipynb #mw01

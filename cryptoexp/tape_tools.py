@@ -169,6 +169,7 @@ SOURCES = {
     'bybit': Source('https://quote-saver.bycsi.com', ('ob500',), ('linear', 'spot'),
                     'a day appears once it is over (UTC); symbols are written BTCUSDT, and not every symbol is kept')}
 
+# %% ../nbs/21_tape_tools.ipynb #p10
 def days_of(text: str) -> list[date]:
     "'2024-08-01', or '2024-08-01..2024-08-03' with both ends; the error that argparse shows otherwise"
     try: first, last = (date.fromisoformat(part) for part in (text.split('..') if '..' in text else (text, text)))

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from cryptoexp.analyst import grounding
 from cryptoexp.analyst.answer import Narration, answer
-from cryptoexp.analyst.claims import Claim, claims
+from cryptoexp.analyst.claims import DATES, DIRECTION, HAN_NUMBER, NAMES, NO_RISK, PERIODS, WORDS, Claim, claims, cover, lower, plain
 from cryptoexp.analyst.coins import KNOWN
 from cryptoexp.analyst.facts import LANGUAGES, Fact, Facts, from_json
 from cryptoexp.analyst.grounding import GONE, STRUCK, WHY, WITHHELD, Checked, Draft, Section, Verdict, check, render, repair_request, strike
 from cryptoexp.analyst.llm import Reply
-from cryptoexp.analyst.roles import COINS
+from cryptoexp.analyst.roles import COINS, LEVEL_WORD, Forecasts, coin_names, foretold
 from cryptoexp.crypto_agent_wrapper import renamed
 
 HERE = Path(__file__).parent
@@ -350,3 +350,49 @@ def test_time_grows_with_length_only(piece: str) -> None:
         return min(times)
     short, long = ((piece * length)[:length] for length in (2_000, 16_000))
     assert seconds(lambda: check(long, FACTS)) < 24 * max(seconds(lambda: check(short, FACTS)), 0.003)
+
+
+# ---- heads: where a pattern is tried at all
+
+SAID = [unmarked(line)[0] for line in table('claims.txt')] + [line for _, line in verdict_rows()] + [reply(name).text for name in REPLIES]
+HEADED = {'level': LEVEL_WORD, 'number words': WORDS, 'Chinese numbers': HAN_NUMBER, 'promises': NO_RISK, 'direction': DIRECTION,
+          'coins': coin_names()[1]}
+shuffled = st.lists(st.sampled_from([part for text in SAID for part in re.split(r'(?<=[ .,。，])', text) if part]), min_size=1, max_size=30)
+
+
+def same_with_heads(text: str) -> None:
+    "Every pattern finds at its heads what it finds anywhere"
+    flat = plain(text)[0]
+    small = lower(flat)
+    for what, one in HEADED.items():
+        assert [match.span() for match in one.finditer(small)] == [match.span() for match in one.pattern.finditer(small)], what
+    for row in (*NAMES, *PERIODS, *DATES):
+        anywhere = replace(row, heads=(), letters=())
+        assert cover(flat, [row]) == cover(flat, [anywhere]), row.what
+    whole = [*NAMES, *PERIODS, *DATES]
+    assert cover(flat, whole) == cover(flat, [replace(row, heads=(), letters=()) for row in whole])
+
+
+def test_heads_miss_nothing() -> None:
+    for text in SAID: same_with_heads(text)
+    assert sum(len(list(one.finditer(lower(text)))) for text in SAID for one in HEADED.values()) > 500
+
+
+@settings(deadline=None, max_examples=150)
+@given(shuffled)
+def test_heads_miss_nothing_in_a_shuffled_text(parts: list[str]) -> None: same_with_heads(''.join(parts))
+
+
+def test_no_forecast_is_far_from_its_words() -> None:
+    "What `Forecasts` passes over, `foretold` does not call a forecast either"
+    told = 0
+    for text in SAID:
+        small = lower(plain(text)[0])
+        ends = [match.start() for match in grounding.SENTENCE.finditer(small)]
+        for one in claims(small):
+            sentence = max([end + 1 for end in ends if end < one.start], default=0), min([end for end in ends if end >= one.end],
+                                                                                         default=len(small))
+            said = foretold(small, one.start, one.end, sentence)
+            told += said is not None
+            assert Forecasts(small).of(one.start, one.end, sentence) == said
+    assert told > 40

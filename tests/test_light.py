@@ -11,11 +11,11 @@ from mutants import Mutant, missed, run_check
 from oracle import scenario, wild
 from test_engine import TOY, control, happens, opening, settings
 
-from cryptoexp.market.events import BUY, CLEAR, DEPTH, RESUME, SELL, SNAPSHOT, TRADE, from_rows
+from cryptoexp.market.events import BUY, CLEAR, DEPTH, RESUME, SELL, SNAPSHOT, TRADE, Events, from_rows
 from cryptoexp.market.instrument import MONEY_SCALE, decimal
 from cryptoexp.trading.backtest import Prepared, Runs, prepare, run_configurations, short_of
 from cryptoexp.trading.limits import make_rules
-from cryptoexp.trading.quoting import compile_quoter
+from cryptoexp.trading.quoting import compile_quoter, fields_read
 from cryptoexp.trading.venue import QueueModel, Venue
 
 QUEUES = (QueueModel(), QueueModel('power', 2.), QueueModel('ahead'), QueueModel('log'))
@@ -33,11 +33,24 @@ def forceful(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
     return code
 
 
+def standing(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    "Goes by prices and its account alone"
+    now, away = view.market[0], int(parameters[0]) % 5
+    lots = 1 + int(now.equity) % 3
+    if now.position_lots > -20: wishes[0, 1, 0, 0], wishes[0, 1, 0, 1] = now.ask_tick + away, max(lots, min(now.order_lots, 9))
+    if now.position_lots < 20: wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = now.bid_tick - away, lots
+    if now.position_lots % 7 == 6: wishes[0, 0, 0, 2] = 1
+    return int(abs(now.position_lots)) % 6
+
+
 class Market:
     "A random market, and a few accounts that differ in everything that may differ within one pass"
-    def __init__(self, seed: int, whole: bool, steps: int):
+    def __init__(self, seed: int, whole: bool, steps: int, slower: int = 1):
         draw, case = np.random.default_rng(seed), scenario(seed, steps)
         rows, least_ms = case.rows, 0.
+        begin, between = int(rows.local_ns[0]), rows.local_ns - rows.exchange_ns
+        local_ns = begin + slower*(rows.local_ns - begin)
+        rows = Events(rows.flags, local_ns - between, local_ns, *rows.columns[3:])
         later = rows.exchange_ns >= rows.exchange_ns[rows.kind == DEPTH].min()
         rows = rows[~(later & np.isin(rows.kind, (CLEAR, SNAPSHOT)))]   # else every row has to be looked at
         self.whole, self.rules, self.parameters, self.cash, self.lots = whole, [], [], [], []
@@ -55,9 +68,9 @@ class Market:
             self.lots.append([case.instrument.lots(config.initial_base)])
         self.prepared: Prepared = prepare([(rows, case.instrument)], closing=not whole)
 
-    def play(self, record: bool, **options: Any) -> Runs:
+    def play(self, record: bool, quoter: Any = forceful, **options: Any) -> Runs:
         return run_configurations(
-            self.prepared, np.concatenate(self.rules).view(np.recarray), np.array(self.parameters), forceful, cash_e8=np.array(self.cash),
+            self.prepared, np.concatenate(self.rules).view(np.recarray), np.array(self.parameters), quoter, cash_e8=np.array(self.cash),
             position_lots=np.array(self.lots), whole=self.whole, record=record, **options)
 
 
@@ -68,7 +81,11 @@ KEPT = {'request_head', 'request_tail', 'news_head', 'news_tail', 'next_request_
 def compare(seed: int, whole: bool, steps: int = 400, **options: Any) -> tuple[int, int, int]:
     "Both ways through one market; answers how many orders were sent, how many cancels came too late, and how many fills there were"
     market = Market(seed, whole, steps)
-    plain, light = market.play(True, **options), market.play(False, **options)
+    return same(market, seed, market.play(True, **options), market.play(False, **options))
+
+
+def same(market: Market, seed: int, plain: Runs, light: Runs) -> tuple[int, int, int]:
+    whole = market.whole
     assert not plain.desk.clock[0].light and light.desk.clock[0].light == (short_of(market.prepared, whole) is not None), seed
     for name in plain.desk.state.dtype.names:
         if name not in KEPT: assert plain.desk.state[name].tolist() == light.desk.state[name].tolist(), (seed, name)
@@ -87,6 +104,23 @@ def test_light_orders_change_nothing(block: int, whole: bool) -> None:
     "Sums, positions, refusals, counts, memories of the models: five different accounts in random markets, with stops and pauses"
     found = np.array([compare(seed, whole, every_message=bool(seed % 3)) for seed in range(block*10, block*10 + 10)])
     assert (found.sum(axis=0) > (1000, 10, 200)).all(), found.sum(axis=0)
+
+
+def compare_standing(seed: int, whole: bool, steps: int = 400, **options: Any) -> tuple[int, int, int]:
+    "The same for a model that need not be asked where nothing has changed; answers decisions, how many were only counted, and fills"
+    market = Market(seed, whole, steps, slower=1 + seed % 8)
+    longest = max(int(rules.interval_ns[0]) for rules in market.rules)
+    for rules in market.rules: rules.interval_ns = longest
+    plain, light = market.play(True, standing, **options), market.play(False, standing, **options)
+    _, _, fills = same(market, seed, plain, light)
+    return int(light.desk.state.decisions.max()), int(light.desk.clock[0].skipped), fills
+
+
+@pytest.mark.parametrize('whole', [False, True])
+def test_decisions_that_change_nothing_need_not_be_taken(whole: bool) -> None:
+    assert fields_read(standing) == {'bid_tick', 'ask_tick', 'position_lots', 'equity', 'order_lots'}
+    found = np.array([compare_standing(seed, whole, every_message=bool(seed % 3)) for seed in range(300, 315)])
+    assert (found.sum(axis=0) > (500, 50, 50)).all(), found.sum(axis=0)
 
 
 @pytest.mark.long

@@ -349,6 +349,9 @@ def near_thresholds() -> list[Transaction]:
     cases += [([99 * pool], [pool + 500] * pieces + [50_000], 1) for pieces in (70, 71)]
     cases += [([20_000_000] * count, [base] * 8 + [3, 4], 0) for count in (9, 10, 56, 57)
               for base in (9_499_999, 9_500_000, 10_500_000, 10_500_001)]
+    cases += [([40 * base] * 12, [base] * 6 + [factor * base + off for factor in factors] + [3, 4, 5, 6], 0)
+              for base in (7_999_999, 8_000_000, 12_000_000, 12_000_001) for factors in ((2, 2), (2, 4), (2, 3)) for off in (0, 900_000)]
+    cases += [([900_000_000] * 12, [11_000_000] * 6 + [22_000_000 - off, 44_000_000 + 2 * off] + [3, 4, 5], 0) for off in (21_978, 21_979)]
     tiers = [20_000] * 6 + [50_000] * 5 + [6_561] * 4
     cases += [([900_000] * count, tiers + list(range(70_000, 70_009)), 0) for count in (19, 20)]
     cases += [([900_000] * 30, [*tiers, least, *range(70_000, 70_008)], 0) for least in (4_999, 5_000)]
@@ -387,8 +390,11 @@ MUTANTS = [   # module, text, what stands there instead
     ('coinjoin', 'not 1 <= context.repeats <= 70', 'not 1 <= context.repeats <= 71'),
     ('coinjoin', 'POOL_FEES[pool] * 0.5 <= value', 'POOL_FEES[pool] * 0.4 <= value'),
     ('coinjoin', 'POOL_FEES[pool] * 3', 'POOL_FEES[pool] * 4'),
-    ('coinjoin', 'len(tx.inputs) < 10 or not 9_500_000', 'len(tx.inputs) < 9 or not 9_500_000'),
+    ('coinjoin', 'len(tx.inputs) < 10 or not 8_000_000', 'len(tx.inputs) < 9 or not 8_000_000'),
     ('coinjoin', 'not 9_500_000 <=', 'not 9_499_999 <='), ('coinjoin', '<= 10_500_000', '<= 10_500_001'),
+    ('coinjoin', 'not 8_000_000 <=', 'not 7_999_999 <='), ('coinjoin', '<= 12_000_000', '<= 12_000_001'),
+    ('coinjoin', 'len(doubles) < 2', 'len(doubles) < 1'), ('coinjoin', 'len(doubles) < 2', 'len(doubles) < 3'),
+    ('coinjoin', '1_000 * abs', '999 * abs'), ('coinjoin', 'by.bit_count() == 1', 'by.bit_count() <= 2'),
     ('coinjoin', '<= 7 * people', '<= 8 * people'), ('coinjoin', 'len(tx.inputs) < 20', 'len(tx.inputs) < 19'),
     ('coinjoin', 'min(context.values) < 5_000', 'min(context.values) < 4_999'), ('coinjoin', 'len(amounts) < 3', 'len(amounts) < 4'),
     ('coinjoin', 'shared < (len(context.values) - 1) / 2', 'shared < (len(context.values) - 2) / 2'),

@@ -59,6 +59,7 @@ KNOWN: tuple[KnownCoin, ...] = (
 KNOWN_BY_ID = {coin.id: coin for coin in KNOWN}
 COIN_ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,119}')
 
+# %% ../../nbs/analyst/05_coins.ipynb #p01
 class CoinError(Exception):
     "A coin that can't be told of: what was wrong and what to do; never in the words of an answer"
     def __init__(
@@ -106,6 +107,7 @@ class Choice:
         ending = f', the one of the highest rank by market cap; {others} be meant.' if count else '.'
         return f'{self.asked!r} is read as {self.id}{ending}'
 
+# %% ../../nbs/analyst/05_coins.ipynb #p03
 def tidied(
     asked: str,   # what the user wrote
 ) -> str:         # in small letters, without $ and spaces at its ends
@@ -301,6 +303,7 @@ def points(
     series = series[~series.index.duplicated(keep='last')].sort_index()
     return series[series > 0] if name == 'prices' else series
 
+# %% ../../nbs/analyst/05_coins.ipynb #p12
 def daily_closes(
     answer: Any,          # of /coins/{id}/market_chart, one point a day at midnight UTC, and one of now
     source: str,          # who said so
@@ -339,6 +342,7 @@ def daily_candles(
     opened, high, low, close = (days[name].to_numpy() for name in ('open', 'high', 'low', 'close'))
     return Candles(days.index.to_numpy(), opened, high, low, close, days['volume'].to_numpy() if known else None, DAY, source, unit, unit)
 
+# %% ../../nbs/analyst/05_coins.ipynb #p14
 def ohlc_candles(
     answer: Any,          # of /coins/{id}/ohlc: rows of end (ms), open, high, low, close
     source: str,          # who said so
@@ -588,6 +592,8 @@ ENDPOINTS: dict[str, Endpoint] = {
     'derivatives': Endpoint('/derivatives', '', 60, list),
     'search': Endpoint('/search', 'query={query}', 86400, dict),
     'list': Endpoint('/coins/list', '', 86400, list)}
+
+# %% ../../nbs/analyst/05_coins.ipynb #p20
 KEPT_S, KEPT_BYTES = 7 * 86_400.0, 200_000_000    # what is older or more is deleted; no answer is good for more than a day
 PARTS = ('ohlc', 'tickers', 'derivatives')    # what is asked only where wanted
 
@@ -829,6 +835,7 @@ SKETCHES: dict[str, Sketch] = {
 EXAMPLE_NS = 1_735_732_800 * SECOND      # 2025-01-01 12:00 UTC: the "now" of the made-up market
 HOURS = 365 * 24
 
+# %% ../../nbs/analyst/05_coins.ipynb #p27
 def clustered(generator: np.random.Generator, daily: float) -> np.ndarray:
     "Hourly moves whose size comes in waves, with fat tails; shape (HOURS,)"
     wave, level = np.empty(HOURS), 0.0

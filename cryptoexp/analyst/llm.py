@@ -134,6 +134,7 @@ class Secret:
     def __deepcopy__(self, memory: Any) -> Self: return self
     def __reduce__(self) -> Any: raise TypeError('a secret is not pickled; read it from the environment where it is needed')
 
+# %% ../../nbs/analyst/01_llm.ipynb #p04
 class Price(NamedTuple):
     "What a model costs"
     read: float      # US dollars for a million tokens that it reads
@@ -174,6 +175,7 @@ SETTING_RULES: Mapping[str, Rule] = MappingProxyType({
     'cache_bytes': Rule('bytes', 'what kept answers may take; the oldest go first', least=0, most=1e15, whole=True),
     'money_budget': Rule('US dollars a day', 'what may be spent; None: no limit', above=0, most=1e6, optional=True)})
 
+# %% ../../nbs/analyst/01_llm.ipynb #p06
 def endpoint_problem(value: Any, has_key: bool) -> str | None:
     "What is wrong with the address of an endpoint, or None"
     if value is None: return None
@@ -568,6 +570,7 @@ def words(value: Any) -> str:
 def table(value: Any) -> Mapping[str, Any]: return value if isinstance(value, Mapping) else {}
 def row(value: Any) -> list[Any]: return value if isinstance(value, list) else []
 
+# %% ../../nbs/analyst/01_llm.ipynb #p15
 def read_completion(data: Any) -> Outcome | None:
     "The outcome in an answer of the Chat Completions API, or None where it is none"
     choices = row(table(data).get('choices'))
@@ -629,6 +632,7 @@ FILTERED = re.compile(r'content[_ ](?:filter|policy|management)|safety', re.I)
 FORMAT = re.compile(r'response_format|json_schema|json_object')   # a 500 that names them is about the request: llama-cpp-python does so
 API_NAMES: Mapping[str, str] = MappingProxyType({'chat': 'Chat Completions', 'responses': 'Responses'})
 
+# %% ../../nbs/analyst/01_llm.ipynb #p17
 def told_by(body: Any, key: Secret | None) -> tuple[str, str]:   # (its code, its words); empty: it gave none
     "What an error says, whichever of the usual forms it has"
     inner = table(body).get('error', body)
@@ -1040,6 +1044,7 @@ async def persist(model: Model, attempt: Callable[[], Awaitable[Result]], end: f
         before = f'; before that: {failure.reason}'
         await model.sleep(wait)
 
+# %% ../../nbs/analyst/01_llm.ipynb #p23
 async def in_time(settings: ModelSettings, end: float, awaitable: Awaitable[Result]) -> Result:
     "What is awaited, if it comes before the end; raises `TimedOut`"
     try:

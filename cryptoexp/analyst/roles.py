@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COINS', 'COMPARED', 'HAS', 'SUBORDINATE', 'TAKES_OVER', 'COORDINATED', 'GOES_ON', 'FAR', 'SPOKEN_OF', 'HEADING',
            'LEVELS', 'LEVEL_WORD', 'NEW_CLAUSE', 'AS_LABEL', 'LISTED', 'TO_A_NUMBER', 'AFTERWARDS', 'FREED', 'WILL',
-           'SOMEDAY', 'MAY', 'CONDITION', 'CUT', 'LATER_CLAUSE', 'FINITE', 'coin_names', 'coins_in', 'Named',
-           'named_coins', 'Subjects', 'Role', 'Levels', 'Foretold', 'foretold']
+           'SOMEDAY', 'MAY', 'CONDITION', 'CUT', 'LATER_CLAUSE', 'FUTURE', 'FINITE', 'coin_names', 'coins_in', 'Named',
+           'named_coins', 'Subjects', 'Role', 'Levels', 'Foretold', 'foretold', 'Forecasts']
 
 # %% ../../nbs/analyst/01b_roles.ipynb #role04
 import re
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .claims import END
+from .claims import END, Headed, found_at, headed, lower, places_of
 
 # %% ../../nbs/analyst/01b_roles.ipynb #role07
 COINS: dict[str, tuple[str, str, str, str]] = {   # id: names, names with a capital, tickers, Chinese names
@@ -35,8 +35,8 @@ COINS: dict[str, tuple[str, str, str, str]] = {   # id: names, names with a capi
 
 # %% ../../nbs/analyst/01b_roles.ipynb #role08
 @lru_cache(maxsize=1)
-def coin_names() -> tuple[dict[str, str], re.Pattern[str]]:
-    "The coin of each name, and a pattern that finds them, the longest first"
+def coin_names() -> tuple[dict[str, str], Headed]:
+    "The coin of each name, and a pattern that finds them, the longest first; its heads are in small letters"
     known, parts = dict[str, str](), list[tuple[str, str]]()
     for coin, (names, capital, tickers, chinese) in COINS.items():
         for word in names.split():
@@ -50,13 +50,14 @@ def coin_names() -> tuple[dict[str, str], re.Pattern[str]]:
             parts.append((word, word))
     ascii_parts = '|'.join(pattern for word, pattern in sorted(parts, key=lambda one: -len(one[0])) if word.isascii())
     han_parts = '|'.join(pattern for word, pattern in sorted(parts, key=lambda one: -len(one[0])) if not word.isascii())
-    return known, re.compile(rf'(?<![A-Za-z])(?:{ascii_parts})|{han_parts}')
+    heads = '|'.join(sorted({word.partition('-')[0].lower() for word, _ in parts}))
+    return known, headed(rf'(?<![A-Za-z])(?:{ascii_parts})|{han_parts}', heads)
 
 def coins_in(text: str) -> list[tuple[int, int, str]]:   # plain, with its capitals
     "Start, end and id of each coin a text names"
     known, pattern = coin_names()
     found = []
-    for match in pattern.finditer(text):
+    for match in found_at(pattern.pattern, text, places_of(pattern.heads, lower(text))):
         word = match[0].lower().replace('-', ' ')
         found.append((match.start(), match.end(), known.get(word) or known[word.removesuffix('s')]))
     return found
@@ -167,7 +168,8 @@ LEVELS = {   # a role, and the words for it
     'stop': r'\bstop[- ]?loss(?:es)?\b|\bstops?\b(?=\s(?:just |right |a little )?(?:at|is|are|of|near|below|above|around|under|over'
             r'|should|can|could|might)\b|:)|止损(?:价格?|[位线点])?',
     'entry': r'\bentry\b|\bbuy(?:ing)? (?:zone|level|point)s?\b|(?:入场|建仓|买入)(?:价格?|[位点])|买点'}
-LEVEL_WORD = re.compile('|'.join(f'(?P<{role}>{words})' for role, words in LEVELS.items()))
+LEVEL_WORD = headed('|'.join(f'(?P<{role}>{words})' for role, words in LEVELS.items()),
+                    'support|resistance|target|take|tp|stop|entry|buy|支撑|阻力|压力|目标|止盈|止损|入场|建仓|买')
 NEW_CLAUSE = re.compile(r'[;；。!?！？\n]|[.](?=\s)|[:：]|\b(?:while|whereas|but|because|although|which|who|so)\b'
                         r'|[,，]\s?(?:and|the (?:price|close|rsi|adx|trend|market))\b|而|但|因为|[,，]\s?(?:价格|现价|收盘|rsi|成交'
                         r'|市场|趋势)')
@@ -248,6 +250,10 @@ CONDITION = re.compile(
     '|收复)(?=[^，。；]{0,40}(?:则|将|，))')
 CUT = re.compile(r'[,，;；:：。]')
 LATER_CLAUSE = re.compile(r'[;；]|[:：](?!\s?$)|当前|目前|现在|\bnow\b|\bcurrently\b|\btoday\b|[,，]?\s(?:and|but|while)\b|[，]?而|但')
+FUTURE = (   # one of these is in every word for it
+    "will|shall|won't|going to|set to|bound to|expect|forecast|predict|projected|soon|'ll|将|会|预|很快|tomorrow|next |coming |by year"
+    '|by the end|in the future|in the near|time|明|后天|下周|下月|下个月|下季度|下个季度|未来|今后|日后|年底前|月底前'
+    '|could|may|might|likely to|可能|或|有望|上看|看至').split('|')
 FINITE = re.compile(r'\b(?:fell|rose|lost|gained|was|were|has|had|dropped|climbed|declined|is|are|stands?|trades?)\b|因为|由于|过去|已|曾')
 
 # %% ../../nbs/analyst/01b_roles.ipynb #role21
@@ -277,3 +283,13 @@ def foretold(text: str, start: int, end: int, sentence: tuple[int, int]) -> Fore
     behind = SOMEDAY.search(text, end, min(last, end + 40))
     if behind and not CUT.search(text, end, behind.start()): return Foretold(behind.end(), True, False, bool(conditions))
     return None
+
+class Forecasts:
+    "The figures of a text that are said of the future"
+    def __init__(self, text: str):   # plain, in small letters
+        self.text, self.places = text, places_of(FUTURE, text)
+
+    def of(self, start: int, end: int, sentence: tuple[int, int]) -> Foretold | None:
+        "What `foretold` says, where a word for the future stands near; sentence: begin and end of the figure's own"
+        near = bisect_left(self.places, max(sentence[0], start - 160)) < bisect_left(self.places, min(sentence[1], end + 40))
+        return foretold(self.text, start, end, sentence) if near else None

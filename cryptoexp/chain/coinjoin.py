@@ -70,9 +70,11 @@ def distinct(context: Context) -> bool: return len(set(context.keys)) == len(con
 def wasabi_1(tx: Transaction, context: Context) -> Signal | None:
     "Ten or more inputs, and about half of the outputs 0.1 BTC or its doubles (Stütz and others, 2022)"
     base, paying = context.common, payers(context)
-    if len(tx.inputs) < 10 or not 9_500_000 <= base <= 10_500_000 or not distinct(context): return None
-    levels = sum(1 for value in context.values if value > base and value % base == 0 and (value // base).bit_count() == 1)
-    people = context.repeats
+    if len(tx.inputs) < 10 or not 8_000_000 <= base <= 12_000_000 or not distinct(context): return None
+    factors = ((value, (value + base // 2) // base) for value in context.values if value > base)
+    doubles = Counter(by for value, by in factors if by > 1 and by.bit_count() == 1 and 1_000 * abs(value - by * base) <= value)
+    if not 9_500_000 <= base <= 10_500_000 and len(doubles) < 2: return None     # the amount drifted; then its doubles must tell
+    levels, people = doubles.total(), context.repeats
     if people < 2 or people + levels < (len(context.values) - 1) / 2 or not people <= paying <= 7 * people: return None
     confidence = 0.95 if context.values_in else 0.7
     return found('wasabi_1', people / 10, confidence, letters(context), people=people, amount=base, levels=levels)

@@ -166,8 +166,8 @@ class Chain:
         events: list[Event] = []
         fork = self.fork(block, previous)
         if fork is None and self.blocks:
-            ends = ' and '.join(f'{one.hash} ({one.height})' for one in (self.blocks[-1], block))
-            events.append(Gap(time, self.source, f'blocks between {ends} were not told'))
+            first, last = (f'{one.hash} ({one.height})' for one in (self.blocks[-1], block))
+            events.append(Gap(time, self.source, f'blocks between {first} and {last} were not told'))
             self.blocks = []
         while fork is not None and len(self.blocks) > fork: events.append(BlockDisconnected(time, self.source, self.blocks.pop()))
         self.blocks = [*self.blocks[-self.depth + 1:], block]

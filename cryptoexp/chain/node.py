@@ -90,6 +90,7 @@ def read_notice(body: bytes) -> Notice:   # raises ValueError
         return Notice(letter, body[:32].hex(), int.from_bytes(body[33:], 'little') if letter in 'AR' else None)
     raise ValueError(f'no change that we know: {body[:41].hex()}')
 
+# %% ../../nbs/chain/07_node.ipynb #p03
 class TxOut(msgspec.Struct, frozen=True):
     "What we use of the answer to `gettxout`"
     value: Decimal

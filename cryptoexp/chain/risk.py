@@ -6,8 +6,9 @@
 __all__ = ['WEIGHTS', 'GROUPS', 'VERDICTS', 'RULES', 'PARTY_REASONS', 'JOINT_REASONS', 'PAST_REASONS', 'DUST_AND_FEE_REASONS',
            'SHAPE_REASONS', 'DATA_REASONS', 'SENTENCES', 'WITHOUT', 'AMOUNTS', 'SIGNAL_UNITS', 'SAID', 'CODES_ZH',
            'FIELDS', 'FIELDS_ZH', 'RiskConfig', 'config_problems', 'Significance', 'log_value', 'significance_of',
-           'large_value', 'Part', 'Judgement', 'verdict_of', 'judge', 'bitcoin_text', 'Count', 'value_text',
-           'is_nothing', 'sentence', 'Figure', 'signal_figures', 'known', 'value_figures', 'judgement_figures']
+           'large_value', 'unusual_amount', 'unusual_transaction', 'Part', 'Judgement', 'verdict_of', 'judge',
+           'bitcoin_text', 'Count', 'value_text', 'is_nothing', 'sentence', 'Figure', 'signal_figures', 'known',
+           'value_figures', 'judgement_figures']
 
 # %% ../../nbs/chain/17_risk.ipynb #c04
 import math
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 from .signal import LEAST_SEEN, Signal, Window, found, robust_z
 from .transaction import COIN
+from .unusual import Odd
 from ..config import ConfigError, Problem, Rule, nearest
 
 # %% ../../nbs/chain/17_risk.ipynb #c07
@@ -25,7 +27,8 @@ WEIGHTS: Mapping[str, float] = {
     'sanctioned_direct': 100, 'sanctioned_cluster': 60, 'sanctioned_one_hop': 60, 'tainted': 40, 'risky_party': 50, 'known_party': 0,
     'whirlpool': 35, 'whirlpool_entry': 30, 'wasabi_1': 35, 'wasabi_2': 35, 'joinmarket': 25, 'coinjoin_equal': 25,
     'coinjoin_many_equal': 20, 'stonewall': 10, 'payjoin': 0,
-    'large_value': 25, 'ancient_coins': 25, 'coin_days': 10, 'peeling_chain': 25, 'conflict': 20, 'unusual_sighash': 10,
+    'large_value': 25, 'unusual_amount': 5, 'unusual_transaction': 4, 'ancient_coins': 25, 'coin_days': 10,
+    'peeling_chain': 25, 'conflict': 20, 'unusual_sighash': 10,
     'dust_campaign': 30, 'dust_spent': 15, 'dust_output': 5, 'fee_high': 10, 'fee_low': 2, 'overpaid': 15, 'paid_by_relative': 0,
     'consolidation': 3, 'batch_payment': 3, 'exchange_withdrawal': 3, 'deposit_sweep': 3, 'address_reuse': 3, 'replaceable': 0,
     'rare_script': 5, 'fingerprint': 0, 'data_output': 1, 'omni': 1, 'inscription': 1, 'fake_keys': 2}
@@ -46,6 +49,7 @@ RULES: Mapping[str, Rule] = {
     'large_btc': Rule('BTC', 'amount from which it is large whatever the others are', above=0),
     'large_percentile': Rule('%', 'share of the last amounts below it', least=50, most=100),
     'large_z': Rule('robust standard deviations', 'distance from their median, on a logarithmic scale', above=0),
+    'unusual_percent': Rule('%', 'share of the last transactions that are as odd, up to which one is unusual', above=0, most=50),
     'window': Rule('transactions', 'amounts and fees with which the next is compared', least=LEAST_SEEN, most=1_000_000, whole=True),
     'hops': Rule('hops', 'how far taint is followed', least=1, most=20, whole=True)}
 
@@ -61,6 +65,7 @@ class RiskConfig:
     large_btc: float = 100.0
     large_percentile: float = 99.0
     large_z: float = 3.5
+    unusual_percent: float = 0.5
     window: int = 2_000
     hops: int = 4
 
@@ -117,6 +122,25 @@ def large_value(
     score = log_value(value // COIN) / 4 if value >= COIN else 0.05
     confidence, data = (0.6, 'S') if significance.upper_bound else (0.95, 'P')
     return found('large_value', score, confidence, data, amount=value)
+
+# %% ../../nbs/chain/17_risk.ipynb #us02
+def unusual_amount(
+    z: float | None,     # of `ByForm.look`
+    form: str,           # of the script that gets the most
+    value: int,          # satoshi
+    config: RiskConfig,
+) -> Signal | None:
+    "An amount that is large among its own kind"
+    if z is None or z <= config.large_z: return None
+    return found('unusual_amount', z / 10, 0.8, 'SH', amount=value, form=form, z=round(z, 1))
+
+def unusual_transaction(
+    odd: Odd | None,     # of `Usual.look`
+    config: RiskConfig,
+) -> Signal | None:
+    "A transaction that no other of the last ones resembles"
+    if odd is None or 100 * odd.rank > config.unusual_percent: return None
+    return found('unusual_transaction', 1 - 50 * odd.rank / config.unusual_percent, 0.8, 'SH', rank=round(odd.rank, 5), feature=odd.feature)
 
 # %% ../../nbs/chain/17_risk.ipynb #c14
 class Part(msgspec.Struct, frozen=True, gc=False):
@@ -208,6 +232,12 @@ PAST_REASONS: Mapping[str, tuple[str, str]] = {
     'large_value': (
         'It moves an amount of {amount}, which stands out among the transactions seen.',
         '它转移的金额为 {amount}，在已见交易中十分突出。'),
+    'unusual_amount': (
+        'It pays an amount of {amount}, far more than is usual at this hour for the form of script that gets it: {form}.',
+        '它支付的金额为 {amount}，远高于同一时段同类脚本形式（{form}）的通常金额。'),
+    'unusual_transaction': (
+        'As a whole it is unusual: its rank is {rank} among the last transactions, the oddest first. Furthest from the usual: {feature}.',
+        '整体来看它并不寻常：按异常程度从高到低，在最近交易中的名次为前 {rank}。偏离通常最远的是{feature}。'),
     'ancient_coins': (
         'Its oldest coin is ancient, it lay still for {days}; {coin_days:coin day is|coin days are} destroyed.',
         '其中最老的币，沉睡天数为 {days}，共销毁币天 {coin_days}。'),
@@ -304,7 +334,7 @@ WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing,
 
 # %% ../../nbs/chain/17_risk.ipynb #rz01
 AMOUNTS = frozenset(('amount', 'pool'))      # values in satoshi, told in bitcoin
-SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'rate': 'sat/vB', 'usual': 'sat/vB', 'enough': 'sat/vB', 'together': 'sat/vB',
+SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'rank': '%', 'rate': 'sat/vB', 'usual': 'sat/vB', 'enough': 'sat/vB', 'together': 'sat/vB',
                                    'days': 'days', 'dormancy': 'days', 'entropy': 'bits', 'z': 'ratio', 'least': 'sat', 'limit': 'sat'}
 SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word of ours -> how a sentence says it, in both languages
     'side': {'receiver': ('receiver', '收款方'), 'sender': ('sender', '付款方'),
@@ -314,6 +344,14 @@ SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word
              'image': ('a picture', '图像'), 'text': ('text', '文本'), 'application': ('a file', '文件'), 'audio': ('sound', '音频'),
              'video': ('a film', '视频'), 'model': ('a model', '模型'), 'font': ('a font', '字体'), 'json': ('JSON', 'JSON'),
              'html': ('HTML', 'HTML'), 'other': ('of another kind', '其他类型')},
+    'form': {'p2pk': ('a bare public key', '裸公钥'), 'p2ms': ('bare multi-signature', '裸多重签名'), 'p2pkh': ('a key hash', '公钥哈希'),
+             'p2sh': ('a script hash', '脚本哈希'), 'p2wpkh': ('a witness key hash', '见证公钥哈希'),
+             'p2wsh': ('a witness script hash', '见证脚本哈希'), 'p2tr': ('taproot', 'Taproot'), 'anchor': ('an anchor', '锚定输出'),
+             'witness_unknown': ('an unknown witness version', '未知见证版本'), 'nonstandard': ('none that is standard', '非标准脚本')},
+    'feature': {'amount': ('the amount', '支付金额'), 'fee_rate': ('the fee rate', '费率'), 'inputs': ('the number of inputs', '输入数量'),
+                'outputs': ('the number of outputs', '输出数量'), 'weight': ('the weight of its parts', '各部分重量'),
+                'largest': ('the share of the largest output', '最大输出占比'), 'alike': ('the share of equal outputs', '等额输出占比'),
+                'forms': ('the number of forms of script', '脚本形式数量')},
     'alphabet': {'empty': ('empty', '空'), 'printable': ('printable signs', '可打印字符'), 'text': ('text', '文本'),
                  'binary': ('binary', '二进制')},
     'protocol': {'runes': ('Runes', 'Runes'), 'omni': ('Omni', 'Omni'), 'witness_commitment': ('witness commitment', '见证承诺'),
@@ -385,6 +423,7 @@ CODES_ZH: Mapping[str, str] = {   # what the patterns are called in Chinese
     'risky_party': '风险方', 'known_party': '已知方', 'whirlpool': 'Whirlpool 混币', 'whirlpool_entry': 'Whirlpool 入池',
     'wasabi_1': 'Wasabi 一代混币', 'wasabi_2': 'Wasabi 二代混币', 'joinmarket': 'JoinMarket 混币', 'coinjoin_equal': '等额联合交易',
     'coinjoin_many_equal': '多方联合交易', 'stonewall': 'Stonewall 联合交易', 'payjoin': 'PayJoin 支付', 'large_value': '大额',
+    'unusual_amount': '同类异常金额', 'unusual_transaction': '整体异常',
     'ancient_coins': '远古币', 'coin_days': '币天销毁', 'peeling_chain': '剥离链',
     'conflict': '双花冲突', 'unusual_sighash': '特殊签名标志',
     'dust_campaign': '粉尘攻击', 'dust_spent': '粉尘花费', 'dust_output': '粉尘输出', 'fee_high': '费率过高', 'fee_low': '费率过低',
@@ -406,7 +445,8 @@ FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
     'levels': '层级', 'flag': '标志', 'protocol': '协议', 'alphabet': '字符集',
     'token': '代币编号', 'units': '单位数',
     'marks': '特征数',
-    'number': '数量', 'new': '新加入', 'version': '版本', 'locktime': '锁定时间', 'order': '排序', 'input_kinds': '输入类型'}
+    'number': '数量', 'rank': '名次', 'form': '脚本形式', 'feature': '最突出特征',
+    'new': '新加入', 'version': '版本', 'locktime': '锁定时间', 'order': '排序', 'input_kinds': '输入类型'}
 
 # %% ../../nbs/chain/17_risk.ipynb #rf01
 def signal_figures(signal: Signal) -> list[Figure]:

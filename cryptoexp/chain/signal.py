@@ -78,6 +78,7 @@ class Window:
         return low if count % 2 else (low + high) / 2
     def percentile(self, value: float) -> float:   # 0 to 100; equal values count half
         return 50 * (bisect_left(self.row, value) + bisect_right(self.row, value)) / len(self.row)
+    def at_most(self, value: float) -> int: return bisect_right(self.row, value)   # how many are no larger
 
 # %% ../../nbs/chain/12_signal.ipynb #c11
 LEAST_SEEN = 100   # values a window must hold before anything is called unusual

@@ -36,6 +36,7 @@ class PreviousOutput(Output, frozen=True, gc=False):
     height: int | None = None      # of the block it entered the chain in; None: unknown, or not yet in one
     coinbase: bool | None = None   # whether a coinbase made it; None: unknown
 
+# %% ../../nbs/chain/01_transaction.ipynb #p01
 class Input(msgspec.Struct, frozen=True, gc=False):
     "An input: which output it spends, and what it shows for that"
     txid: str | None                           # of the output spent, as people write it (hexadecimal, last byte first); None: not told

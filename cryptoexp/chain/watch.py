@@ -12,7 +12,8 @@ import msgspec
 from .events import (
     AnyEvent, BlockConnected, BlockDisconnected, Conditions, Confirmed, Gap, Removed, Replaced, Seen, Unreadable)
 from .history import descendants, rivals
-from .scoring import ScoredTransaction, Scorer
+from .reasons import reason_in
+from .scoring import ScoredTransaction, Scorer, Shift
 from .sources import Movement, movements
 from .transaction import COIN, BlockPlace, Transaction
 
@@ -29,6 +30,11 @@ class Told(msgspec.Struct, frozen=True):
     reason: str = ''                       # why: withdrawn, regime, gap and unreadable have one
     by: str | None = None                  # of withdrawn: the transaction that took its place, where it is known
     tx: Transaction | None = None          # of new: as the source told it
+    shift: Shift | None = None             # of regime: the level that changed
+
+    def why(self, language: str = 'en') -> str:   # or zh; empty: there is nothing to say
+        "The reason for people"
+        return reason_in(self.reason, language) if self.shift is None else self.shift.sentence(language)
 
 # %% ../../nbs/chain/20_watch.ipynb #wt09
 class Watch:
@@ -148,7 +154,7 @@ def disconnected(watch: Watch, heard: BlockDisconnected) -> list[Told]:
 # %% ../../nbs/chain/20_watch.ipynb #wt13
 def shifted(watch: Watch, time: int, source: str) -> list[Told]:
     "The levels that changed since they were asked for"
-    told = [Told('regime', time, source, reason=shift.sentence()) for shift in watch.scorer.shifts]
+    told = [Told('regime', time, source, reason=shift.sentence(), shift=shift) for shift in watch.scorer.shifts]
     watch.scorer.shifts.clear()
     watch.counts['regime'] += len(told)
     return told

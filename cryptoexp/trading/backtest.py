@@ -33,7 +33,7 @@ from cryptoexp.trading.matching import (
     may_be_light, new_desk, one_setting, order_table, plain_table, refused_table,
     rows_of, run_desk, Desk,
 )
-from .quoting import Quoter, compile_many, compile_quoter
+from .quoting import STANDING, Quoter, compile_many, compile_quoter, fields_read
 from .report import MONEY_HORIZONS, markout_money, one_line, performance, report_page, show
 from .venue import Venue
 
@@ -437,6 +437,8 @@ def run_configurations(
     clock.cautious = not whole and (prepared.controls or (every_message and stops))
     clock.light = not record and not own_orders and function is not None and may_be_light(desk)
     many = compile_many(quoter) if clock.light else None
+    if clock.light and (funding is None or not len(funding)) and (rules.interval_ns == rules.interval_ns[0]).all():
+        clock.steady = (fields_read(quoter) or {'unknown'}) <= STANDING   # see light orders
     desk.sides.stale = np.array(prepared.resumes) & (not whole)
     begin = prepared.start_ns if whole else prepared.first_ns
     desk.state.next_decision_ns = begin + rules.interval_ns[::assets]

@@ -87,7 +87,8 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'cautious', 'marking', 'recording', 'parity_end', 'depth', 'own_orders', 'next_request_ns', 'next_news_ns', 'next_decision_ns',
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'overrun', 'band_low', 'band_high',
     'funding_at', 'refused_count', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded',
-    'best_at', 'light', 'light_due_ns')])
+    'best_at', 'light', 'light_due_ns', 'steady', 'settled', 'settled_bid', 'settled_ask', 'calm', 'calm_bid', 'calm_ask', 'calm_bought',
+    'calm_sold', 'skipped')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
@@ -1105,6 +1106,7 @@ def _refuse(desk: Desk, config: int, asset: int, side: int, tick: int, lots: int
     "Count a refused order and note it; equal ones within a minute of the clock are one row, those by hand each have their own"
     clock, place = desk.clock[0], (2 * asset + (1 if side < 0 else 0)) * desk.refusals.shape[1] + reason
     desk.refusals[config, reason] += 1
+    clock.settled = 0
     if clock.recording == 0: return
     row = desk.refusing[config, place]
     if row.count > 0 and (purpose == MANUAL or row.purpose == MANUAL or row.first_ns // MINUTE_NS != clock.time_ns // MINUTE_NS):
@@ -1397,6 +1399,37 @@ def _new_light(desk: Desk, config: int, index: int, tick: int, lots: int, time_n
     state.orders_sent += 1
     _light_sends(desk, config, index, time_ns)
 
+# %% ../../nbs/trading/03_matching.ipynb #calm02
+@rare
+def _wake(desk: Desk) -> None:
+    "Decisions that nobody had to take are written down, before anything else happens to the accounts"
+    clock, side = desk.clock[0], desk.sides[0]
+    for config in range(clock.configs if clock.calm else 0):
+        state, account, code = desk.state[config], desk.accounts[config], desk.due[config, 1]
+        state.decisions += clock.calm
+        state.next_decision_ns += clock.calm * desk.rules[config].interval_ns
+        if 0 <= code < desk.bound.shape[1]: desk.bound[config, code] += clock.calm
+        account.seen_bought, account.seen_sold = clock.calm_bought, clock.calm_sold
+        if clock.calm_bid == NO_BID: continue
+        account.last_bid, account.last_ask = clock.calm_bid - side.shift, clock.calm_ask - side.shift
+    clock.skipped += clock.calm
+    clock.settled = clock.calm = 0
+
+@inner
+def _calm(desk: Desk) -> bool:
+    "Whether the decision that is due is the one before, for all configurations: then it is only counted"
+    clock, side = desk.clock[0], desk.sides[0]
+    same = side.local_bid == clock.settled_bid and side.local_ask == clock.settled_ask and not side.stale
+    if not same or (clock.parity_end and clock.end_ns <= clock.time_ns):
+        _wake(desk)
+        return False
+    if clock.calm == 0: clock.calm_bid = NO_BID
+    if side.exchange_bid != NO_BID and side.exchange_ask != NO_ASK: clock.calm_bid, clock.calm_ask = side.exchange_bid, side.exchange_ask
+    clock.calm_bought, clock.calm_sold = side.bought_lots, side.sold_lots
+    clock.calm += 1
+    clock.next_decision_ns += desk.rules[0].interval_ns
+    return True
+
 # %% ../../nbs/trading/03_matching.ipynb #lightc
 @rare
 def _recall(desk: Desk, config: int, time_ns: int) -> None:
@@ -1465,6 +1498,7 @@ def _meet(desk: Desk, rows: Rows, row: int, index: int, tick: int) -> None:
     "Light bids (index 0) or asks at a price, or better ones, are reached by a row"
     clock, kind, left = desk.clock[0], rows.flags[row] & KIND_MASK, False
     clock.serial += 1
+    if clock.settled: _wake(desk)
     for config in range(clock.configs):
         price = desk.resting[index, config]
         if (price < tick) if index == 0 else (price > tick): continue
@@ -1617,6 +1651,7 @@ def _weigh_all(desk: Desk, middle: int) -> None:
     "Weigh every account, unless prices as high and as low have been seen since a position or a peak last changed"
     clock = desk.clock[0]
     if clock.assets == 1 and clock.band_low <= middle <= clock.band_high: return
+    if clock.settled: _wake(desk)
     peaks, later = 0, 0
     for config in range(clock.configs):
         peaks += desk.state[config].peak_e8
@@ -1630,6 +1665,7 @@ def _weigh_all(desk: Desk, middle: int) -> None:
 def _obey(desk: Desk, asset: int, code: int) -> None:
     "Do what a control row says"
     clock, side = desk.clock[0], desk.sides[asset]
+    if clock.settled: _wake(desk)
     if code == STALE: side.stale = 1
     elif code == RESUME: side.stale = 0
     elif code == START and not clock.parity_end:   # a person lets a halted session go on: loss and drawdown count anew
@@ -2105,10 +2141,14 @@ def _turn_together(desk: Desk, rows: Rows, many: Any) -> None:
     desk.asking[0] = count
     seen = desk.seen
     many(desk.views, seen.depth, seen.orders, seen.fills, seen.signals, desk.parameters, desk.scratch, desk.answers, desk.due, desk.asking)
+    clock.settled, clock.settled_bid, clock.settled_ask = clock.steady, side.local_bid, side.local_ask
+    if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: clock.settled = 0
     for place in range(count):
         config = desk.due[place, 0]
         _conclude_light(desk, config, desk.due[place, 1], time_ns)
         _note_touch(desk, config)
+        if desk.state[config].order_count > 0: clock.settled = 0
+    if count < configs or min(clock.light_due_ns, clock.next_request_ns, clock.next_news_ns) < NEVER: clock.settled = 0
 
 # %% ../../nbs/trading/03_matching.ipynb #c142
 def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter, many: Any) -> int:
@@ -2125,8 +2165,10 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             clock.time_ns = max(clock.time_ns, horizon)
             if clock.overrun: return OVERRUN
             if clock.next_decision_ns > horizon:
-                if horizon >= until_ns and min(clock.next_request_ns, clock.light_due_ns) > until_ns: return DRY
-                continue
+                if horizon < until_ns or min(clock.next_request_ns, clock.light_due_ns) <= until_ns: continue
+                if clock.settled: _wake(desk)
+                return DRY
+            if clock.settled and _calm(desk): continue
             clock.deciding, clock.at_config = 1, 0
             if clock.light:
                 _turn_together(desk, local_rows, many)

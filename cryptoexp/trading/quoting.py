@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'FORCE', 'POST_ONLY', 'GOOD_TILL_CANCELLED',
            'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'FRACTION', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
-           'VOLATILITY', 'FLOOR', 'LEANING', 'MANY', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE', 'MAKER_FEE',
-           'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'compile_quoter',
-           'compile_many', 'floor_half_spread', 'outward', 'update_volatility', 'constant_spread']
+           'VOLATILITY', 'FLOOR', 'LEANING', 'MANY', 'STANDING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE',
+           'MAKER_FEE', 'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'compile_quoter',
+           'compile_many', 'fields_read', 'floor_half_spread', 'outward', 'update_volatility', 'constant_spread']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
 import math
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
 from loguru import logger
 from numba import njit, types
+from numba.core.compiler import run_frontend
 
 # %% ../../nbs/trading/01_quoting.ipynb #c06
 MARKET = np.dtype([
@@ -190,6 +191,70 @@ def compile_many(
         try: return njit(MANY, cache=cache, nogil=True, _nrt=False)(each)  # type: ignore[call-overload]
         except RuntimeError as error:
             if 'cannot cache' not in str(error): raise
+
+# %% ../../nbs/trading/01_quoting.ipynb #steady02
+STANDING = frozenset(('bid_tick', 'ask_tick', 'position_lots', 'equity', 'share', 'order_lots', 'usable'))   # the same while the touch
+_ARITHMETIC = (min, max, abs, int, float, round, bool, np.int64, np.float64)                                 # and the account are
+
+def _part_of(value: Any, name: str, kinds: dict[str, str], known: dict[str, Any], fields: set[str]) -> str | None:
+    "What an expression is: a part of what the model is given, '' for a number; None: not understood"
+    inputs = [kinds.get(one.name, '') for one in value.list_vars()]
+    if value.op == 'getattr':
+        if inputs[0] == 'view': return 'market' if value.attr == 'market' else None
+        if inputs[0] == 'record' and value.attr in (MARKET.names or ()):
+            fields.add(value.attr)
+            return ''
+        source = known.get(value.value.name)
+        if inputs[0] or not isinstance(source, ModuleType): return None
+        known[name] = getattr(source, value.attr, None)
+        return ''
+    if value.op == 'getitem':
+        if inputs[0] == 'market': return 'record' if known.get(value.index.name) == 0 else None
+        return {'parameters': '', 'wishes': 'wishes'}.get(inputs[0]) if not any(inputs[1:]) else None
+    if any(inputs): return None
+    if value.op == 'call':
+        called = known.get(value.func.name)
+        of_numpy = isinstance(called, np.ufunc) and len(value.args) <= called.nin
+        plain = of_numpy or getattr(called, '__module__', None) == 'math' or any(called is one for one in _ARITHMETIC)
+        return '' if plain and not value.kws and not value.vararg else None
+    return '' if value.op in ('binop', 'inplace_binop', 'unary', 'cast', 'build_tuple', 'phi') else None
+
+# %% ../../nbs/trading/01_quoting.ipynb #steady03
+def _understood(step: Any, kinds: dict[str, str], known: dict[str, Any], fields: set[str]) -> bool:
+    "Whether a step of a model only reckons, and reads from what it is given fields that are noted"
+    if isinstance(step, ir.SetItem):
+        return kinds.get(step.target.name) == 'wishes' and not kinds.get(step.value.name) and not kinds.get(step.index.name)
+    if not isinstance(step, ir.Assign):
+        plain = isinstance(step, (ir.Del, ir.Jump, ir.Branch, ir.Return))
+        return plain and (isinstance(step, ir.Del) or not any(kinds.get(one.name) for one in step.list_vars()))
+    name, value, part = step.target.name, step.value, ''
+    if isinstance(value, ir.Arg): part = ('view', 'parameters', 'scratch', 'wishes')[value.index]
+    elif isinstance(value, ir.Var):
+        part = kinds.get(value.name, '')
+        source = known.get(value.name)
+        if (callable(source) or isinstance(source, ModuleType)) and known.setdefault(name, source) is not source: return False
+    elif isinstance(value, (ir.Const, ir.Global, ir.FreeVar)):
+        if name in known and known[name] is not value.value and not isinstance(value, ir.Const): return False
+        known[name] = value.value
+    elif isinstance(value, ir.Expr):
+        found = _part_of(value, name, kinds, known, fields)
+        if found is None: return False
+        part = found
+    else: return False
+    return kinds.setdefault(name, part) == part
+
+@functools.cache
+def fields_read(
+    function: Quoter,               # one that compile_quoter compiles
+) -> frozenset[str] | None:         # None: it may go by anything
+    "The fields of the market that a model goes by, where it can be shown to go by nothing else but its parameters"
+    read: Any = run_frontend(getattr(function, 'py_func', function))  # type: ignore[no-untyped-call]
+    steps = [step for block in read.blocks.values() for step in block.body]
+    kinds, known = dict[str, str](), dict[str, Any]()
+    while True:
+        before, fields = dict(kinds), set[str]()
+        if not all(_understood(step, kinds, known, fields) for step in steps): return None
+        if kinds == before: return frozenset(fields)
 
 # %% ../../nbs/trading/01_quoting.ipynb #c15
 @njit(cache=True)

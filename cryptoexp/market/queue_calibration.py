@@ -312,6 +312,7 @@ def market_samples(events: Events, instrument: Instrument) -> dict[str, np.ndarr
             'time between taker orders (ms)': np.diff(takers.time_ns) // 1_000_000,
             '100 ms move, where there is one (bps)': abs(moves[moves != 0]), '1 s move (bps)': 1e4 * np.diff(np.log(mid[row[::10]]))}
 
+# %% ../../nbs/market/08b_queue_calibration.ipynb #f36
 def market_numbers(events: Events, instrument: Instrument) -> dict[str, float]:
     "What can be compared as a number; rows of net changes"
     path, takers, lot = touch_path(events), taker_orders(events), float(instrument.lot_size)

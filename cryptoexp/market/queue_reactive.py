@@ -8,8 +8,8 @@ __all__ = ['OTHER_LOTS', 'QUEUE_LOTS', 'SPREAD_TICKS', 'DISTANCES', 'QUANTILES',
            'CRASH_FROM', 'CRASH_TO', 'RUN', 'RATES', 'RATE', 'JOIN', 'LEAVE', 'TAKE', 'VANISH', 'FLEE', 'IMPROVE',
            'RETREAT', 'ARRIVE', 'FADE', 'NEWS', 'GO_ON', 'ORDER', 'NUMBERS', 'KNOBS', 'inner', 'EDGES', 'OTHERS',
            'WIDTHS', 'BANDS', 'SHARES_BELOW', 'SCALES', 'JOINED', 'IMPROVED', 'TAKEN', 'ARRIVED', 'NEWS_PACE',
-           'MOST_PRINTS', 'NO_NOTES', 'WARM_UP', 'REGIMES', 'QueueReactiveParameters', 'Removal', 'QueueReactiveMarket',
-           'stepped', 'regime', 'orders_told']
+           'MOST_PRINTS', 'NO_NOTES', 'WARM_UP', 'REGIMES', 'Weather', 'QueueReactiveParameters', 'Removal',
+           'QueueReactiveMarket', 'stepped', 'regime', 'orders_told']
 
 # %% ../../nbs/market/08a_queue_reactive.ipynb #q04
 from collections.abc import Iterator, Sequence
@@ -58,7 +58,23 @@ VANISH_RATES: Rows = (
 
 # %% ../../nbs/market/08a_queue_reactive.ipynb #q10
 @dataclass(frozen=True)
-class QueueReactiveParameters:
+class Weather:
+    "What regimes turn, and what is a choice anyway: none of it is measured"
+    start_price: float = 60_000.0
+    pace: float = 1.0  # of everything that makers do at the best price and in the spread
+    taker_pace: float = 1.0  # of the takers that nobody excited
+    lean: float = 0.0  # −1 to 1: their balance; 0.5 makes three buyers of four
+    depth: float = 1.0  # of the orders that arrive behind the best price
+    crash_after: float = 0.0  # s; when bids withdraw and sellers come; 0: never
+    crash_seconds: float = 30.0  # for how long
+    crash_takers: float = 8.0  # sellers that nobody excited, as a multiple
+    crash_depth: float = 0.1  # bids that still come, as a share
+    base_latency_ms: float = 2.0
+    jitter_ms: float = 0.5
+
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q11
+@dataclass(frozen=True)
+class QueueReactiveParameters(Weather):
     "Rates are per second; queues and sizes are lots of 0.00001 BTC; distances are ticks of 0.01 USDT"
     join: Rows = JOIN_RATES  # orders that join a best queue, by the other's length and its own
     # how large they are, of the usual size, by its length
@@ -94,22 +110,11 @@ class QueueReactiveParameters:
     news: float = 0.28  # times a second that something is known which is in no queue: one side gives way, again and again
     news_levels: float = 26.0  # how many best levels it gives up then, on average (geometric)
     reach: int = 300  # ticks beyond the best price that a taker accepts
-    start_price: float = 60_000.0
-    pace: float = 1.0  # of everything that makers do at the best price and in the spread
-    taker_pace: float = 1.0  # of the takers that nobody excited
-    lean: float = 0.0  # −1 to 1: their balance; 0.5 makes three buyers of four
-    depth: float = 1.0  # of the orders that arrive behind the best price
-    crash_after: float = 0.0  # s; when bids withdraw and sellers come; 0: never
-    crash_seconds: float = 30.0  # for how long
-    crash_takers: float = 8.0  # sellers that nobody excited, as a multiple
-    crash_depth: float = 0.1  # bids that still come, as a share
-    base_latency_ms: float = 2.0
-    jitter_ms: float = 0.5
 
     def __post_init__(self) -> None:
         if problems := _problems(self): raise ValueError('; '.join(problems))
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q12
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q13
 TABLES = {'join': (4, 12), 'join_factor': 12, 'leave': (4, 12), 'vanish': (4, 12), 'flee': 12, 'hit': 12,
           'improve': 7, 'follow': 7, 'close': 7, 'one_tick': 7, 'retreat': 7, 'arrive': 8, 'fade': 8}
 SHAPES = TABLES | {'excite_own': 3, 'excite_other': 3, 'join_lots': 11, 'improve_lots': 11, 'taker_lots': 11, 'arrive_lots': 11}
@@ -141,7 +146,7 @@ def _problems(parameters: QueueReactiveParameters) -> list[str]:
         problems.append(f'the book would hold more than {ROOM // 4} orders: lower arrive or depth, or raise fade')
     return problems
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q17
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q18
 DEPLETED, NUMBER, NOTED, TOLD, CRASH_FROM, CRASH_TO, RUN = range(12, 19)   # further whole numbers of the state
 RATES, RATE = 6, 23                                                   # its real numbers: 2 × 3 of excitement, seventeen rates, their sum
 # which of the seventeen; two of a kind are bid and ask (buy and sell)
@@ -166,7 +171,7 @@ def _knobs(parameters: QueueReactiveParameters) -> np.record:
     knobs['sizes'] = np.log([parameters.join_lots, parameters.improve_lots, parameters.taker_lots, parameters.arrive_lots])
     return np.rec.array(knobs)[0]
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q19
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q20
 inner = njit(cache=True, no_cpython_wrapper=True)   # of functions that only compiled ones call: half the time to compile
 EDGES, OTHERS, WIDTHS, BANDS, SHARES_BELOW = (
     np.array(one, np.float64) for one in (QUEUE_LOTS, OTHER_LOTS, SPREAD_TICKS, DISTANCES, QUANTILES))
@@ -193,7 +198,7 @@ def _best(state: MarketState, side: int) -> int: return state.whole[BEST_BID] if
 @inner
 def _resting(state: MarketState, tick: int) -> int: return state.levels[tick & MASK, TOTAL]
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q21
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q22
 @inner
 def _note(state: MarketState, notes: np.ndarray, kind: int, side: int, tick: int, lots: int, number: int) -> None:
     "What happened to an order, if somebody takes notes"
@@ -223,7 +228,7 @@ def _cancel(state: MarketState, notes: np.ndarray, index: int) -> bool:
     _remove_order(state, index)
     return True
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q23
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q24
 @inner
 def _leave_level(state: MarketState, out: np.ndarray, notes: np.ndarray, side: int, tick: int, share: float) -> None:
     "Each order of a level is cancelled with that probability"
@@ -249,7 +254,7 @@ def _gave_way(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.n
     state.whole[DEPLETED] = side
     if closed and _uniform(state.random) < knobs.at_once: _step_in(state, knobs, out, notes, -side, _best(state, side) + side)
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q25
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q26
 @inner
 def _improve(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.ndarray) -> None:
     "Somebody steps into the open spread"
@@ -280,7 +285,7 @@ def _leave_best(state: MarketState, out: np.ndarray, notes: np.ndarray, side: in
     for _ in range(int(_uniform(state.random) * count)): index = state.orders[index, BEHIND]
     if _cancel(state, notes, index): _write_level(state, out, side, tick)
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q27
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q28
 NEWS_PACE = 100.0   # levels a second that a side gives up while it hears news
 
 @inner
@@ -294,7 +299,7 @@ def _hear(state: MarketState, knobs: np.record) -> None:
     down = _uniform(state.random) < (1.0 if _crashing(state) else 0.5 - 0.5 * knobs.lean)
     state.whole[RUN] = levels if down else -levels
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q29
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q30
 MOST_PRINTS = MOST_LEVELS
 
 @inner
@@ -328,7 +333,7 @@ def _take(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.ndarr
     _excite(state, knobs, side)
     _gave_way(state, knobs, out, notes, -side, first, closed)
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q31
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q32
 @inner
 def _taker_rate(state: MarketState, knobs: np.record, taker: int) -> float:
     "Buyers (0) or sellers (1) a second, as excited as they are now, before the queue that they would hit"
@@ -362,6 +367,7 @@ def _set_rates(state: MarketState, knobs: np.record) -> None:
     rates[GO_ON] = 0.0 if whole[RUN] == 0 else NEWS_PACE
     state.real[RATE] = rates.sum()
 
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q33
 @inner
 def _fade(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.ndarray) -> bool:
     "Any order is looked at; if it stands behind the best price it may be cancelled, at the rate of its distance; whether it was"
@@ -376,7 +382,7 @@ def _fade(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.ndarr
     _write_level(state, out, side, tick)
     return True
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q32
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q34
 @inner
 def _arrive(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.ndarray, side: int) -> None:
     "A limit order behind the best price: a band by its rate, any tick of it"
@@ -385,6 +391,7 @@ def _arrive(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.nda
     away = int(BANDS[band] + _uniform(state.random) * (BANDS[band + 1] - BANDS[band]))
     _join(state, out, notes, side, _best(state, side) - side * away, _drawn_lots(state, knobs, ARRIVED))
 
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q35
 @inner
 def _act(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.ndarray) -> bool:
     "Draw who acts now, and let them; whether anybody did"
@@ -413,7 +420,7 @@ def _act(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.ndarra
         _flee(state, knobs, out, notes, side, 1.0, state.whole[BEST_ASK] - state.whole[BEST_BID] == 1)
     return True
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q34
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q37
 @inner
 def _remove_ours(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.ndarray, side: int, tick: int, lots: int) -> int:
     "Lots of the bid (+1) or ask (−1) at `tick` that our order took; answers how many there were"
@@ -437,7 +444,7 @@ def _remove_ours(state: MarketState, knobs: np.record, out: np.ndarray, notes: n
     _send(state, knobs, out)
     return taken
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q36
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q39
 @inner
 def _pass_time(state: MarketState, now_ns: int) -> None:
     "The clock moves, the excitement fades"
@@ -475,7 +482,7 @@ def _taken_out(state: MarketState, knobs: np.record, removed: np.ndarray, now_ns
         _wait(state)
     return whole[WRITTEN]
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q37
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q40
 @njit(cache=True)
 def _step(state: MarketState, knobs: np.record, until_ns: int, rows: int, out: np.ndarray, notes: np.ndarray) -> int:
     "Whole messages until `rows` rows are written or the next would be at `until_ns` or later; answers how many rows there are"
@@ -489,7 +496,7 @@ def _step(state: MarketState, knobs: np.record, until_ns: int, rows: int, out: n
         _wait(state)
     return whole[WRITTEN]
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q39
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q42
 @njit(cache=True)
 def _open(state: MarketState, knobs: np.record, start_tick: int, out: np.ndarray, notes: np.ndarray) -> None:
     "A book as the rates would have it, around the start price"
@@ -519,7 +526,7 @@ def _opened(seed: int, parameters: QueueReactiveParameters, knobs: np.record, ou
 
 NO_NOTES, WARM_UP = np.zeros((0, 7), np.int64), 60 * SECOND
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q41
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q44
 @dataclass(frozen=True)
 class Removal:
     "What an order of ours took from the book"
@@ -531,6 +538,7 @@ class Removal:
         if self.side not in (1, -1) or not self.lots >= 1:
             raise ValueError(f'a removal is of side 1 (bids) or -1 (asks) and of one lot or more, not of side {self.side}, {self.lots}')
 
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q45
 class QueueReactiveMarket:
     "A seeded market, SYNTHETIC: an endless stream of rows that does not depend on how it is cut"
     def __init__(self, seed: int = 7, parameters: QueueReactiveParameters | None = None, by_order: bool = False):
@@ -573,7 +581,7 @@ class QueueReactiveMarket:
         if len(self._notes): self._told.append(self._notes[:self._state.whole[NOTED]].copy())
         return self._out[:rows].copy()
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q50
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q54
 def stepped(
     market: QueueReactiveMarket,       # stays as it is
     until_ns: int,                     # market time to go on to
@@ -585,7 +593,7 @@ def stepped(
                                             _notes=market._notes.copy(), _told=list(market._told))
     return after, after.step(until_ns, removed)
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q59
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q63
 REGIMES = {
     'recorded': {},
     'calm': dict(pace=.7, taker_pace=.4, depth=1.5),
@@ -600,7 +608,7 @@ def regime(
     if name not in REGIMES: raise LookupError(f'there is no regime {name!r}; {nearest(name, list(REGIMES))}')
     return replace(QueueReactiveParameters(), **REGIMES[name])
 
-# %% ../../nbs/market/08a_queue_reactive.ipynb #q64
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q68
 def _standing(state: MarketState) -> np.ndarray:
     "The notes that build the book as it stands: a clear, then every order, each queue from its front"
     when, orders = (state.whole[NOW], state.whole[LOCAL]), state.orders

@@ -157,7 +157,9 @@ def fit_hawkes(
     "A two-sided Hawkes process with three given scales, by so many rounds of expectation and maximisation"
     if len(time_ns) < 100: raise ValueError(f'a fit takes at least a hundred takers, here are {len(time_ns)}')
     seconds = np.sort((time_ns - time_ns[0]) * 1e-9 + np.random.default_rng(seed).random(len(time_ns)) * dither_ns * 1e-9)
-    fresh, own, other, length, total = len(seconds) / seconds[-1] / 4, np.full(3, .15), np.full(3, .05), seconds[-1], len(seconds)
+    own: np.ndarray = np.full(3, .15)
+    other: np.ndarray = np.full(3, .05)
+    fresh, length, total = len(seconds) / seconds[-1] / 4, seconds[-1], len(seconds)
     for _ in range(rounds):
         count = _parents(seconds, np.asarray(side), fresh, own, other, SCALES)
         fresh, own, other = count[0] / (2 * length), count[1:4] / total, count[4:7] / total
@@ -261,11 +263,12 @@ def fit_queue_reactive(
     fresh, own, other = fit_hawkes(takers.time_ns.to_numpy(), takers.side.to_numpy())
     hit = hit_factors(path, takers, (fresh, own, other), lag_ns)
     kept = max(1.0, (own.sum() + other.sum()) / .95)      # a process that never ends is refused by the market
+    tables: dict[str, Any] = {name: tuple(_rounded(row) for row in best[name]) for name in ('join', 'leave', 'vanish')}
+    tables |= {name: _rounded(spread[name]) for name in ('improve', 'follow', 'close', 'one_tick', 'retreat')}
     return QueueReactiveParameters(
-        **{name: tuple(_rounded(row) for row in best[name]) for name in ('join', 'leave', 'vanish')},
+        **tables,
         join_factor=_rounded(best['join_factor']), flee=_rounded(best['flee']), hit=_rounded(np.minimum(hit, 20)),
         fled=_rounded([best['fled']])[0],
-        **{name: _rounded(spread[name]) for name in ('improve', 'follow', 'close', 'one_tick', 'retreat')},
         again=_rounded([shares['again']])[0], at_once=_rounded([shares['at_once']])[0], requote=_rounded([requote])[0],
         arrive=_rounded(behind.arrive), fade=_rounded(behind.fade), takers=_rounded([fresh])[0],
         excite_own=_rounded(own / kept), excite_other=_rounded(other / kept), join_lots=_quantiles(joined),

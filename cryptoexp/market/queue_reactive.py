@@ -15,6 +15,7 @@ __all__ = ['OTHER_LOTS', 'QUEUE_LOTS', 'SPREAD_TICKS', 'DISTANCES', 'QUANTILES',
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from math import exp, log
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -117,7 +118,7 @@ class QueueReactiveParameters(Weather):
 # %% ../../nbs/market/08a_queue_reactive.ipynb #q13
 TABLES = {'join': (4, 12), 'join_factor': 12, 'leave': (4, 12), 'vanish': (4, 12), 'flee': 12, 'hit': 12,
           'improve': 7, 'follow': 7, 'close': 7, 'one_tick': 7, 'retreat': 7, 'arrive': 8, 'fade': 8}
-SHAPES = TABLES | {'excite_own': 3, 'excite_other': 3, 'join_lots': 11, 'improve_lots': 11, 'taker_lots': 11, 'arrive_lots': 11}
+SHAPES: dict[str, Any] = TABLES | {'excite_own': 3, 'excite_other': 3, 'join_lots': 11, 'improve_lots': 11, 'taker_lots': 11, 'arrive_lots': 11}
 SHARES = {'fled', 'follow', 'close', 'one_tick', 'again', 'at_once', 'requote'}
 RANGES = {'news': (0, 10), 'news_levels': (1, 50), 'start_price': (10_000, 150_000), 'reach': (1, 10_000), 'lean': (-1, 1),
           'crash_takers': (0, 100), 'crash_seconds': (0, 600),
@@ -172,7 +173,8 @@ def _knobs(parameters: QueueReactiveParameters) -> np.record:
     return np.rec.array(knobs)[0]
 
 # %% ../../nbs/market/08a_queue_reactive.ipynb #q20
-inner = njit(cache=True, no_cpython_wrapper=True)   # of functions that only compiled ones call: half the time to compile
+# for functions that only compiled ones call: half the time to compile
+inner: Any = njit(cache=True, no_cpython_wrapper=True)   # type: ignore[call-overload]  # an option that Numba's stubs lack
 EDGES, OTHERS, WIDTHS, BANDS, SHARES_BELOW = (
     np.array(one, np.float64) for one in (QUEUE_LOTS, OTHER_LOTS, SPREAD_TICKS, DISTANCES, QUANTILES))
 SCALES = np.array(DECAYS)
@@ -594,7 +596,7 @@ def stepped(
     return after, after.step(until_ns, removed)
 
 # %% ../../nbs/market/08a_queue_reactive.ipynb #q63
-REGIMES = {
+REGIMES: dict[str, dict[str, Any]] = {
     'recorded': {},
     'calm': dict(pace=.7, taker_pace=.4, depth=1.5),
     'trending': dict(lean=.4, taker_pace=1.2),

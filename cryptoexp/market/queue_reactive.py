@@ -118,7 +118,8 @@ class QueueReactiveParameters(Weather):
 # %% ../../nbs/market/08a_queue_reactive.ipynb #q13
 TABLES = {'join': (4, 12), 'join_factor': 12, 'leave': (4, 12), 'vanish': (4, 12), 'flee': 12, 'hit': 12,
           'improve': 7, 'follow': 7, 'close': 7, 'one_tick': 7, 'retreat': 7, 'arrive': 8, 'fade': 8}
-SHAPES: dict[str, Any] = TABLES | {'excite_own': 3, 'excite_other': 3, 'join_lots': 11, 'improve_lots': 11, 'taker_lots': 11, 'arrive_lots': 11}
+SHAPES: dict[str, Any] = TABLES | {
+    'excite_own': 3, 'excite_other': 3, 'join_lots': 11, 'improve_lots': 11, 'taker_lots': 11, 'arrive_lots': 11}
 SHARES = {'fled', 'follow', 'close', 'one_tick', 'again', 'at_once', 'requote'}
 RANGES = {'news': (0, 10), 'news_levels': (1, 50), 'start_price': (10_000, 150_000), 'reach': (1, 10_000), 'lean': (-1, 1),
           'crash_takers': (0, 100), 'crash_seconds': (0, 600),

@@ -239,10 +239,10 @@ OWN_HEADINGS = {key: names for name in HEADINGS for key, names in ((('chain', ('
 BALANCE = ('taker_balance',)
 OWN_PHRASES: tuple[Phrase, ...] = (
     Phrase('market', ('book_mid', 'book_spread', 'book_depth'), 'In the order book of the tape the mid price is [[book_mid]] and the '
-           'mean spread [[book_spread]]; near the mid [[book_depth]] wait.',
+           'spread [[book_spread]] on average; near the mid [[book_depth]] wait.',
            '所录盘口的中间价为 [[book_mid]]，平均价差为 [[book_spread]]，中间价附近挂单 [[book_depth]]。', choice='book'),
-    Phrase('market', ('book_mid', 'book_spread'), 'In the order book of the tape the mid price is [[book_mid]] and the mean spread '
-           '[[book_spread]].', '所录盘口的中间价为 [[book_mid]]，平均价差为 [[book_spread]]。', choice='book'),
+    Phrase('market', ('book_mid', 'book_spread'), 'In the order book of the tape the mid price is [[book_mid]] and the spread '
+           '[[book_spread]] on average.', '所录盘口的中间价为 [[book_mid]]，平均价差为 [[book_spread]]。', choice='book'),
     Phrase('sentiment', BALANCE, 'At the end of the tape takers bought more than they sold: bought less sold is [[taker_balance]] of both.',
            '录制末段主动买入多于主动卖出：买减卖占双方合计的 [[taker_balance]]。', within('taker_balance', 10), 'takers'),
     Phrase('sentiment', BALANCE, 'At the end of the tape takers sold more than they bought: bought less sold is [[taker_balance]] of both.',

@@ -5,12 +5,13 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cryptoexp.analyst.coin_report import GROUPS, HEADINGS, PHRASES
 from cryptoexp.analyst.coins import KNOWN, Answers, NoAnswer, coin_facts, fresh, synthetic_answers, synthetic_facts
-from cryptoexp.analyst.facts import Fact, Facts
+from cryptoexp.analyst.facts import LANGUAGES, Fact, Facts, shown
 from cryptoexp.analyst.grounding import check, render
 from cryptoexp.analyst.indicators import HOUR
 from cryptoexp.analyst.narrator import narrate, usable
@@ -135,3 +136,17 @@ def test_both_languages_cite_the_same_facts() -> None:
 def test_real_time_flows_through() -> None:
     facts = synthetic_facts('tron', now_ns=1_800_000_000 // 3600 * HOUR)
     assert report(facts, 'en') and facts['price'].as_of == 1_800_000_000 // 3600 * HOUR
+
+
+@pytest.mark.parametrize('language', LANGUAGES)
+def test_a_book_beside_the_facts_of_the_coin_is_told_whole(language: str, data_folder: Path) -> None:
+    "CoinGecko has a spread of its own; the one of the recorded book is not taken for it"
+    from cryptoexp.analyst.answer import narrated
+    from cryptoexp.crypto_agent_wrapper import COIN_NARRATION, facts_of_tape
+    from cryptoexp.market.tape import read_recording
+    facts = synthetic_facts('bitcoin')
+    both = Facts('bitcoin', [*facts.values(), *facts_of_tape(read_recording([data_folder/'binance_usdm/btcusdt_20240808.gz']))])
+    found = narrated(both, COIN_NARRATION, language)
+    assert found.grounded[0] == found.grounded[1] and not found.struck
+    spread, volatility = both['book_spread'], both['book_volatility']
+    for one in (spread, volatility): assert one.value is not None and shown(one.value, one.unit, language) in found.text

@@ -13,7 +13,7 @@ __all__ = ['KEPT', 'REWRITTEN', 'HAN_MORE', 'LOWER', 'COVER', 'DIGITS', 'FIGURES
            'MONEY', 'HEAD', 'ROUGH', 'NUMBER', 'NO_SEPARATORS', 'SCALED', 'POWER', 'ORDINAL', 'GLUED', 'TARGET',
            'LABEL', 'PARTS', 'SECTION', 'MARKER', 'CURRENCIES', 'CAPITALS', 'SMALL', 'TENS', 'BIG', 'PARTIAL',
            'MULTIPLE', 'VALUED', 'KINDS_OF_WORDS', 'WORD_HEADS', 'WORDS', 'AFTER_ORDINAL', 'LEVEL', 'HAN_DIGITS',
-           'HAN_SCALES', 'RUN', 'KINDS_OF_HAN', 'HAN_NUMBER', 'HAN_UNIT', 'ORDINALS', 'ORDINAL_WORD', 'RANKS',
+           'HAN_SCALES', 'RUN', 'KINDS_OF_HAN', 'HAN_NUMBER', 'TENTH', 'HAN_UNIT', 'ORDINALS', 'ORDINAL_WORD', 'RANKS',
            'RANKS_HAN', 'IN_FIRST_PLACE', 'ROMAN', 'ROMAN_DIGITS', 'NO_ROMAN', 'NO_RISK', 'DENIED', 'JOINED', 'PAIRED',
            'DIRECTION', 'FILLER', 'BEHIND', 'END', 'FINDERS', 'plain_character', 'plain', 'lower', 'places_of',
            'Headed', 'found_at', 'headed', 'Name', 'name', 'names_of', 'cover', 'counted', 'cover_names', 'Claim',
@@ -486,7 +486,7 @@ def is_name(text: str, start: int, end: int) -> bool:
     "Whether digits are an ordinal, a list number, a label or part of a word"
     whole, line = text[start:end].isdigit(), text[max(0, start - 24):start].rpartition('\n')
     before, after = text[max(0, start - 24):start], text[end:end + 32]
-    if not whole: return bool((line[1] or start < 3) and SECTION.fullmatch(text, start, end) and re.fullmatch(r'\s*#+\s*', line[2]))
+    if not whole: return bool((line[1] or start <= 24) and SECTION.fullmatch(text, start, end) and re.fullmatch(r'\s*#+\s*', line[2]))
     short = whole and int(text[start:end][:3]) <= 12
     if ORDINAL.match(after): return True
     if whole and end - start <= 2 and (line[1] or start <= 24) and re.fullmatch(r'[\s>*#_-]*\(?',
@@ -610,6 +610,7 @@ HAN_NUMBER = headed('|'.join(f'(?P<{kind}>{pattern})' for kind, pattern in KINDS
                     + '(?:点(?P<tail>[零〇一二三四五六七八九]{1,8}))?',
                     '|'.join('零〇一二两三四五六七八九十百千万亿兆数几上近好成位个过大半对腰翻双加')
                     + '|价格|币价|市值|成交量|收益|利润')
+TENTH = re.compile(f'[一二三四五六七八九](?!{RUN[:-1]}个种大项条类点位名家天年月日周倍成般])')
 HAN_UNIT = re.compile(r'\s?(?:成(?![交为本熟员功长立分果])|倍|个?百分点|个?基点|美[元金]|[欧日港]元|元|块钱?|英镑|聪|天|日|周|个月|年'
                       r'|个?小时|分钟|秒|个季度|折|枚|个?区块|%|[A-Z]{3,5}\b|个?(?:比特币|以太))')
 
@@ -658,6 +659,8 @@ def han_found(text: str) -> Iterator[Found]:
             one.step = 10.0 ** -len(tail) if tail else rounding(str(int(one.value)), False) if one.value == one.value else 1.0
             if all(char in '十百千万亿兆' for char in numeral) and numeral != '十': one.value = nan
             one = with_tail(one, text, end)
+            if text[one.end - 1] == '成' and (more := TENTH.match(text, one.end)):   # 三成五 is 35 %
+                one.value, one.step, one.end = one.value + HAN_DIGITS[more[0]], 1.0, more.end()
             if unit and '折' in unit[0]: one.value, one.unit, one.end = one.value * 10, '%', unit.end()
         elif match['vague'] and text[start] in '上近好' and len(match['vague']) == 2 and match['vague'][1] not in '十百千万亿': continue
         yield one

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECOND', 'value_at', 'log_returns', 'hourly_volatility', 'spread_bps', 'time_weighted_mean', 'queue_imbalance',
-           'weighted_mid', 'order_flow', 'trade_imbalance', 'autocorrelation', 'depth_within', 'cancel_share',
-           'markouts', 'describe']
+           'weighted_mid', 'order_flow', 'quote_path', 'imbalance_by_interval', 'trade_imbalance', 'autocorrelation',
+           'depth_within', 'cancel_share', 'markouts', 'describe']
 
 # %% ../../nbs/market/07_statistics.ipynb #c03
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import pandas as pd
 from numba import njit
 
 from .book import BEST_ASK, BEST_BID, NO_ASK, NO_BID, BookArrays, apply_row, empty_book, room_for, touch_path
-from .events import BUY, DEPTH, EXCHANGE_ONLY, KIND_MASK, LAST, SNAPSHOT, TRADE, Events
+from .events import BEST_QUOTE, BUY, DEPTH, EXCHANGE_ONLY, KIND_MASK, LAST, SNAPSHOT, TRADE, Events
 from .instrument import Instrument
 
 # %% ../../nbs/market/07_statistics.ipynb #c06
@@ -98,6 +98,39 @@ def order_flow(
     bought = np.where(rise >= 0, bid_lots[1:], 0) - np.where(rise <= 0, bid_lots[:-1], 0)
     sold = np.where(drop <= 0, ask_lots[1:], 0) - np.where(drop >= 0, ask_lots[:-1], 0)
     return bought - sold
+
+# %% ../../nbs/market/07_statistics.ipynb #ofn02
+def quote_path(
+    events: Events,     # rows in the order in which they reached us; of any kind, only best quotes count
+) -> pd.DataFrame:      # a row a message: `bid_tick`, `bid_lots`, `ask_tick`, `ask_lots`, `exchange_ns`, `local_ns`
+    "Best bid and ask as the venue's stream of best quotes told them; ValueError where a bid's row is not followed by its ask's"
+    rows = events.local_rows()
+    rows = rows[rows.kind == BEST_QUOTE]
+    bids = np.flatnonzero((rows.flags & BUY) != 0)
+    if len(rows) != 2 * len(bids) or (bids[1:] - bids[:-1] != 2).any() or (len(bids) and bids[0] != 0):
+        raise ValueError('a message of best quotes is two rows, a bid and then its ask; these rows are not')
+    bid, ask = rows[bids], rows[bids + 1]
+    return pd.DataFrame(dict(bid_tick=bid.tick, bid_lots=bid.lots, ask_tick=ask.tick, ask_lots=ask.lots, exchange_ns=bid.exchange_ns,
+                             local_ns=bid.local_ns))
+
+# %% ../../nbs/market/07_statistics.ipynb #ofn05
+def imbalance_by_interval(
+    time_ns: np.ndarray,  # of each state, sorted, shape (n,)
+    mid: np.ndarray,      # mid price of each state, any unit, shape (n,)
+    flow: np.ndarray,     # of each change, of `order_flow`, shape (n - 1,)
+    interval_ns: int,
+    start_ns: int | None = None,   # where the grid begins, not after the first state; None: at the first state
+) -> pd.DataFrame:        # a row an interval: `imbalance` in lots, `move` of the mid
+    "Add up the flow of each interval and the move of the mid over the same interval"
+    if interval_ns <= 0: raise ValueError(f'interval_ns must be positive, not {interval_ns}')
+    if len(mid) != len(time_ns) or len(flow) != max(0, len(mid) - 1):
+        raise ValueError(f'{len(time_ns)} times, {len(mid)} mids and {len(flow)} changes do not fit: n, n and n - 1')
+    if not len(flow): return pd.DataFrame(dict(imbalance=np.empty(0, np.int64), move=np.empty(0)))
+    start = int(time_ns[0]) if start_ns is None else start_ns
+    if start > time_ns[0]: raise ValueError(f'the grid begins {start - int(time_ns[0])} ns after the first state')
+    place = (np.asarray(time_ns[1:], np.int64) - start) // interval_ns
+    count = int(place[-1]) + 1
+    return pd.DataFrame(dict(imbalance=np.bincount(place, flow, count).astype(np.int64), move=np.bincount(place, np.diff(mid), count)))
 
 # %% ../../nbs/market/07_statistics.ipynb #c21
 def trade_imbalance(

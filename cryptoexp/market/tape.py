@@ -7,9 +7,10 @@ __all__ = ['ENOUGH_POINTS', 'ENOUGH_SPAN_NS', 'MOST_DRIFT', 'LARGEST_STEP_BACK_N
            'DOUBTS', 'Streams', 'ENOUGH_AGREEMENT', 'METADATA', 'FORMAT', 'ROW_GROUP', 'COLUMNS', 'EVENT_DTYPE',
            'EXCHANGE_BIT', 'LOCAL_BIT', 'BUY_BIT', 'SELL_BIT', 'ADD_ORDER', 'CANCEL_ORDER', 'MODIFY_ORDER',
            'FILL_ORDER', 'lower_hull', 'Clock', 'fit_clock', 'fill_times', 'Tape', 'timeline', 'describe', 'read_lines',
-           'looks_like', 'not_a_recording', 'make_tape', 'read_recording', 'agreement', 'crossings', 'quote_times',
-           'fuse', 'fuse_if_possible', 'save_tape', 'load_tape', 'load', 'to_hftbacktest', 'from_hftbacktest',
-           'instrument_of', 'save_hftbacktest', 'load_hftbacktest', 'open_hftbacktest', 'tape_by_order']
+           'looks_like', 'not_a_recording', 'make_tape', 'read_recording', 'on_one_clock', 'agreement', 'crossings',
+           'quote_times', 'fuse', 'fuse_if_possible', 'save_tape', 'load_tape', 'load', 'to_hftbacktest',
+           'from_hftbacktest', 'instrument_of', 'save_hftbacktest', 'load_hftbacktest', 'open_hftbacktest',
+           'tape_by_order']
 
 # %% ../../nbs/market/05_tape.ipynb #c03
 import html
@@ -380,6 +381,19 @@ def read_recording(
 
 def _check_streams(streams: str | None) -> None:
     if streams not in (None, *get_args(Streams)): raise ValueError(f'streams is {streams!r}; it is one of {", ".join(get_args(Streams))}')
+
+# %% ../../nbs/market/05_tape.ipynb #one02
+def on_one_clock(
+    tapes: Sequence[Tape],               # of one recorder, whose times run on one clock
+    base_latency_ns: int = 1_000_000,    # what the fastest message of all took
+) -> list[Tape]:                         # the same tapes, all with the same clock; ValueError for none
+    "Fit one clock over the depth and trade messages of several tapes"
+    if not tapes: raise ValueError('no tape to fit a clock over')
+    timed = [tape.events[((tape.events.kind == DEPTH) | (tape.events.kind == TRADE))
+                         & ((tape.events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)) == 0) & (tape.events.flags >= LAST)] for tape in tapes]
+    clock = fit_clock(np.concatenate([rows.local_ns for rows in timed]), np.concatenate([rows.exchange_ns for rows in timed]),
+                      base_latency_ns)
+    return [replace(tape, clock=clock) for tape in tapes]
 
 # %% ../../nbs/market/05_tape.ipynb #c49
 def agreement(

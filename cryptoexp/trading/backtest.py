@@ -26,6 +26,7 @@ from cryptoexp.market.events import (
 )
 from ..market.instrument import Instrument
 from ..market.tape import Tape
+from .attribution import ADVERSE_SECONDS, PROFIT_CAPTION, Attribution, attribute, profit_figure
 from .ledger import Session, count_minutes, session_of, summary, trade_log, write_run
 from .limits import mid_worth_e8
 from cryptoexp.trading.matching import (
@@ -57,7 +58,14 @@ class Result:
 
     def write(self, folder: str | Path) -> dict[str, Path]:
         "Write trades.csv, orders.csv, refusals.csv, summary.json, report.html (and funding.csv) into a folder; or StorageError"
-        return write_run(folder, self.session, self.performance(), report_page(self.session))
+        return write_run(folder, self.session, self.performance(), report_page(self.session, {profit_figure: PROFIT_CAPTION}))
+
+    def attribution(self, seconds: Sequence[float] = ADVERSE_SECONDS) -> Attribution: return attribute(self.session, seconds)
+
+    def tear_sheet(self, dark: bool = False) -> 'Figure':
+        "The session on one page (A4)"
+        from cryptoexp.trading.tear_sheet import tear_sheet   # it shows what rooms further up make
+        return tear_sheet(self.session, dark)
 
     def _repr_html_(self) -> str: return show(self.session)
 
@@ -440,8 +448,7 @@ def run_configurations(
     if clock.light and (funding is None or not len(funding)) and (rules.interval_ns == rules.interval_ns[0]).all():
         clock.steady = (fields_read(quoter) or {'unknown'}) <= STANDING   # see light orders
     desk.sides.stale = np.array(prepared.resumes) & (not whole)
-    begin = prepared.start_ns if whole else prepared.first_ns
-    desk.state.next_decision_ns = begin + rules.interval_ns[::assets]
+    desk.state.next_decision_ns = (prepared.start_ns if whole else prepared.first_ns) + rules.interval_ns[::assets]
     clock.next_decision_ns = desk.state.next_decision_ns.min()
     runs = Runs(desk, prepared)
     runs.opening = np.broadcast_to(np.asarray(position_lots), (configs, assets))

@@ -218,17 +218,23 @@ def elapsed(session: Session, time_ns: np.ndarray | pd.Series) -> tuple[np.ndarr
     begin = time_texts(pd.Series([session.start_ns], dtype=np.int64))[0][:19].replace('T', ' ')
     return (np.asarray(time_ns, np.int64) - session.start_ns) / (size * 1e9), f'{unit} since {begin} UTC'
 
-def new_figure(session: Session, title: str, heights: Sequence[float] = (1,), height: float = 2.8) -> 'tuple[Figure, list[Axes]]':
+def new_figure(
+    session: Session, title: str,
+    heights: Sequence[float] = (1,),   # of the panels, relative
+    height: float = 2.8,               # of the figure, inches
+    within: Any = None,                # the part of a larger figure (a SubFigure) to draw in; None: a figure of its own
+) -> 'tuple[Figure, list[Axes]]':
     "A figure in the style of the pages, with panels below each other and a title that says what it must"
     style: Any = FIGURE_STYLE
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(style):
-        figure = Figure(figsize=(8, height), dpi=72, layout='constrained')
+        figure = Figure(figsize=(8, height), dpi=72, layout='constrained') if within is None else within
         grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))
         panels = [row[0] for row in grid]
-    panels[0].set_title(f'{session.instrument.pair}: {title}' + ' · SYNTHETIC MARKET' * session.synthetic, loc='left')
+    whole = f'{session.instrument.pair}: {title}' + ' · SYNTHETIC MARKET' * session.synthetic
+    panels[0].set_title(whole if within is None else title, loc='left')   # the larger figure says the rest once
     return figure, panels
 
 def say(axes: 'Axes', text: str) -> None:
@@ -256,9 +262,9 @@ def draw_fills(axes: 'Axes', session: Session, most: int) -> None:
         axes.plot(elapsed(session, ours.time_ns.to_numpy()[rows])[0], price[rows], marker, color=colour, markersize=4, alpha=.75,
                   markeredgewidth=0, label=shown)
 
-def price_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
+def price_figure(session: Session, most: int = MOST_POINTS, within: Any = None) -> 'Figure':
     "The mid with our fills, and the distance of our quotes from it"
-    figure, (above, below) = new_figure(session, 'price, quotes and fills', (2.2, 1), 4.2)
+    figure, (above, below) = new_figure(session, 'price, quotes and fills', (2.2, 1), 4.2, within)
     path = course(session)
     path = path.assign(bid_bps=1e4 * (path.quote_bid / path.mid - 1), ask_bps=1e4 * (path.quote_ask / path.mid - 1))
     draw(above, session, path, 'mid', most, color=MID_COLOUR, linewidth=.9, label='mid', zorder=1)
@@ -274,9 +280,9 @@ def price_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     return figure
 
 # %% ../../nbs/trading/05_report.ipynb #c38
-def inventory_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
+def inventory_figure(session: Session, most: int = MOST_POINTS, within: Any = None) -> 'Figure':
     "Position, and its share of equity with target and cap"
-    figure, (above, below) = new_figure(session, 'inventory', (1, 1), 3.4)
+    figure, (above, below) = new_figure(session, 'inventory', (1, 1), 3.4, within)
     path, config = course(session), session.config
     draw(above, session, path, 'position', most, color=ACCENT, drawstyle='steps-post')
     above.set_ylabel(f'position ({session.unit})')
@@ -289,9 +295,9 @@ def inventory_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     return figure
 
 # %% ../../nbs/trading/05_report.ipynb #c41
-def equity_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
+def equity_figure(session: Session, most: int = MOST_POINTS, within: Any = None) -> 'Figure':
     "Profit since the start beside holding on, and the fall from the highest equity"
-    figure, (above, below) = new_figure(session, 'equity and drawdown', (1.6, 1), 3.8)
+    figure, (above, below) = new_figure(session, 'equity and drawdown', (1.6, 1), 3.8, within)
     path, first, held = course(session), start_mid(session), session.instrument.lots(session.config.initial_base)
     if len(path) and first is not None:
         opened = valued(session, first / 2 * float(session.instrument.tick_size), held) if held else 0.0
@@ -308,9 +314,9 @@ def equity_figure(session: Session, most: int = MOST_POINTS) -> 'Figure':
     return figure
 
 # %% ../../nbs/trading/05_report.ipynb #c44
-def markout_figure(session: Session) -> 'Figure':
+def markout_figure(session: Session, within: Any = None) -> 'Figure':
     "Mean markout of buys and sells by time since the fill, with two standard errors"
-    figure, (axes,) = new_figure(session, 'what a fill was worth later', height=2.8)
+    figure, (axes,) = new_figure(session, 'what a fill was worth later', height=2.8, within=within)
     table = markout_table(session, CURVE)
     for shift, (name, colour) in zip((-.08, .08), (('buy', BUY_COLOUR), ('sell', SELL_COLOUR))):
         ours = table[(table.side == name) & (table.fills > 0)]
@@ -467,12 +473,13 @@ def shown_fills(session: Session) -> pd.DataFrame:
 
 def report_page(
     session: Session,
-) -> str:  # a whole HTML document
+    more: Mapping[Callable[[Session], 'Figure'], str] | None = None,   # further figures, of rooms above this one, with their captions
+) -> str:                                                              # a whole HTML document
     "The report as one self-contained page, the same bytes for the same session"
     told, page = performance(session), new_page(session)
     page.cards(dict(list(headline(session, told).items())[:6]))
     if not len(session.fills): page.note(no_fill_reason(session, told))
-    for figure, caption in FIGURES.items(): page.figure(figure(session), caption)
+    for figure, caption in {**FIGURES, **(more or {})}.items(): page.figure(figure(session), caption)
     page.heading('What set the width of the quotes').table(bound_table(session), formats={'share': '.1%'})
     if any(session.refusals.values()): page.heading('What the limits refused').table(refusal_table(session))
     page.heading('Orders').table(pd.DataFrame([{name.replace('_', ' '): count for name, count in order_counts(session).items()}]))

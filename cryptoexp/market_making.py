@@ -27,7 +27,7 @@ from .config import MarketData, MarketMakingConfig, nearest
 from .durable import in_full, new_run_folder
 from .market import binance, coinbase, tape
 from .market.events import BEST_QUOTE, BUY, CLOCK, CONTROL, KILL, LAST, RESUME, SELL, STALE, START, TRADE, Events, from_rows
-from .market.feed import EventFeed, Feed, embedded_feed
+from .market.feed import MADE_UP, EventFeed, Feed, synthetic_feed
 from .market.instrument import MONEY_SCALE, Instrument, Number, decimal, find_instrument, order_problems
 from .market.layouts import open_tape
 from .market.live import VENUES as LIVE, LiveFeed
@@ -95,13 +95,13 @@ async def ask_sources(
 Source = str | Path | Sequence[str | Path]
 
 def is_file(source: Source) -> bool:
-    "Whether a source means files, rather than the embedded market or a venue"
-    return not isinstance(source, str) or source not in ('embedded', *LIVE)
+    "Whether a source means files, rather than a synthetic market or a venue"
+    return not isinstance(source, str) or source not in (*MADE_UP, *LIVE)
 
 def open_feed(
-    source: Source,                     # 'embedded', a name of market.live.VENUES, a path, or several paths that belong together
+    source: Source,                     # a name of market.feed.MADE_UP or market.live.VENUES, a path, or several paths that belong together
     config: MarketMakingConfig,
-    duration_ns: int,                   # market time that the embedded market is to last
+    duration_ns: int,                   # market time that a synthetic market is to last
     speed: float | None = None,         # market time against wall time; None: as fast as possible (live: 1)
     on_line: Callable[[int, bytes], None] | None = None,  # told every raw line of a live feed
     streams: tape.Streams | None = None,  # of recordings: 'fused' or 'diff-only'; None: fused where it can be, a saved tape as it is
@@ -109,7 +109,7 @@ def open_feed(
     "The feed that a source names; FileNotFoundError, ValueError or LookupError where there is none"
     if streams is not None and not is_file(source):
         raise ValueError(f'streams={streams!r} is for recordings; {source} has one stream that makes its book, and is diff-only')
-    if source == 'embedded': return embedded_feed(duration_ns, config.seed, speed)
+    if isinstance(source, str) and source in MADE_UP: return synthetic_feed(source, duration_ns, config.seed, speed)
     if isinstance(source, str) and source in LIVE:
         return LiveFeed(source, config.trading_pair, config.venue_urls.get(f'{source}_rest'), config.venue_urls.get(f'{source}_websocket'),
                         speed=speed or 1.0, base_latency_ns=base_latency_ns(config), on_line=on_line)
@@ -128,9 +128,9 @@ class MarketMaker:
     "Quotes on a market, on paper: embedded, recorded or live"
     def __init__(
         self, config: MarketMakingConfig, *,
-        source: Source | None = None,    # 'embedded', a venue, or files; None: the venues of config.sources
+        source: Source | None = None,    # 'embedded', 'queue-reactive', a venue, or files; None: the venues of config.sources
         preset: str | None = None,       # its name, for the summary
-        duration: float | None = None,   # s of market time; None: to the end of the data (embedded: twelve hours)
+        duration: float | None = None,   # s of market time; None: to the end of the data (embedded: twelve hours, queue-reactive: one)
         speed: float | None = None,      # market time against wall time; None: as fast as possible
         out: str | Path | None = None,   # folder under which a run's own folder is made; None: nothing is written
         quoter: Quoter | None = None, levels: int = 1,  # a model of one's own, and its levels a side
@@ -338,7 +338,8 @@ async def run_session(maker: MarketMaker) -> Result:
                            'in which they would be lost: use a new MarketMaker for run()')
     source = maker.source if maker.source is not None else next((name for name in maker.config.sources if name == 'binance'),
         maker.config.sources[0])
-    if source == 'embedded' and maker.duration_ns is None: maker.duration_ns = 12 * HOUR_NS
+    if isinstance(source, str) and source in MADE_UP and maker.duration_ns is None:
+        maker.duration_ns = (12 if source == 'embedded' else 1) * HOUR_NS
     maker._stopping.clear()
     maker._start_ns = 0
     await asyncio.to_thread(compile_engine)   # before the first row of a live market arrives, not after

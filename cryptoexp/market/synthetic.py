@@ -177,7 +177,7 @@ def _remove_order(state: MarketState, index: int) -> None:
     if side > 0: whole[BIDS] -= 1
     moved = whole[LIVE]  # the last order of the pool takes the empty place
     if moved != index:
-        for column in range(5): orders[index, column] = orders[moved, column]
+        for column in range(orders.shape[1]): orders[index, column] = orders[moved, column]
         if orders[index, AHEAD] >= 0: orders[orders[index, AHEAD], BEHIND] = index
         else: state.levels[orders[index, TICK] & MASK, FIRST] = index
         if orders[index, BEHIND] >= 0: orders[orders[index, BEHIND], AHEAD] = index

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptoexp.chain.signal import Window
-from cryptoexp.chain.unusual import KEPT, ByForm, HalfSpaceTrees, Level, Masses, Usual, densities, rank_of
+from cryptoexp.chain.unusual import KEPT, ByForm, HalfSpaceTrees, Level, Masses, Usual, densities, rank_of, walks_of
 
 
 def taken_over(tree: Any, number: int = 0) -> Any:
@@ -45,12 +45,22 @@ def leaf_of(node: Any, point: list[float]) -> int:
     return int(node)
 
 
+def test_the_expression_walks_as_a_loop_over_the_nodes() -> None:
+    draw = random.Random(5)
+    for features, depth in ((1, 1), (2, 3), (8, 8)):
+        trees = HalfSpaceTrees(features, trees=4, depth=depth)
+        for _ in range(300):
+            point = [draw.choice((draw.random(), 0.0, 0.5, 1.0)) for _ in range(features)]
+            assert trees.walks(*point) == tuple(leaf_of(root, point) for root in trees.roots)
+
+
 def test_counts_and_scores_are_those_of_river() -> None:
     "On river's own trees: the mass of every node, and by river's formula every score"
     told = json.loads(river_trees.PATH.read_text(encoding='utf-8'))
     depth, size = river_trees.DEPTH, river_trees.WINDOW
     ours = HalfSpaceTrees(river_trees.FEATURES, river_trees.TREES, depth, size, size)
     ours.roots = [taken_over(tree) for tree in told['trees']]
+    ours.walks = walks_of(ours.roots, river_trees.FEATURES)
     most = river_trees.TREES * size * (2 ** (depth + 1) - 1)
     for point, theirs in zip(river_trees.points(), told['scores'], strict=True):
         before = ours.masses.before

@@ -101,6 +101,7 @@ def work_range(generator: random.Random) -> tuple[float, float]:
     reach = 2 * max(point, 1 - point)
     return point - reach, point + reach
 
+# %% ../../nbs/chain/12b_unusual.ipynb #und01
 def densities(
     counts: Sequence[Sequence[int]],   # of the leaves, tree by tree
     size: int,                         # points in all

@@ -158,6 +158,7 @@ def score_fills(
     curve = groups.agg(told=('told', 'mean'), happened=('happened', 'mean'), orders=('told', 'size')).reset_index(drop=True)
     size, share, z = curve.orders, curve.happened, 1.96
     middle, width = (share + z**2 / (2 * size)) / (1 + z**2 / size), z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
-    curve['low'] = np.minimum(middle - width / (1 + z**2 / size), share)    # equal where all or none happened, but for rounding
-    curve['high'] = np.maximum(middle + width / (1 + z**2 / size), share)
+    low, high = middle - width / (1 + z**2 / size), middle + width / (1 + z**2 / size)
+    curve['low'] = np.minimum(np.maximum(low, 0), share)    # 0 or 1 where none or all happened, but for rounding
+    curve['high'] = np.maximum(np.minimum(high, 1), share)
     return FillScore(float(np.mean((said - was)**2)), float(was.mean() * (1 - was.mean())), int(known.sum()), curve)

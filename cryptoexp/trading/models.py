@@ -109,7 +109,7 @@ def _hang(view: View, parameters: np.ndarray, scratch: np.ndarray, wishes: np.nd
             best = -1
             for place in range(MOST_HANGING):
                 if hanging[place] > 0 and (best < 0 or sign * hanging[place] > sign * hanging[best]): best = place
-            if best >= 0 and sign * hanging[best] >= sign * quoted[0]: hanging[best] = 0
+            if best >= 0 and (quoted[0] == 0 or sign * hanging[best] >= sign * quoted[0]): hanging[best] = 0
             else: break
         if other > 0:
             for level in range(levels):
@@ -121,6 +121,21 @@ def _hang(view: View, parameters: np.ndarray, scratch: np.ndarray, wishes: np.nd
             if abs(hanging[place] - mid) > parameters[HANGING_REACH] * 1e-4 * mid: hanging[place] = 0
             if hanging[place] > 0:
                 wishes[0, side, levels + place, TICK], wishes[0, side, levels + place, LOTS] = int(hanging[place]), now.order_lots
+
+# %% ../../nbs/trading/01b_models.ipynb #c16b
+@njit(cache=True)
+def _take_off(view: View, parameters: np.ndarray, scratch: np.ndarray, bid_lots: float, ask_lots: float) -> None:
+    "In a pause: forget the quotes that a fill has met, best first, and those that hang by now, so that nothing is sent in their place"
+    now = view.market[0]
+    for side, filled, first in ((BID, now.filled_buy_lots, bid_lots), (ASK, now.filled_sell_lots, ask_lots)):
+        left, hanging = float(filled), scratch[_HANG + side * MOST_HANGING:][:MOST_HANGING]
+        for level in range(int(parameters[LEVELS])):
+            place = _TICKS + side * MOST_LEVELS + level
+            for tick in hanging:
+                if tick == scratch[place]: scratch[place] = 0
+            if scratch[place] > 0 and left > 0:
+                left -= round(first * (1.0 + parameters[GROWTH] * level))
+                scratch[place] = 0
 
 # %% ../../nbs/trading/01b_models.ipynb #c17
 @njit(cache=True)
@@ -134,6 +149,7 @@ def quote(
     bid_lots, ask_lots = _sizes(view, parameters, scratch, mid)
     now, spacing, paused = view.market[0], parameters[SPACING] * 1e-4 * mid, _paused(view, parameters, scratch)
     if parameters[HANGING] > 0: _hang(view, parameters, scratch, wishes, mid)
+    if paused: _take_off(view, parameters, scratch, bid_lots, ask_lots)
     if math.isinf(half_bid): half_bid, bid_lots = mid, 0.0
     if math.isinf(half_ask): half_ask, ask_lots = mid, 0.0
     for level in range(int(parameters[LEVELS])):
@@ -144,7 +160,8 @@ def quote(
             if paused: tick = int(scratch[_TICKS + place])
             if lots <= 0 or tick <= 0: tick, lots = 0, 0
             if tick != scratch[_TICKS + place]: scratch[_TICKS + place], scratch[_SINCE + place] = tick, seconds
-            elif parameters[AGE] > 0 and seconds - scratch[_SINCE + place] > parameters[AGE]: scratch[_SINCE + place], lots = seconds, 0
+            elif parameters[AGE] > 0 and not paused and seconds - scratch[_SINCE + place] > parameters[AGE]:
+                scratch[_SINCE + place], lots = seconds, 0
             wishes[0, side, level, TICK], wishes[0, side, level, LOTS] = tick, lots
     return code
 
@@ -374,7 +391,7 @@ def model_of(
     model = MODELS[config.model]
     own = {**model.defaults, **config.model_parameters}
     problems = [Problem('model_parameters',
-        f'{model.name} has no parameter {name!r}; it has: {", ".join(model.defaults) or "none of its own"}')
+        f'{model.name} has no parameter {name!r}; ' + (nearest(name, list(model.defaults)) if model.defaults else 'it has none of its own'))
                 for name in config.model_parameters if name not in model.defaults]
     if problems: raise ConfigError(problems)
     parameters = np.array(model.prepare(config, own), dtype=np.float64)

@@ -112,7 +112,8 @@ def reaches(
     prints = trades[trades.kind == TRADE].local_rows()
     count = int((time_ns[-1] - time_ns[0]) // interval_ns) if len(time_ns) else 0
     found = np.full((count, 2), -np.inf)
-    place = (prints.local_ns - time_ns[0]) // interval_ns if count else np.empty(0, np.int64)
+    if not count: return found
+    place = (prints.local_ns - time_ns[0]) // interval_ns
     inside = (place >= 0) & (place < count)
     start = value_at(time_ns, mid, time_ns[0] + np.arange(count) * interval_ns)
     up, place, tick = (prints.flags[inside] & BUY) != 0, place[inside], prints.tick[inside]
@@ -145,6 +146,16 @@ class IntensityFit:
                 f'k = {self.decay:.3g} ({self.decay_band[0]:.3g} to {self.decay_band[1]:.3g}) per bps')
         return f'<p>λ(δ) = A exp(−kδ): {said}; R² {self.explained:.3f}</p>' + str(self.curve.round(4).to_html())
 
+def _reject(found: np.ndarray, interval_s: float, distances: np.ndarray | None) -> None:
+    "ValueError where the reaches or the distances can't be what they should"
+    if found.ndim != 2 or found.shape[1] != 2: raise ValueError(f'reaches have the shape (intervals, 2), not {found.shape}')
+    if len(found) < 100: raise ValueError(f'{len(found)} intervals are too few to tell a rate; there should be at least a hundred')
+    if not interval_s > 0: raise ValueError(f'interval_s must be positive, not {interval_s}')
+    if (unknown := np.isnan(found).any(1)).any(): raise ValueError(f'row {unknown.argmax()} of the reaches holds NaN')
+    if distances is not None and len(falls := np.flatnonzero(~(np.diff(distances) > 0))):
+        at = falls[0] + 1
+        raise ValueError(f'distances must increase, and distance {at} is {distances[at]:g} after {distances[at - 1]:g}')
+
 def _counted(found: np.ndarray, distances: np.ndarray) -> np.ndarray:
     "How many intervals reached each distance, both sides together; last, how many there were"
     return np.append((found.ravel()[:, None] > distances[None, :]).sum(0), found.size)
@@ -158,10 +169,11 @@ def _line(distances: np.ndarray, rates: np.ndarray, counts: np.ndarray, degree: 
     used = (counts >= LEAST_COUNT) & np.isfinite(rates) & (rates > 0)
     if used.sum() <= degree + 1: return np.full(degree + 1, np.nan), math.nan
     x, y, weight = distances[used], np.log(rates[used]), counts[used].astype(float)
-    coefficients = np.polyfit(x, y, degree, w=np.sqrt(weight))
+    root = np.sqrt(weight)
+    coefficients = np.linalg.lstsq(np.vander(x, degree + 1) * root[:, None], y * root, rcond=None)[0]
     centred, left = y - np.average(y, weights=weight), y - np.polyval(coefficients, x)
     total = float(weight @ centred**2)
-    return coefficients, float(weight @ left**2) / total if total > 0 else math.nan
+    return coefficients, float(weight @ left**2) / total if total > 1e-20 * weight.sum() else math.nan
 
 # %% ../../nbs/trading/11_calibration.ipynb #c20
 def fit_intensity(
@@ -170,8 +182,8 @@ def fit_intensity(
     distances: np.ndarray | None = None,   # bps, increasing; None: fifteen from the touch to where 30 intervals reach
     blocks: int = 40,
 ) -> IntensityFit:
-    "A and k with bands, or a refusal that says why; ValueError for less than a hundred intervals"
-    if len(found) < 100: raise ValueError(f'{len(found)} intervals are too few to tell a rate; there should be at least a hundred')
+    "A and k with bands, or a refusal that says why; ValueError for less than a hundred intervals and for what is no data"
+    _reject(found, interval_s, distances)
     reached = np.sort(found[np.isfinite(found)])[::-1]
     if distances is None:
         top = reached[min(LEAST_COUNT, reached.size - 1)] if reached.size else 1.0

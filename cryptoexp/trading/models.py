@@ -20,7 +20,7 @@ from numba import njit
 from ..config import ConfigError, MarketMakingConfig, Problem, nearest
 from .optimal import Distances, avellaneda_stoikov, cartea_jaimungal, glft_closed_form, glft_eigenvector, glft_exact
 from cryptoexp.trading.quoting import (
-    ASK, BID, FLOOR, LEANING, LOTS, SPREAD, TICK, VOLATILITY, Quoter, View, constant_spread, floor_half_spread, outward, update_volatility,
+    ASK, BID, FLOOR, LEANING, LOTS, SIGNALS, SPREAD, TICK, VOLATILITY, Quoter, View, constant_spread, floor_half_spread, outward, update_volatility,
 )
 
 # %% ../../nbs/trading/01b_models.ipynb #c06
@@ -154,6 +154,7 @@ def quote(
     if math.isinf(half_ask): half_ask, ask_lots = mid, 0.0
     for level in range(int(parameters[LEVELS])):
         bid, ask = outward(mid, half_bid + level * spacing, half_ask + level * spacing, now.bid_tick, now.ask_tick)
+        bid = min(bid, ask - 1)   # a spread of nothing would trade with itself
         for side, tick, first in ((BID, bid, bid_lots), (ASK, ask, ask_lots)):
             place, seconds = side * MOST_LEVELS + level, now.time_ns / 1e9
             lots = round(first * (1.0 + parameters[GROWTH] * level))
@@ -310,12 +311,21 @@ def _plain(config: MarketMakingConfig, own: Mapping[str, float]) -> list[float]:
     return [config.spread_percentage, config.volatility_widening, config.volatility_half_life, config.maker_fee,
             config.min_profit_threshold, config.target_share, config.rebalance_threshold]
 
+_ABOVE_ZERO = ('risk_aversion', 'decay', 'intensity', 'horizon_s', 'half_life_s', 'step_bps')
+_NOT_BELOW_ZERO = (*(name for name in COMMON if name not in ('levels', 'level_growth')),
+                   'half_spread_bps', 'multiple', 'improve_ticks', 'patience_ticks')
+_WHOLE = {'levels': (1, MOST_LEVELS), 'channel': (0, SIGNALS - 1), 'limit': (1, 10_000), 'steps': (1, 1_000_000)}
+
+def _check(own: Mapping[str, float]) -> None:
+    "ConfigError naming every parameter of a model that is out of range"
+    whole = {name: f'a whole number from {least:,} to {most:,}' for name, (least, most) in _WHOLE.items()
+             if name in own and not (own[name] == int(own[name]) and least <= own[name] <= most)}
+    wrong = {name: 'more than zero' for name in _ABOVE_ZERO if own.get(name, 1) <= 0} | {
+        name: 'zero or more' for name in _NOT_BELOW_ZERO if own.get(name, 0) < 0} | whole
+    if wrong: raise ConfigError([Problem('model_parameters', f'{name} is {own[name]:g}: it has to be {said}') for name, said in wrong.items()])
+
 def _with_common(config: MarketMakingConfig, own: Mapping[str, float], rest: list[float]) -> list[float]:
     "The common parameters, then the model's own"
-    problems = [Problem('model_parameters', f'{name} is {own[name]:g}: it has to be {said}') for name, fits, said in (
-        ('levels', own['levels'] in range(1, MOST_LEVELS + 1), f'a whole number from 1 to {MOST_LEVELS}'),
-        *((name, own[name] >= 0, 'zero or more') for name in COMMON if name != 'level_growth')) if not fits]
-    if problems: raise ConfigError(problems)
     return [config.maker_fee, config.min_profit_threshold, config.target_share, config.rebalance_threshold, config.order_size_percentage,
             config.volatility_half_life, *(own[name] for name in COMMON), *rest]
 
@@ -324,6 +334,7 @@ def _named(name: str, summary: str, quoter: Quoter, own: Mapping[str, float], so
            first: Callable[[MarketMakingConfig, Mapping[str, float]], list[float]] | None = None) -> Model:
     "A model with the common parameters and its own; `first` computes what the quoter reads, if that is not the parameters as they are"
     def prepare(config: MarketMakingConfig, values: Mapping[str, float]) -> list[float]:
+        _check(values)
         return _with_common(config, values, first(config, values) if first else [values[key] for key in own])
     return Model(name, summary, quoter, 1, prepare, {key: value for key, (value, _) in COMMON.items()} | dict(own), source)
 

@@ -1,4 +1,4 @@
-"Volatility and fill intensity on made-up markets whose truth is known: the estimates, how often the bands hold the truth, and what is refused"
+"Volatility and fill intensity on made-up markets: the estimates, how often the bands hold the truth, and what is refused"
 from __future__ import annotations
 
 import math

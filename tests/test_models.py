@@ -60,8 +60,9 @@ def views(seed: int, turns: int, markets: int = 2) -> Iterator[View]:
 def random_dials(random: np.random.Generator, name: str, waiting: bool) -> dict[str, float]:
     "Some of the common dials, at random; `waiting`: also those that let old orders stand"
     if name == 'constant_spread': return {}
-    dials = dict(levels=int(random.integers(1, MOST_LEVELS + 1)), level_spacing_bps=random.uniform(0, 5), level_growth=random.uniform(-.3, 1),
-                 minimum_distance_bps=random.uniform(0, 3), inventory_range=random.choice([0., 3., 20.]), ping_pong=random.integers(0, 2))
+    dials = dict(levels=int(random.integers(1, MOST_LEVELS + 1)), level_spacing_bps=random.uniform(0, 5),
+                 level_growth=random.uniform(-.3, 1), minimum_distance_bps=random.uniform(0, 3),
+                 inventory_range=random.choice([0., 3., 20.]), ping_pong=random.integers(0, 2))
     if waiting: dials |= dict(filled_order_delay=random.choice([0., 2.]), order_age=random.choice([0., 1.5]),
                               hanging_orders=random.integers(0, 2), hanging_reach_bps=random.choice([2., 1000.]))
     return {key: float(value) for key, value in dials.items() if random.random() < 0.6}
@@ -94,7 +95,7 @@ def test_compiled_and_in_python_the_same(name: str) -> None:
 
 @pytest.mark.parametrize('name', MODELS)
 def test_quotes_stay_on_their_side(name: str) -> None:
-    "300 views: no bid at or above the best ask nor the other way round, bids below asks, lots whole and bounded, the smallest distance kept"
+    "300 views: no bid at or above the best ask nor the other way round, bids below asks, lots bounded, the smallest distance kept"
     quoted = 0
     for seed in range(100, 130):
         kept = np.zeros(SCRATCH)
@@ -206,9 +207,9 @@ def felt_filled_order_delay() -> None:
     assert at_fill == paused == ([], [(10_005, 100)]) and after == ([(10_044, 100)], [(10_056, 100)])
     two = turns(STILL, STILL | BOUGHT, UP | BOUGHT, UP, filled_order_delay=1.5, levels=2)
     assert two[1] == ([(9_985, 100)], [(10_005, 100), (10_015, 100)])                              # the second bid rests
-    assert two[2] == two[3] == ([], [(10_005, 100), (10_015, 100)])                                # until it fills, and the pause begins anew
+    assert two[2] == two[3] == ([], [(10_005, 100), (10_015, 100)])   # until it fills: the pause begins anew
     aged = turns(STILL, STILL | BOUGHT, STILL, STILL, STILL, filled_order_delay=9., order_age=1.5)
-    assert all(asks == [(10_005, 100)] for _, asks in aged)                                        # in a pause none is sent anew for its age
+    assert all(asks == [(10_005, 100)] for _, asks in aged)   # in a pause none is sent anew for its age
     hung = turns(STILL, STILL | BOUGHT, UP, UP | SOLD, filled_order_delay=1.5, hanging_orders=1.)
     assert [asks for _, asks in hung] == [[(10_005, 100)]] * 3 + [[]]                              # it hangs, once, and fills, once
 
@@ -300,7 +301,8 @@ def test_the_page_for_users_of_hummingbot_names_what_exists() -> None:
     page = json.loads((Path(__file__).parent.parent/'nbs'/'trading'/'01b_models.ipynb').read_text())
     text = next(''.join(cell['source']) for cell in page['cells'] if '| hummingbot | here |' in ''.join(cell['source']))
     rows = [line.strip('|').split(' | ') for line in text.splitlines() if line.startswith('| ')][1:]
-    ours = {*COMMON, *MODELS, *(field.name for field in fields(MarketMakingConfig)), *(name for model in MODELS.values() for name in model.defaults)}
+    own = {name for model in MODELS.values() for name in model.defaults}
+    ours = {*COMMON, *MODELS, *own, *(field.name for field in fields(MarketMakingConfig))}
     named: set[str] = set()
     assert len(rows) > 12
     for theirs, here in rows:
@@ -324,9 +326,10 @@ def test_a_wrong_name_is_refused_with_the_nearest(name: str) -> None:
             model_of(MarketMakingConfig(model=name, model_parameters={'levels': 2}))
 
 
-BAD = {'levels': (0, 9, 1.5), 'channel': (-1, 8, 0.5), 'limit': (0, 2.5), 'steps': (0, 1.5), 'level_growth': ()} | {
-    name: (0, -1) for name in ('risk_aversion', 'decay', 'intensity', 'horizon_s', 'half_life_s', 'step_bps')} | {
-    name: (-1,) for name in (*COMMON, 'half_spread_bps', 'multiple', 'improve_ticks', 'patience_ticks') if name not in ('levels', 'level_growth')}
+BAD: dict[str, tuple[float, ...]] = {
+    **dict.fromkeys(('risk_aversion', 'decay', 'intensity', 'horizon_s', 'half_life_s', 'step_bps'), (0, -1)),
+    **dict.fromkeys((*COMMON, 'half_spread_bps', 'multiple', 'improve_ticks', 'patience_ticks'), (-1,)),
+    'levels': (0, 9, 1.5), 'channel': (-1, 8, 0.5), 'limit': (0, 2.5), 'steps': (0, 1.5), 'level_growth': ()}
 
 
 @pytest.mark.parametrize('name', [name for name in MODELS if MODELS[name].defaults])

@@ -20,7 +20,8 @@ from numba import njit
 from ..config import ConfigError, MarketMakingConfig, Problem, nearest
 from .optimal import Distances, avellaneda_stoikov, cartea_jaimungal, glft_closed_form, glft_eigenvector, glft_exact
 from cryptoexp.trading.quoting import (
-    ASK, BID, FLOOR, LEANING, LOTS, SIGNALS, SPREAD, TICK, VOLATILITY, Quoter, View, constant_spread, floor_half_spread, outward, update_volatility,
+    ASK, BID, FLOOR, LEANING, LOTS, SIGNALS, SPREAD, TICK, VOLATILITY, Quoter, View, constant_spread, floor_half_spread, outward,
+    update_volatility,
 )
 
 # %% ../../nbs/trading/01b_models.ipynb #c06
@@ -322,7 +323,8 @@ def _check(own: Mapping[str, float]) -> None:
              if name in own and not (own[name] == int(own[name]) and least <= own[name] <= most)}
     wrong = {name: 'more than zero' for name in _ABOVE_ZERO if own.get(name, 1) <= 0} | {
         name: 'zero or more' for name in _NOT_BELOW_ZERO if own.get(name, 0) < 0} | whole
-    if wrong: raise ConfigError([Problem('model_parameters', f'{name} is {own[name]:g}: it has to be {said}') for name, said in wrong.items()])
+    if wrong:
+        raise ConfigError([Problem('model_parameters', f'{name} is {own[name]:g}: it has to be {said}') for name, said in wrong.items()])
 
 def _with_common(config: MarketMakingConfig, own: Mapping[str, float], rest: list[float]) -> list[float]:
     "The common parameters, then the model's own"

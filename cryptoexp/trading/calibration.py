@@ -146,6 +146,7 @@ class IntensityFit:
                 f'k = {self.decay:.3g} ({self.decay_band[0]:.3g} to {self.decay_band[1]:.3g}) per bps')
         return f'<p>λ(δ) = A exp(−kδ): {said}; R² {self.explained:.3f}</p>' + str(self.curve.round(4).to_html())
 
+# %% ../../nbs/trading/11_calibration.ipynb #c19b
 def _reject(found: np.ndarray, interval_s: float, distances: np.ndarray | None) -> None:
     "ValueError where the reaches or the distances can't be what they should"
     if found.ndim != 2 or found.shape[1] != 2: raise ValueError(f'reaches have the shape (intervals, 2), not {found.shape}')

@@ -10,6 +10,7 @@ __all__ = ['LEAST_COUNT', 'LEAST_DISTANCES', 'LEAST_FIT', 'realised', 'bipower',
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,9 @@ def realised(returns: np.ndarray) -> float:
     return float(np.dot(returns, returns))
 
 def bipower(returns: np.ndarray) -> float:
-    "Variance without jumps: π/2 times the sum of products of neighbouring absolute returns"
-    return float(math.pi / 2 * np.dot(abs(returns[1:]), abs(returns[:-1])))
+    "Variance without jumps: π/2 times the mean product of neighbouring absolute returns, times their number; NaN below two"
+    if returns.size < 2: return math.nan
+    return float(math.pi / 2 * np.dot(abs(returns[1:]), abs(returns[:-1])) * returns.size / (returns.size - 1))
 
 def two_scale(
     returns: np.ndarray,   # of the finest grid, shape (n,)
@@ -35,8 +37,9 @@ def two_scale(
     scale = scale or max(2, min(size // 4, round(size**(2 / 3) / 4)))
     if size < 2 * scale: return math.nan
     sums = np.concatenate([[0.0], np.cumsum(returns)])
-    coarse, coarse_size = realised(sums[scale:] - sums[:-scale]) / scale, (size - scale + 1) / scale
-    return max(0.0, (coarse - coarse_size / size * realised(returns)) / (1 - coarse_size / size))
+    starts = size - scale + 1   # E coarse = starts (v + noise / scale), E realised = size (v + noise), with v the variance of a return
+    coarse = realised(sums[scale:] - sums[:-scale]) / scale
+    return max(0.0, (coarse * size / starts - realised(returns) / scale) / (1 - 1 / scale))
 
 def realised_kernel(
     returns: np.ndarray,    # of the finest grid, shape (n,)
@@ -50,19 +53,29 @@ def realised_kernel(
     covariances = np.array([np.dot(returns[lag:], returns[:-lag]) for lag in range(1, lags + 1)])
     return max(0.0, realised(returns) + 2 * float(weights @ covariances))
 
-# %% ../../nbs/trading/11_calibration.ipynb #c10
+# %% ../../nbs/trading/11_calibration.ipynb #c10a
 def block_bootstrap(
     blocks: list[np.ndarray],                        # stretches of the data that are long against their memory
     estimate: Callable[[list[np.ndarray]], float],
     draws: int = 400, seed: int = 7,
-) -> tuple[float, float]:                            # the 2.5 % and 97.5 % quantiles; NaN below eight blocks
-    "A band of 95 % by drawing blocks with replacement (Künsch 1989)"
+    share: float = 0.95,                             # of the draws, that the band holds
+) -> tuple[float, float]:                            # the quantiles, 2.5 % and 97.5 % of the draws; NaN below eight blocks
+    "A band by drawing blocks with replacement (Künsch 1989)"
+    if not 0 < share < 1: raise ValueError(f'share must be between 0 and 1, not {share}')
     if len(blocks) < 8: return math.nan, math.nan
     random = np.random.default_rng(seed)
     found = [estimate([blocks[i] for i in random.integers(0, len(blocks), len(blocks))]) for _ in range(draws)]
-    low, high = np.nanquantile(found, [0.025, 0.975]) if np.isfinite(found).any() else (math.nan, math.nan)
+    ends = [(1 - share) / 2, (1 + share) / 2]
+    low, high = np.nanquantile(found, ends) if np.isfinite(found).any() else (math.nan, math.nan)
     return float(low), float(high)
 
+def _share_of_draws(blocks: int, sure: float = 0.95) -> float:
+    "How much of the draws a band has to hold to be `sure`: more, the fewer blocks there are (Hesterberg 2015)"
+    z, freedom = NormalDist().inv_cdf((1 + sure) / 2), max(1, blocks - 1)
+    student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return 2 * NormalDist().cdf(student * math.sqrt(blocks / freedom)) - 1
+
+# %% ../../nbs/trading/11_calibration.ipynb #c10
 def volatility_table(
     time_ns: np.ndarray,             # when each mid began, sorted, shape (n,)
     mid: np.ndarray,                 # any unit, shape (n,)
@@ -84,7 +97,7 @@ def volatility_table(
     for name, (variance, view) in said.items():
         each = [np.array([variance(view(part)), part.size * spacing]) for part in parts]   # of a block: variance, seconds
         def root(chosen: list[np.ndarray]) -> float: return math.sqrt(sum(one[0] for one in chosen) / sum(one[1] for one in chosen))
-        rows[name] = (root(each), *block_bootstrap(each, root))
+        rows[name] = (root(each), *block_bootstrap(each, root, share=_share_of_draws(blocks)))
     return pd.DataFrame.from_dict(rows, orient='index', columns=['bps_per_root_s', 'low', 'high'])
 
 # %% ../../nbs/trading/11_calibration.ipynb #c15
@@ -99,7 +112,8 @@ def reaches(
     prints = trades[trades.kind == TRADE].local_rows()
     count = int((time_ns[-1] - time_ns[0]) // interval_ns) if len(time_ns) else 0
     found = np.full((count, 2), -np.inf)
-    place = (prints.local_ns - time_ns[0]) // interval_ns if count else np.empty(0, np.int64)
+    if not count: return found
+    place = (prints.local_ns - time_ns[0]) // interval_ns
     inside = (place >= 0) & (place < count)
     start = value_at(time_ns, mid, time_ns[0] + np.arange(count) * interval_ns)
     up, place, tick = (prints.flags[inside] & BUY) != 0, place[inside], prints.tick[inside]
@@ -132,20 +146,35 @@ class IntensityFit:
                 f'k = {self.decay:.3g} ({self.decay_band[0]:.3g} to {self.decay_band[1]:.3g}) per bps')
         return f'<p>λ(δ) = A exp(−kδ): {said}; R² {self.explained:.3f}</p>' + str(self.curve.round(4).to_html())
 
-def _rates(found: np.ndarray, distances: np.ndarray, interval_s: float) -> tuple[np.ndarray, np.ndarray]:
-    "(λ per s, intervals that reached it), at each distance, both sides together"
-    counts = (found.ravel()[:, None] > distances[None, :]).sum(0)
-    with np.errstate(divide='ignore'): return -np.log1p(-counts / found.size) / interval_s, counts
+# %% ../../nbs/trading/11_calibration.ipynb #c19b
+def _reject(found: np.ndarray, interval_s: float, distances: np.ndarray | None) -> None:
+    "ValueError where the reaches or the distances can't be what they should"
+    if found.ndim != 2 or found.shape[1] != 2: raise ValueError(f'reaches have the shape (intervals, 2), not {found.shape}')
+    if len(found) < 100: raise ValueError(f'{len(found)} intervals are too few to tell a rate; there should be at least a hundred')
+    if not interval_s > 0: raise ValueError(f'interval_s must be positive, not {interval_s}')
+    if (unknown := np.isnan(found).any(1)).any(): raise ValueError(f'row {unknown.argmax()} of the reaches holds NaN')
+    if distances is not None and len(falls := np.flatnonzero(~(np.diff(distances) > 0))):
+        at = falls[0] + 1
+        raise ValueError(f'distances must increase, and distance {at} is {distances[at]:g} after {distances[at - 1]:g}')
+
+def _counted(found: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    "How many intervals reached each distance, both sides together; last, how many there were"
+    return np.append((found.ravel()[:, None] > distances[None, :]).sum(0), found.size)
+
+def _rates(counted: np.ndarray, interval_s: float) -> tuple[np.ndarray, np.ndarray]:
+    "(λ per s, intervals that reached it), at each distance"
+    with np.errstate(divide='ignore'): return -np.log1p(-counted[:-1] / counted[-1]) / interval_s, counted[:-1]
 
 def _line(distances: np.ndarray, rates: np.ndarray, counts: np.ndarray, degree: int = 1) -> tuple[np.ndarray, float]:
     "(coefficients of ln λ on δ, highest power first; weighted variance that stays unexplained, as a share)"
     used = (counts >= LEAST_COUNT) & np.isfinite(rates) & (rates > 0)
     if used.sum() <= degree + 1: return np.full(degree + 1, np.nan), math.nan
     x, y, weight = distances[used], np.log(rates[used]), counts[used].astype(float)
-    coefficients = np.polyfit(x, y, degree, w=np.sqrt(weight))
+    root = np.sqrt(weight)
+    coefficients = np.linalg.lstsq(np.vander(x, degree + 1) * root[:, None], y * root, rcond=None)[0]
     centred, left = y - np.average(y, weights=weight), y - np.polyval(coefficients, x)
     total = float(weight @ centred**2)
-    return coefficients, float(weight @ left**2) / total if total > 0 else math.nan
+    return coefficients, float(weight @ left**2) / total if total > 1e-20 * weight.sum() else math.nan
 
 # %% ../../nbs/trading/11_calibration.ipynb #c20
 def fit_intensity(
@@ -154,21 +183,22 @@ def fit_intensity(
     distances: np.ndarray | None = None,   # bps, increasing; None: fifteen from the touch to where 30 intervals reach
     blocks: int = 40,
 ) -> IntensityFit:
-    "A and k with bands, or a refusal that says why; ValueError for less than a hundred intervals"
-    if len(found) < 100: raise ValueError(f'{len(found)} intervals are too few to tell a rate; there should be at least a hundred')
+    "A and k with bands, or a refusal that says why; ValueError for less than a hundred intervals and for what is no data"
+    _reject(found, interval_s, distances)
     reached = np.sort(found[np.isfinite(found)])[::-1]
     if distances is None:
         top = reached[min(LEAST_COUNT, reached.size - 1)] if reached.size else 1.0
         distances = np.linspace(0.0, max(top, 1e-9), 15)
-    rates, counts = _rates(found, distances, interval_s)
+    parts = [_counted(np.asarray(part), distances) for part in np.array_split(found, blocks)]
+    rates, counts = _rates(np.sum(parts, axis=0), interval_s)
     line, left = _line(distances, rates, counts)
     bend, bent = _line(distances, rates, counts, 2)
-    parts = [np.asarray(part) for part in np.array_split(found, blocks)]
     def drawn(chosen: list[np.ndarray], degree: int = 1) -> np.ndarray:
-        return _line(distances, *_rates(np.concatenate(chosen), distances, interval_s), degree)[0]
-    decay_band = block_bootstrap(parts, lambda chosen: float(-drawn(chosen)[0]))
-    intensity_band = block_bootstrap(parts, lambda chosen: math.exp(drawn(chosen)[1]))
-    bend_band = block_bootstrap(parts, lambda chosen: float(drawn(chosen, 2)[0]))
+        return _line(distances, *_rates(np.sum(chosen, axis=0), interval_s), degree)[0]
+    share, sure = _share_of_draws(blocks), _share_of_draws(blocks, 0.99)
+    decay_band = block_bootstrap(parts, lambda chosen: float(-drawn(chosen)[0]), share=share)
+    intensity_band = block_bootstrap(parts, lambda chosen: math.exp(drawn(chosen)[1]), share=share)
+    bend_band = block_bootstrap(parts, lambda chosen: float(drawn(chosen, 2)[0]), share=sure)
     usable, why = int((counts >= LEAST_COUNT).sum()), ''
     if usable < LEAST_DISTANCES:
         why = f'only {usable} distances were reached {LEAST_COUNT} times, and a line through fewer than {LEAST_DISTANCES} says nothing'

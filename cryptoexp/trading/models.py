@@ -20,7 +20,8 @@ from numba import njit
 from ..config import ConfigError, MarketMakingConfig, Problem, nearest
 from .optimal import Distances, avellaneda_stoikov, cartea_jaimungal, glft_closed_form, glft_eigenvector, glft_exact
 from cryptoexp.trading.quoting import (
-    ASK, BID, FLOOR, LEANING, LOTS, SPREAD, TICK, VOLATILITY, Quoter, View, constant_spread, floor_half_spread, outward, update_volatility,
+    ASK, BID, FLOOR, LEANING, LOTS, SIGNALS, SPREAD, TICK, VOLATILITY, Quoter, View, constant_spread, floor_half_spread, outward,
+    update_volatility,
 )
 
 # %% ../../nbs/trading/01b_models.ipynb #c06
@@ -109,7 +110,7 @@ def _hang(view: View, parameters: np.ndarray, scratch: np.ndarray, wishes: np.nd
             best = -1
             for place in range(MOST_HANGING):
                 if hanging[place] > 0 and (best < 0 or sign * hanging[place] > sign * hanging[best]): best = place
-            if best >= 0 and sign * hanging[best] >= sign * quoted[0]: hanging[best] = 0
+            if best >= 0 and (quoted[0] == 0 or sign * hanging[best] >= sign * quoted[0]): hanging[best] = 0
             else: break
         if other > 0:
             for level in range(levels):
@@ -121,6 +122,21 @@ def _hang(view: View, parameters: np.ndarray, scratch: np.ndarray, wishes: np.nd
             if abs(hanging[place] - mid) > parameters[HANGING_REACH] * 1e-4 * mid: hanging[place] = 0
             if hanging[place] > 0:
                 wishes[0, side, levels + place, TICK], wishes[0, side, levels + place, LOTS] = int(hanging[place]), now.order_lots
+
+# %% ../../nbs/trading/01b_models.ipynb #c16b
+@njit(cache=True)
+def _take_off(view: View, parameters: np.ndarray, scratch: np.ndarray, bid_lots: float, ask_lots: float) -> None:
+    "In a pause: forget the quotes that a fill has met, best first, and those that hang by now, so that nothing is sent in their place"
+    now = view.market[0]
+    for side, filled, first in ((BID, now.filled_buy_lots, bid_lots), (ASK, now.filled_sell_lots, ask_lots)):
+        left, hanging = float(filled), scratch[_HANG + side * MOST_HANGING:][:MOST_HANGING]
+        for level in range(int(parameters[LEVELS])):
+            place = _TICKS + side * MOST_LEVELS + level
+            for tick in hanging:
+                if tick == scratch[place]: scratch[place] = 0
+            if scratch[place] > 0 and left > 0:
+                left -= round(first * (1.0 + parameters[GROWTH] * level))
+                scratch[place] = 0
 
 # %% ../../nbs/trading/01b_models.ipynb #c17
 @njit(cache=True)
@@ -134,17 +150,20 @@ def quote(
     bid_lots, ask_lots = _sizes(view, parameters, scratch, mid)
     now, spacing, paused = view.market[0], parameters[SPACING] * 1e-4 * mid, _paused(view, parameters, scratch)
     if parameters[HANGING] > 0: _hang(view, parameters, scratch, wishes, mid)
+    if paused: _take_off(view, parameters, scratch, bid_lots, ask_lots)
     if math.isinf(half_bid): half_bid, bid_lots = mid, 0.0
     if math.isinf(half_ask): half_ask, ask_lots = mid, 0.0
     for level in range(int(parameters[LEVELS])):
         bid, ask = outward(mid, half_bid + level * spacing, half_ask + level * spacing, now.bid_tick, now.ask_tick)
+        bid = min(bid, ask - 1)   # a spread of nothing would trade with itself
         for side, tick, first in ((BID, bid, bid_lots), (ASK, ask, ask_lots)):
             place, seconds = side * MOST_LEVELS + level, now.time_ns / 1e9
             lots = round(first * (1.0 + parameters[GROWTH] * level))
             if paused: tick = int(scratch[_TICKS + place])
             if lots <= 0 or tick <= 0: tick, lots = 0, 0
             if tick != scratch[_TICKS + place]: scratch[_TICKS + place], scratch[_SINCE + place] = tick, seconds
-            elif parameters[AGE] > 0 and seconds - scratch[_SINCE + place] > parameters[AGE]: scratch[_SINCE + place], lots = seconds, 0
+            elif parameters[AGE] > 0 and not paused and seconds - scratch[_SINCE + place] > parameters[AGE]:
+                scratch[_SINCE + place], lots = seconds, 0
             wishes[0, side, level, TICK], wishes[0, side, level, LOTS] = tick, lots
     return code
 
@@ -293,12 +312,22 @@ def _plain(config: MarketMakingConfig, own: Mapping[str, float]) -> list[float]:
     return [config.spread_percentage, config.volatility_widening, config.volatility_half_life, config.maker_fee,
             config.min_profit_threshold, config.target_share, config.rebalance_threshold]
 
+_ABOVE_ZERO = ('risk_aversion', 'decay', 'intensity', 'horizon_s', 'half_life_s', 'step_bps')
+_NOT_BELOW_ZERO = (*(name for name in COMMON if name not in ('levels', 'level_growth')),
+                   'half_spread_bps', 'multiple', 'improve_ticks', 'patience_ticks')
+_WHOLE = {'levels': (1, MOST_LEVELS), 'channel': (0, SIGNALS - 1), 'limit': (1, 10_000), 'steps': (1, 1_000_000)}
+
+def _check(own: Mapping[str, float]) -> None:
+    "ConfigError naming every parameter of a model that is out of range"
+    whole = {name: f'a whole number from {least:,} to {most:,}' for name, (least, most) in _WHOLE.items()
+             if name in own and not (own[name] == int(own[name]) and least <= own[name] <= most)}
+    wrong = {name: 'more than zero' for name in _ABOVE_ZERO if own.get(name, 1) <= 0} | {
+        name: 'zero or more' for name in _NOT_BELOW_ZERO if own.get(name, 0) < 0} | whole
+    if wrong:
+        raise ConfigError([Problem('model_parameters', f'{name} is {own[name]:g}: it has to be {said}') for name, said in wrong.items()])
+
 def _with_common(config: MarketMakingConfig, own: Mapping[str, float], rest: list[float]) -> list[float]:
     "The common parameters, then the model's own"
-    problems = [Problem('model_parameters', f'{name} is {own[name]:g}: it has to be {said}') for name, fits, said in (
-        ('levels', own['levels'] in range(1, MOST_LEVELS + 1), f'a whole number from 1 to {MOST_LEVELS}'),
-        *((name, own[name] >= 0, 'zero or more') for name in COMMON if name != 'level_growth')) if not fits]
-    if problems: raise ConfigError(problems)
     return [config.maker_fee, config.min_profit_threshold, config.target_share, config.rebalance_threshold, config.order_size_percentage,
             config.volatility_half_life, *(own[name] for name in COMMON), *rest]
 
@@ -307,6 +336,7 @@ def _named(name: str, summary: str, quoter: Quoter, own: Mapping[str, float], so
            first: Callable[[MarketMakingConfig, Mapping[str, float]], list[float]] | None = None) -> Model:
     "A model with the common parameters and its own; `first` computes what the quoter reads, if that is not the parameters as they are"
     def prepare(config: MarketMakingConfig, values: Mapping[str, float]) -> list[float]:
+        _check(values)
         return _with_common(config, values, first(config, values) if first else [values[key] for key in own])
     return Model(name, summary, quoter, 1, prepare, {key: value for key, (value, _) in COMMON.items()} | dict(own), source)
 
@@ -374,7 +404,7 @@ def model_of(
     model = MODELS[config.model]
     own = {**model.defaults, **config.model_parameters}
     problems = [Problem('model_parameters',
-        f'{model.name} has no parameter {name!r}; it has: {", ".join(model.defaults) or "none of its own"}')
+        f'{model.name} has no parameter {name!r}; ' + (nearest(name, list(model.defaults)) if model.defaults else 'it has none of its own'))
                 for name in config.model_parameters if name not in model.defaults]
     if problems: raise ConfigError(problems)
     parameters = np.array(model.prepare(config, own), dtype=np.float64)

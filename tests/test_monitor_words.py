@@ -110,7 +110,7 @@ NUMBERS = {'amount': money, 'pool': money, 'least': st.integers(1, 545), 'limit'
            'share': share, 'rank': share, 'token': st.integers(0, 10**6), 'type': st.integers(0, 70)}
 WORDS = {'side': ['receiver', 'sender', 'both'], 'form': list(SAID['form']), 'feature': list(SAID['feature']),
          'category': sorted({*RISKY, *SERVICES, 'other'}), 'flag': list(FLAGS.values()),
-         'rule': list(SAID['rule']),
+         'rule': list(SAID['rule']), 'bound': list(SAID['bound']),
          'name': ['bitfinex.com', 'F2Pool', '999Dice.com'], 'alphabet': list(SAID['alphabet']), 'protocol': [*SAID['protocol'], 'none']}
 KINDS = {'rare_script': ['p2pk', 'p2ms', 'anchor', 'witness_unknown', 'nonstandard'],
          'inscription': ['image', 'text', 'application', 'audio', 'video', 'model', 'font', 'json', 'html', 'other']}
@@ -129,8 +129,8 @@ def value_of(code: str, name: str) -> st.SearchStrategy[int | float | str]:
 def a_signal(draw: st.DrawFn, code: str) -> Signal:
     values = {name: draw(value_of(code, name)) for name in [*sorted(FIELDS[code]), *EXTRA.get(code, [])]}
     if code == 'omni' and draw(st.booleans()): values = {'type': values['type']}
-    if code in ('sanctioned_direct', 'address_reuse', 'ancient_coins') and draw(st.booleans()):
-        values[{'sanctioned_direct': 'amount', 'address_reuse': 'to_itself', 'ancient_coins': 'coin_days'}[code]] = 0
+    if code in ('sanctioned_direct', 'known_party', 'risky_party', 'address_reuse', 'ancient_coins') and draw(st.booleans()):
+        values[WITHOUT[code][0]] = 0
     return found(code, draw(st.floats(0.2, 1)), 0.9, 'P', **values)
 
 

@@ -154,7 +154,7 @@ COMPARED: tuple[tuple[tuple[str, ...], str, str], ...] = (
      '，在最近的金额中，金额百分位为 [[value_percentile]]。'),
     ((), '; too few amounts were seen to compare it with.', '；已见金额太少，无法比较。'))
 MAIN_PHRASES: tuple[Phrase, ...] = (
-    *(Phrase('significance', ('value', 'value_is', *needs), english + after, chinese + after_zh, said_when('value_is', kind), choice='value')
+    *(Phrase('significance', ('value', 'value_is', *needs), english + after, chinese + after_zh, said_when('value_is', kind), 'value')
       for needs, after, after_zh in COMPARED for kind, (english, chinese) in PAID.items()),
     *(Phrase('risk', ('score', 'verdict'), f'By the rules it is {english}, with a risk score of [[score]].',
              f'根据规则，该交易{chinese}，风险评分为 [[score]]。', said_when('verdict', name))

@@ -340,8 +340,8 @@ SENTENCES: Mapping[str, tuple[str, str]] = {**PARTY_REASONS, **JOINT_REASONS, **
                                             **DATA_REASONS}
 WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing, nothing or none: the other sentence
     'sanctioned_direct': ('amount', 'An address on a list of sanctions is the {side}.', '制裁名单上的地址为{side}。'),
-    **{code: ('amount', 'A list names the {side} as {name}, of the category {category}.', '标签显示{side}为 {name}，类别为{category}。')
-       for code in ('known_party', 'risky_party')},
+    **dict.fromkeys(('known_party', 'risky_party'), (
+        'amount', 'A list names the {side} as {name}, of the category {category}.', '标签显示{side}为 {name}，类别为{category}。')),
     'ancient_coins': ('coin_days', 'Its oldest coin is ancient, it lay still for {days}.', '其中最老的币，沉睡天数为 {days}。'),
     'address_reuse': ('to_itself', '{used_before:of its addresses has|of its addresses have} spent before: it is used again.',
                       '其中 {used_before} 个地址此前曾花费过，属于重复使用。'),
@@ -359,7 +359,7 @@ SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'haircut': '%', 'fifo': '%', 'p
 SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word of ours -> how a sentence says it, in both languages
     'side': {'receiver': ('receiver', '收款方'), 'sender': ('sender', '付款方'),
              'both': ('sender and receiver', '付款方和收款方')},
-    'bound': {'exact': ('an amount of', '金额为'), 'most': ('an amount of at most', '金额至多为')},   # of what was paid, the change being unknown
+    'bound': {'exact': ('an amount of', '金额为'), 'most': ('an amount of at most', '金额至多为')},
     'rule': {'haircut': ('haircut', '比例'), 'fifo': ('first in first out', '先进先出'), 'poison': ('poison', '毒丸')},
     'kind': {'p2pk': ('a bare public key', '裸公钥'), 'p2ms': ('bare multi-signature', '裸多重签名'), 'anchor': ('an anchor', '锚定输出'),
              'witness_unknown': ('an unknown witness version', '未知见证版本'), 'nonstandard': ('none that is standard', '非标准脚本'),

@@ -151,6 +151,19 @@ def test_every_pattern_is_told_and_nothing_of_it_struck(code: str) -> None:
     told()
 
 
+def test_an_amount_is_called_what_it_is() -> None:
+    told = dict[str, ScoredTransaction]()
+    for event in embedded(): told.setdefault(str(event_facts(event)['value_is'].value), event)
+    assert set(told) == {'exact', 'most', 'joint'} and told['most'].significance.upper_bound
+    words = {'exact': ('It pays', '它的支付金额为'), 'most': ('It pays at most', '它的支付金额至多为'), 'joint': ('went through it', '经过它的支付金额为')}
+    for kind, event in told.items():
+        facts = event_facts(event)
+        for language, said in zip(LANGUAGES, words[kind], strict=True):
+            assert said in render(narrate(facts, EVENT_NARRATION.phrases, language, EVENT_NARRATION.headings), facts)
+    assert 'at most' not in sentence(found('large_value', 1, 1, 'P', amount=5, bound='exact'))
+    assert sentence(found('large_value', 1, 1, 'S', amount=5, bound='most'), 'zh').startswith('它转移的金额至多为 0.00000005 BTC')
+
+
 def test_one_of_a_thing_is_not_many() -> None:
     assert sentence(found('peeling_chain', 1, 1, 'S', hops=2)).endswith('which has 2 hops so far.')
     assert sentence(found('fake_keys', 1, 1, 'S', keys=1)) == '1 of its public keys is no key but data.'

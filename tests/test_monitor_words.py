@@ -155,7 +155,8 @@ def test_an_amount_is_called_what_it_is() -> None:
     told = dict[str, ScoredTransaction]()
     for event in embedded(): told.setdefault(str(event_facts(event)['value_is'].value), event)
     assert set(told) == {'exact', 'most', 'joint'} and told['most'].significance.upper_bound
-    words = {'exact': ('It pays', '它的支付金额为'), 'most': ('It pays at most', '它的支付金额至多为'), 'joint': ('went through it', '经过它的支付金额为')}
+    words = {'exact': ('It pays', '它的支付金额为'), 'most': ('It pays at most', '它的支付金额至多为'),
+             'joint': ('went through it', '经过它的支付金额为')}
     for kind, event in told.items():
         facts = event_facts(event)
         for language, said in zip(LANGUAGES, words[kind], strict=True):

@@ -30,7 +30,7 @@ from cryptoexp.chain.script import (
     script_of,
     segwit_address,
 )
-from cryptoexp.chain.sources import recorded_events
+from cryptoexp.chain.sources import BlockSource, recorded_events
 from cryptoexp.chain.transaction import (
     COIN,
     MOST_SATOSHI,
@@ -307,3 +307,12 @@ def test_known_answers(blocks: dict[str, Block]) -> None:
     listed = next(tx for tx in blocks['574200'].transactions if tx.txid.startswith('41f366c2afcc222f'))
     assert [round(output.value / COIN, 3) for output in listed.outputs if (output.address() or '').startswith('1NpHuti9')] == [0.388]
     assert max(tx.output_value for tx in blocks['702861'].transactions) // COIN == 24_715
+
+
+def test_a_file_that_is_no_block_is_called_so(tmp_path: Path, raws: dict[str, bytes]) -> None:
+    picture = b'\x89PNG\r\n\x1a\n' + bytes(range(256)) * 100      # its four bytes of a target stand for more than any hash
+    for name, content, said in (('sheet.png', picture, 'sheet.png is no block: its header does not meet its own target'),
+                                ('cut.raw', raws['574200'][:100_000], 'cut.raw: the bytes end too early'),
+                                ('short.txt', b'hello', 'after 5 of them')):
+        (tmp_path/name).write_bytes(content)
+        with pytest.raises(ParseError, match=said): list(BlockSource(tmp_path/name).blocks())

@@ -110,7 +110,7 @@ NUMBERS = {'amount': money, 'pool': money, 'least': st.integers(1, 545), 'limit'
            'share': share, 'rank': share, 'token': st.integers(0, 10**6), 'type': st.integers(0, 70)}
 WORDS = {'side': ['receiver', 'sender', 'both'], 'form': list(SAID['form']), 'feature': list(SAID['feature']),
          'category': sorted({*RISKY, *SERVICES, 'other'}), 'flag': list(FLAGS.values()),
-         'rule': list(SAID['rule']),
+         'rule': list(SAID['rule']), 'bound': list(SAID['bound']),
          'name': ['bitfinex.com', 'F2Pool', '999Dice.com'], 'alphabet': list(SAID['alphabet']), 'protocol': [*SAID['protocol'], 'none']}
 KINDS = {'rare_script': ['p2pk', 'p2ms', 'anchor', 'witness_unknown', 'nonstandard'],
          'inscription': ['image', 'text', 'application', 'audio', 'video', 'model', 'font', 'json', 'html', 'other']}
@@ -129,8 +129,8 @@ def value_of(code: str, name: str) -> st.SearchStrategy[int | float | str]:
 def a_signal(draw: st.DrawFn, code: str) -> Signal:
     values = {name: draw(value_of(code, name)) for name in [*sorted(FIELDS[code]), *EXTRA.get(code, [])]}
     if code == 'omni' and draw(st.booleans()): values = {'type': values['type']}
-    if code in ('sanctioned_direct', 'address_reuse', 'ancient_coins') and draw(st.booleans()):
-        values[{'sanctioned_direct': 'amount', 'address_reuse': 'to_itself', 'ancient_coins': 'coin_days'}[code]] = 0
+    if code in ('sanctioned_direct', 'known_party', 'risky_party', 'address_reuse', 'ancient_coins') and draw(st.booleans()):
+        values[WITHOUT[code][0]] = 0
     return found(code, draw(st.floats(0.2, 1)), 0.9, 'P', **values)
 
 
@@ -149,6 +149,20 @@ def test_every_pattern_is_told_and_nothing_of_it_struck(code: str) -> None:
                                   EVENT_NARRATION.headings), facts)
             assert bare.count('\n\n') >= 1 and len(bare) > 20, f'{signal} is not told'
     told()
+
+
+def test_an_amount_is_called_what_it_is() -> None:
+    told = dict[str, ScoredTransaction]()
+    for event in embedded(): told.setdefault(str(event_facts(event)['value_is'].value), event)
+    assert set(told) == {'exact', 'most', 'joint'} and told['most'].significance.upper_bound
+    words = {'exact': ('It pays', '它的支付金额为'), 'most': ('It pays at most', '它的支付金额至多为'),
+             'joint': ('went through it', '经过它的支付金额为')}
+    for kind, event in told.items():
+        facts = event_facts(event)
+        for language, said in zip(LANGUAGES, words[kind], strict=True):
+            assert said in render(narrate(facts, EVENT_NARRATION.phrases, language, EVENT_NARRATION.headings), facts)
+    assert 'at most' not in sentence(found('large_value', 1, 1, 'P', amount=5, bound='exact'))
+    assert sentence(found('large_value', 1, 1, 'S', amount=5, bound='most'), 'zh').startswith('它转移的金额至多为 0.00000005 BTC')
 
 
 def test_one_of_a_thing_is_not_many() -> None:

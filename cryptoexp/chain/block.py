@@ -30,7 +30,7 @@ class Header(msgspec.Struct, frozen=True):
         if self.bits & 0x800000: return 0
         return mantissa << 8 * (exponent - 3) if exponent > 3 else mantissa >> 8 * (3 - exponent)
     @property
-    def work_is_done(self) -> bool: return 0 < int(self.hash, 16) <= self.target
+    def work_is_done(self) -> bool: return 0 < int(self.hash, 16) <= self.target < 1 << 256   # beyond it is no target
 
 def read_header(
     data: bytes,

@@ -332,7 +332,7 @@ def category_of(label: Label) -> str:
     "The category of a label as a word of ours"
     return label.category if label.category in RISKY or label.category in SERVICES else 'other'
 
-def labelled_parties(tx: Transaction, context: Context) -> tuple[list[Label], list[Label], int]:   # of senders, receivers; satoshi received
+def labelled_parties(tx: Transaction, context: Context) -> tuple[list[Label], list[tuple[Label, int]]]:   # of receivers with satoshi
     "The labels of those who take part, by their own address or that of their cluster, without sanctions"
     by_script, clusters = context.labels.by_script, context.history.clusters
     def labels_at(key: bytes | None) -> list[Label]:
@@ -342,17 +342,18 @@ def labelled_parties(tx: Transaction, context: Context) -> tuple[list[Label], li
             told = next((by_script[other] for other in sorted(clusters.marked.get(number, ())) if other in by_script), None)
         return [label for label in told or () if not label.sanctioned]
     known = by_script.keys()
-    if not clusters.marked and known.isdisjoint(context.keys) and known.isdisjoint(context.keys_in): return [], [], 0
+    if not clusters.marked and known.isdisjoint(context.keys) and known.isdisjoint(context.keys_in): return [], []
     senders = [label for key in context.keys_in for label in labels_at(key)]
-    named = [(label, value) for key, value in zip(context.keys, context.values) for label in labels_at(key)[:1]]
-    return senders, [label for label, _ in named], sum(value for _, value in named)
+    return senders, [(label, value) for key, value in zip(context.keys, context.values) for label in labels_at(key)[:1]]
 
 def labelled(tx: Transaction, context: Context) -> Signal | None:
     "A sender or receiver of whom a list says who it is"
-    senders, receivers, amount = labelled_parties(tx, context)
+    senders, paid = labelled_parties(tx, context)
+    receivers = [label for label, _ in paid]
     if not senders and not receivers: return None
     risky = [label for label in (*senders, *receivers) if label.category in RISKY]
     shown = (risky or receivers or senders)[0]
+    amount = sum(value for label, value in paid if (label.name, label.category) == (shown.name, shown.category))
     return found('risky_party' if risky else 'known_party', 0.8 if risky else 0.3, 0.8, 'L' if not senders else 'PL',
                  side='receiver' if shown in receivers else 'sender', category=category_of(shown), name=shown.name, amount=amount)
 

@@ -126,7 +126,7 @@ def large_value(
     if not out and value < config.large_btc * COIN: return None
     score = log_value(value // COIN) / 4 if value >= COIN else 0.05
     confidence, data = (0.6, 'S') if significance.upper_bound else (0.95, 'P')
-    return found('large_value', score, confidence, data, amount=value)
+    return found('large_value', score, confidence, data, amount=value, bound='most' if significance.upper_bound else 'exact')
 
 # %% ../../nbs/chain/17_risk.ipynb #us02
 def unusual_amount(
@@ -196,11 +196,11 @@ PARTY_REASONS: Mapping[str, tuple[str, str]] = {
         'It is tainted: a share of {share} of the money, by the rule of {rule}, comes from a sanctioned address, {hops:hop|hops} away.',
         '按{rule}规则，资金占比 {share} 来自制裁名单地址，相隔跳数为 {hops}。'),
     'risky_party': (
-        'A list names the {side} as {name}, of the category {category}.',
-        '标签显示{side}为 {name}，类别为{category}。'),
+        'A list names the {side} of an amount of {amount} as {name}, of the category {category}.',
+        '标签显示{side}为 {name}，收到的金额为 {amount}，类别为{category}。'),
     'known_party': (
-        'A list names the {side} as {name}, of the category {category}.',
-        '标签显示{side}为 {name}，类别为{category}。')}
+        'A list names the {side} of an amount of {amount} as {name}, of the category {category}.',
+        '标签显示{side}为 {name}，收到的金额为 {amount}，类别为{category}。')}
 
 # %% ../../nbs/chain/17_risk.ipynb #c18
 JOINT_REASONS: Mapping[str, tuple[str, str]] = {
@@ -235,8 +235,8 @@ JOINT_REASONS: Mapping[str, tuple[str, str]] = {
 # %% ../../nbs/chain/17_risk.ipynb #c19
 PAST_REASONS: Mapping[str, tuple[str, str]] = {
     'large_value': (
-        'It moves an amount of {amount}, which stands out among the transactions seen.',
-        '它转移的金额为 {amount}，在已见交易中十分突出。'),
+        'It moves {bound} {amount}, which stands out among the transactions seen.',
+        '它转移的{bound} {amount}，在已见交易中十分突出。'),
     'unusual_amount': (
         'It pays an amount of {amount}, far more than is usual at this hour for the form of script that gets it: {form}.',
         '它支付的金额为 {amount}，远高于同一时段同类脚本形式（{form}）的通常金额。'),
@@ -272,13 +272,13 @@ DUST_AND_FEE_REASONS: Mapping[str, tuple[str, str]] = {
         '它有 {outputs} 个输出低于转发下限，最小输出为 {least}。'),
     'fee_high': (
         'It pays a fee rate of {rate} where {usual} is usual.',
-        '它支付的自身费率为 {rate}，而通常费率为 {usual}。'),
+        '其费率为 {rate}，而通常费率为 {usual}。'),
     'fee_low': (
         'It pays a fee rate of only {rate} where {usual} is usual.',
-        '它支付的自身费率仅为 {rate}，而通常费率为 {usual}。'),
+        '其费率仅为 {rate}，而通常费率为 {usual}。'),
     'overpaid': (
         'It pays a fee rate of {rate} where {enough} is enough for the next block.',
-        '它支付的自身费率为 {rate}，而下个区块费率只需 {enough}。'),
+        '其费率为 {rate}，而下个区块费率只需 {enough}。'),
     'paid_by_relative': (
         'Its own fee rate is {rate}, and {together} together with its relatives.',
         '它的自身费率为 {rate}，连同关联费率为 {together}。')}
@@ -340,6 +340,8 @@ SENTENCES: Mapping[str, tuple[str, str]] = {**PARTY_REASONS, **JOINT_REASONS, **
                                             **DATA_REASONS}
 WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing, nothing or none: the other sentence
     'sanctioned_direct': ('amount', 'An address on a list of sanctions is the {side}.', '制裁名单上的地址为{side}。'),
+    **dict.fromkeys(('known_party', 'risky_party'), (
+        'amount', 'A list names the {side} as {name}, of the category {category}.', '标签显示{side}为 {name}，类别为{category}。')),
     'ancient_coins': ('coin_days', 'Its oldest coin is ancient, it lay still for {days}.', '其中最老的币，沉睡天数为 {days}。'),
     'address_reuse': ('to_itself', '{used_before:of its addresses has|of its addresses have} spent before: it is used again.',
                       '其中 {used_before} 个地址此前曾花费过，属于重复使用。'),
@@ -357,6 +359,7 @@ SIGNAL_UNITS: Mapping[str, str] = {'share': '%', 'haircut': '%', 'fifo': '%', 'p
 SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word of ours -> how a sentence says it, in both languages
     'side': {'receiver': ('receiver', '收款方'), 'sender': ('sender', '付款方'),
              'both': ('sender and receiver', '付款方和收款方')},
+    'bound': {'exact': ('an amount of', '金额为'), 'most': ('an amount of at most', '金额至多为')},
     'rule': {'haircut': ('haircut', '比例'), 'fifo': ('first in first out', '先进先出'), 'poison': ('poison', '毒丸')},
     'kind': {'p2pk': ('a bare public key', '裸公钥'), 'p2ms': ('bare multi-signature', '裸多重签名'), 'anchor': ('an anchor', '锚定输出'),
              'witness_unknown': ('an unknown witness version', '未知见证版本'), 'nonstandard': ('none that is standard', '非标准脚本'),
@@ -457,7 +460,7 @@ FIELDS: Mapping[str, str] = {'coin_days': 'coin days destroyed'}   # a value who
 FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
     'inputs': '输入', 'outputs': '输出', 'people': '等额输出', 'amount': '金额', 'amounts': '重复金额',
     'pool': '混币池金额', 'pieces': '份数',
-    'hops': '跳数', 'rate': '自身费率', 'usual': '通常费率', 'enough': '下个区块费率', 'together': '关联费率',
+    'hops': '跳数', 'rate': '费率', 'usual': '通常费率', 'enough': '下个区块费率', 'together': '关联费率',
     'share': '资金占比',
     'bytes': '字节', 'keys': '公钥', 'dust': '粉尘地址', 'others': '其他', 'addresses': '地址', 'days': '沉睡天数', 'coin_days': '币天',
     'dormancy': '平均沉睡天数', 'to_itself': '付回自身', 'used_before': '曾花费', 'received_before': '此前收款次数',
@@ -468,7 +471,7 @@ FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
     'token': '代币编号', 'units': '单位数',
     'needed': '所需签名', 'holders': '共管密钥', 'by_key': '以密钥花费', 'campaign': '粉尘来源', 'dealt': '可分摊', 'sequence': '序列号',
     'marks': '特征数', 'rule': '规则', 'haircut': '比例份额', 'fifo': '先进先出份额', 'poison': '毒丸份额',
-    'number': '数量', 'rank': '名次', 'form': '脚本形式', 'feature': '最突出特征',
+    'number': '数量', 'rank': '名次', 'form': '脚本形式', 'feature': '最突出特征', 'bound': '金额界限',
     'new': '新加入', 'version': '版本', 'locktime': '锁定时间', 'order': '排序', 'input_kinds': '输入类型'}
 
 # %% ../../nbs/chain/17_risk.ipynb #rf01

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 from loguru import logger
 import msgspec
-from .block import Block, problems, read_block, read_block_file, read_spent, with_spent
+from .block import Block, problems, read_block, read_block_file, read_header, read_spent, with_spent
 from .connection import Source
 from .events import BlockConnected, Event, Pool, Seen, Unreadable, event_line, event_of
 from .explorers import BlockchainInfo, Dialect, MempoolSpace, Utx, beginning, utx_transaction
@@ -187,7 +187,10 @@ class BlockSource(FileSource):
         with open_packed(self.path) as file: data = file.read()
         for start, raw in read_block_file(data, self.network) if data[:4] == self.network.magic else [(0, data)]:
             try: block = read_block(raw, source=self.name)
-            except ParseError as error: raise ParseError(f'{self.path.name}: {error.reason}', start + error.offset) from None
+            except ParseError as error:
+                if len(raw) >= 80 and not read_header(raw).work_is_done:
+                    raise ParseError(f'{self.path.name} is no block: its header does not meet its own target', start) from None
+                raise ParseError(f'{self.path.name}: {error.reason}', start + error.offset) from None
             if wrong := problems(block): raise ParseError(f'{self.path.name}: {"; ".join(wrong)}', start)
             yield with_spent(block, read_spent(self.spent.read_bytes())) if self.spent else block
 

@@ -36,7 +36,8 @@ UNITS = {'': 1.0, 's': 1.0, 'm': 60.0, 'h': 3600.0, 'd': 86400.0}
 def seconds(text: str) -> float:
     "'4h', '10m', '90s', '1d' or plain seconds → seconds; the error that argparse shows otherwise"
     found = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([smhd]?)', text.strip().lower())
-    if not found or float(found[1]) <= 0: raise argparse.ArgumentTypeError(f'{text!r} is not a duration: write 90s, 10m, 4h or 1d')
+    if not found: raise argparse.ArgumentTypeError(f'{text!r} is not a duration: write 90s, 10m, 4h or 1d')
+    if float(found[1]) <= 0: raise argparse.ArgumentTypeError(f'{text!r} is no time at all: a duration must be more than 0')
     return float(found[1]) * UNITS[found[2]]
 
 def speed(text: str) -> float | None:
@@ -331,6 +332,7 @@ def apart(text: str) -> float:
 
 def picture(text: str) -> Path:
     "The path of a picture, by its ending"
+    if not Path(text).parent.is_dir(): raise argparse.ArgumentTypeError(f'there is no folder {Path(text).parent} to write {text!r} to')
     if Path(text).suffix.lower() in ('.pdf', '.png', '.svg'): return Path(text)
     raise argparse.ArgumentTypeError(f'{text!r} says by its ending how it is to be written: .pdf, .png or .svg')
 

@@ -428,6 +428,22 @@ def test_a_damaged_summary_is_named(folders: Path, tmp_path: Path, damage: Any, 
     with pytest.raises(ValueError, match=words): read_run(broken(folders, tmp_path, summary=damaged))
 
 
+@pytest.mark.parametrize('name', ['summary.json', 'trades.csv'])
+def test_bytes_that_are_no_text_are_named(folders: Path, tmp_path: Path, name: str) -> None:
+    broken(folders, tmp_path)
+    (tmp_path/name).write_bytes(bytes([0xff, 0xfe, 0xff]))
+    with pytest.raises(ValueError, match=f'{name} is no text'): read_run(tmp_path)
+
+
+@pytest.mark.parametrize(('words', 'told'), [
+    (['trade', '--duration', '0s'], 'more than 0'), (['trade', '--duration', 'soon'], 'write 90s'),
+    (['trade', '--tear-sheet', 'no/such/folder/sheet.png'], 'there is no folder no/such/folder'),
+    (['trade', '--tear-sheet', 'sheet.gif'], '.pdf')])
+def test_the_command_line_says_at_once_what_it_cannot_do(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended: cli.main(words)
+    assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(('damage', 'words'), [
     (lambda text: text.replace('liquidity', 'role', 1), 'other columns.*liquidity, role'), (lambda text: '', 'is no table'),
     (lambda text: text[:text.rindex('\n', 0, -1) + 1], 'trades.csv has')])

@@ -10,16 +10,18 @@ import pytest
 from replay_server import ReplayServer, read_lines
 
 from cryptoexp.config import load_config
-from cryptoexp.market.events import TRADE
+from cryptoexp.market.events import TRADE, Events
 from cryptoexp.market.micro_price import fit_micro_price
 from cryptoexp.market.named_orders import name_orders, newest, oldest
+from cryptoexp.market.queue_reactive import QueueReactiveMarket, orders_told
 from cryptoexp.market.statistics import SECOND, imbalance_by_interval, markouts, order_flow, quote_path, value_at, weighted_mid
-from cryptoexp.market.tape import Tape, load_tape, on_one_clock, read_recording
+from cryptoexp.market.tape import Tape, load_tape, on_one_clock, read_recording, tape_by_order
 from cryptoexp.market_making import MarketMaker
 from cryptoexp.trading.all_models import at_target, compare_models, touch_fills, trace_run, watch
 from cryptoexp.trading.backtest import backtest, bracket
 from cryptoexp.trading.doubts import touch_of
 from cryptoexp.trading.fill_scores import happened, predict_fills, read_order_log, score_fills
+from cryptoexp.trading.ledger import order_log
 from cryptoexp.trading.models import MODELS
 from cryptoexp.trading.optimal import glft_closed_form, glft_eigenvector, glft_exact
 from cryptoexp.trading.sweep import sweep
@@ -186,3 +188,24 @@ def test_a_truth_that_is_made_up_lies_in_the_bracket(spot: Tape) -> None:
         named = name_orders(spot, rule)
         found = bracket(named, config=config, queues=(QueueModel('behind'), QueueModel('ahead'), QueueModel('l3'))).table.pnl_bps
         assert found['behind'] - 1e-9 <= found['l3'] <= found['ahead'] + 1e-9 and abs(found['l3'] - found[near]) < 2e-3, rule.__name__
+
+
+def test_the_truth_by_order_lies_in_the_bracket_of_the_same_rows_without_names() -> None:
+    "One synthetic minute of the queue-reactive market: fills and profit of the maker, and each order that was really sent"
+    market = QueueReactiveMarket(1, by_order=True)
+    market.step(market.time_ns + 60 * SECOND)
+    named = tape_by_order(orders_told(market), market.instrument, synthetic=True)
+    bare = Tape(Events(*named.events.columns[:5], np.zeros(len(named), np.int64)), market.instrument, synthetic=True)
+    config = replace(load_config(preset='zero-fee-tier'), model='join')
+    truth, models = bracket(named, config=config, queues=(QueueModel('l3'),)).table.loc['l3'], bracket(bare, config=config).table
+    with pytest.raises(ValueError, match='names the order'): bracket(bare, config=config, queues=(QueueModel('l3'),))
+    assert models.fills['behind'] < truth.fills < models.fills['ahead'] and models.volume['behind'] < truth.volume < models.volume['ahead']
+    assert models.pnl_bps.min() < truth.pnl_bps < models.pnl_bps.max()
+    session = backtest(named, config=config, venue=Venue.from_config(config, queue=QueueModel('l3'))).session
+    assert len(session.fills) == truth.fills
+    log = read_order_log(order_log(session), market.instrument)
+    came, told = happened(log, SECOND), predict_fills(log, bare, SECOND).ge(log.lots, axis=0).astype(float)
+    known = ~np.isnan(came)
+    assert known.sum() > 50
+    assert (told.behind[known] <= came[known]).all() and (came[known] <= told.ahead[known]).all()   # no order leaves the bracket ...
+    assert told.behind[known].sum() < came[known].sum() < told.ahead[known].sum()                   # ... and the truth is neither end

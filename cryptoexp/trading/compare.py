@@ -66,7 +66,11 @@ def read_run(run: str | Path | Session | Result) -> Run:
         more = ', …' * (len(runs) > 8)
         inside = f'; it holds runs: {", ".join(runs[:8])}{more}' if runs else '; `cryptoexp trade` and Result.write make one'
         raise ValueError(f'{folder} is no run: it has no {" and no ".join(missing)}{inside}')
-    told, trades = (path.read_text(encoding='utf-8') for path in paths)
+    texts = list[str]()
+    for path in paths:
+        try: texts.append(path.read_text(encoding='utf-8'))
+        except UnicodeDecodeError: raise ValueError(f'{path} is no text: the file was damaged; run it again') from None
+    told, trades = texts
     try: loaded = json.loads(told)
     except ValueError as error: raise ValueError(f'{paths[0]} is no JSON ({error}): the file was cut or edited; run it again') from None
     if not isinstance(loaded, dict): raise ValueError(f'{paths[0]} holds no object, so it is no summary of a run')

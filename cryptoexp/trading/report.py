@@ -239,7 +239,8 @@ def new_figure(
 
 def say(axes: 'Axes', text: str) -> None:
     "A word in the middle of an empty panel"
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha='center', va='center', color=MID_COLOUR)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha='center', va='center', color=MID_COLOUR,
+              bbox=dict(facecolor=axes.get_facecolor(), edgecolor='none'), zorder=5)
 
 def name_lines(axes: 'Axes') -> None:
     "A legend beside the panel, where it hides nothing"
@@ -354,9 +355,11 @@ def no_fill_reason(session: Session, told: Mapping[str, Any]) -> str:
     quoting, most = told['quoting'], max(session.bound, key=lambda name: session.bound[name], default='')
     distances = [value for value in (quoting['bid_distance_bps'], quoting['ask_distance_bps']) if value is not None]
     if not distances: return 'Nothing was filled, because nothing was quoted; the refusals and warnings say why.'
-    distance = np.mean(distances)
+    distance, alone = np.mean(distances), len(distances) < 2 and session.kind == 'spot'
+    missing = 'coins to sell' if quoting['ask_distance_bps'] is None else 'money to buy with'
     return (f'Nothing was filled. Our quotes stood {distance:.1f} bps from the mid on average, and no trade reached them; '
-            f'what set their width most often was the {most.replace("_", " ")}.')
+            f'what set their width most often was the {most.replace("_", " ")}.'
+            + f' Only {"bids" if "coins" in missing else "asks"} stood, for the account had no {missing}.' * alone)
 
 # %% ../../nbs/trading/05_report.ipynb #c52
 def bound_table(session: Session) -> pd.DataFrame:

@@ -126,7 +126,8 @@ SHARES = {'fled', 'follow', 'close', 'one_tick', 'again', 'at_once', 'requote'}
 RANGES = {'news': (0, 10), 'news_levels': (1, 50), 'start_price': (10_000, 150_000), 'reach': (1, 10_000), 'lean': (-1, 1),
           'crash_takers': (0, 100), 'crash_seconds': (0, 600),
           'crash_after': (0, 1e6), 'crash_depth': (.01, 1), 'crash_news': (0, 100), 'crash_buyers': (0, 1),
-          'pace': (.01, 10), 'taker_pace': (0, 10), 'depth': (.1, 5), 'base_latency_ms': (.001, 1e4), 'jitter_ms': (0, 1e4), 'takers': (0, 100), 'hit': (0, 20), 'fade': (.001, 20), 'arrive': (0, 500)}
+          'pace': (.01, 10), 'taker_pace': (0, 10), 'depth': (.1, 5), 'base_latency_ms': (.001, 1e4), 'jitter_ms': (0, 1e4),
+          'takers': (0, 100), 'hit': (0, 20), 'fade': (.001, 20), 'arrive': (0, 500)}
 
 def _problems(parameters: QueueReactiveParameters) -> list[str]:
     "Everything that is wrong with these parameters"

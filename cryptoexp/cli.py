@@ -28,8 +28,8 @@ from . import __version__
 if TYPE_CHECKING: from cryptoexp.market_making import MarketMaker
 
 # %% ../nbs/20_cli.ipynb #c07
-MADE_UP = ('embedded', 'queue-reactive', 'queue-reactive:calm', 'queue-reactive:trending', 'queue-reactive:volatile',
-           'queue-reactive:crash')   # those of market.feed.MADE_UP
+MADE_UP = ('embedded', 'queue-reactive', 'queue-reactive:recorded', 'queue-reactive:calm', 'queue-reactive:trending',
+           'queue-reactive:volatile', 'queue-reactive:crash')   # those of market.feed.MADE_UP
 LIVE_VENUES = ('binance', 'binance_usdm', 'coinbase', 'coinbase_exchange', 'kraken', 'okx', 'bybit')   # those of market.live.VENUES
 UNITS = {'': 1.0, 's': 1.0, 'm': 60.0, 'h': 3600.0, 'd': 86400.0}
 
@@ -141,9 +141,12 @@ def is_offline(words: Sequence[str]) -> bool:
     return len(words) != 1 or words[0] not in LIVE_VENUES
 
 def source_of(words: Sequence[str]) -> Any:
-    "One word is a source or a file, several are files that join; FileNotFoundError names what is missing"
+    "One word is a source or a file, several are files that join; FileNotFoundError or (of a regime) LookupError names what is missing"
     if len(words) == 1 and words[0] in (*MADE_UP, *LIVE_VENUES): return words[0]
     missing = [word for word in words if not Path(word).exists()]
+    if missing and missing[0].startswith('queue-reactive:'):
+        from cryptoexp.market.queue_reactive import regime
+        regime(missing[0].partition(':')[2])   # LookupError with the nearest name
     if missing: raise FileNotFoundError(f'no such source or file: {", ".join(missing)}; a source is a '
                                          f'synthetic market: {", ".join(MADE_UP)}; a venue: {", ".join(LIVE_VENUES)}; or a recording')
     return [Path(word) for word in words]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cryptoexp.config import data_folder
 from cryptoexp.market.book import touch_path
 from cryptoexp.market.events import BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, LAST, RESUME, SELL, SNAPSHOT, TRADE, Digest, Events, concat
-from cryptoexp.market.feed import MADE_UP
+from cryptoexp.market.feed import MADE_UP, synthetic_feed
 from cryptoexp.market.queue_calibration import (
     compared,
     every_touch,
@@ -252,6 +252,29 @@ def test_the_engine_reads_the_orders() -> None:
     assert touch(levels) == touch(named.events)
 
 
+# ---- the crash
+
+def crash_of(seed: int, **changes: float) -> tuple[float, float]:
+    "The fall in the half minute of the crash (bps), and the share of the volume that takers bought"
+    market = QueueReactiveMarket(seed, replace(regime('crash'), crash_after=20.0, **changes))   # type: ignore[arg-type]
+    parts = [market.events(20 * SECOND), market.events(30 * SECOND)]
+    (bid, _, ask, _), (last_bid, _, last_ask, _) = touch(parts[0]), touch(concat(parts))
+    trades = parts[1][parts[1].kind == TRADE]
+    return 1e4 * ((last_bid + last_ask) / (bid + ask) - 1), float(trades.lots[(trades.flags & BUY) != 0].sum() / trades.lots.sum())
+
+
+def test_in_a_crash_the_price_falls_and_takers_sell() -> None:
+    crashes = [crash_of(seed) for seed in (1, 7, 11)]
+    for fall, bought in crashes: assert fall < -100 and bought < .4
+    less = [crash_of(seed, crash_news=1.0)[0] for seed in (1, 7, 11)]
+    assert np.mean(less) > .8 * np.mean([fall for fall, _ in crashes])     # a good part of it is news
+
+
+def test_the_crash_touches_no_other_stream() -> None:
+    turned = replace(QueueReactiveParameters(), crash_news=3.0, crash_buyers=.5, crash_takers=1.0, crash_depth=.5)   # but crash_after is 0
+    assert QueueReactiveMarket(7, turned).events(20 * SECOND).equals(QueueReactiveMarket(7).events(20 * SECOND))
+
+
 # ---- is it the market that it says it is
 
 def test_the_fit_finds_what_went_in() -> None:
@@ -333,6 +356,18 @@ def test_distances_of_distributions() -> None:
 def test_sources_are_named_alike() -> None:
     from cryptoexp import cli
     assert cli.MADE_UP == MADE_UP and {name.partition(':')[2] or 'recorded' for name in MADE_UP if name != 'embedded'} == set(REGIMES)
+
+
+def test_a_misspelt_regime_is_offered_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    from cryptoexp.cli import main
+    assert main(['trade', '--source', 'queue-reactive:crsh']) == 2
+    assert "no regime 'crsh'; did you mean crash" in capsys.readouterr().err
+
+
+def test_recorded_is_the_plain_market() -> None:
+    assert 'queue-reactive:recorded' in MADE_UP
+    plain, named = (list(synthetic_feed(name, 5 * SECOND, 3)._batches) for name in ('queue-reactive', 'queue-reactive:recorded'))
+    assert concat(plain).equals(concat(named))
 
 
 def test_trading_on_it_is_labelled_synthetic(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def embedded_feed(
         f'synthetic market, seed {seed}: nobody traded at these prices'])
 
 # %% ../../nbs/market/06_feed.ipynb #qr02
-MADE_UP = ('embedded', 'queue-reactive', *(f'queue-reactive:{name}' for name in REGIMES if name != 'recorded'))   # the synthetic sources
+MADE_UP = ('embedded', 'queue-reactive', *(f'queue-reactive:{name}' for name in REGIMES))   # the synthetic sources
 
 def synthetic_feed(
     name: str,                         # one of MADE_UP; LookupError for another regime

@@ -66,10 +66,12 @@ class Weather:
     taker_pace: float = 1.0  # of the takers that nobody excited
     lean: float = 0.0  # −1 to 1: their balance; 0.5 makes three buyers of four
     depth: float = 1.0  # of the orders that arrive behind the best price
-    crash_after: float = 0.0  # s; when bids withdraw and sellers come; 0: never
+    crash_after: float = 0.0  # s; when bids withdraw, bad news comes and sellers with it; 0: never
     crash_seconds: float = 30.0  # for how long
     crash_takers: float = 8.0  # sellers that nobody excited, as a multiple
     crash_depth: float = 0.1  # bids that still come, as a share
+    crash_news: float = 20.0  # how often news comes then, as a multiple of `news`; all of it pushes the price down
+    crash_buyers: float = 0.1  # buyers that still come then, excited or not, as a share
     base_latency_ms: float = 2.0
     jitter_ms: float = 0.5
 
@@ -123,9 +125,9 @@ SHAPES: dict[str, Any] = TABLES | {
 SHARES = {'fled', 'follow', 'close', 'one_tick', 'again', 'at_once', 'requote'}
 RANGES = {'news': (0, 10), 'news_levels': (1, 50), 'start_price': (10_000, 150_000), 'reach': (1, 10_000), 'lean': (-1, 1),
           'crash_takers': (0, 100), 'crash_seconds': (0, 600),
-          'crash_after': (0, 1e6), 'crash_depth': (.01, 1), 'pace': (.01, 10), 'taker_pace': (0, 10), 'depth': (.1, 5),
-          'base_latency_ms': (.001, 1e4),
-          'jitter_ms': (0, 1e4), 'takers': (0, 100), 'hit': (0, 20), 'fade': (.001, 20), 'arrive': (0, 500)}
+          'crash_after': (0, 1e6), 'crash_depth': (.01, 1), 'crash_news': (0, 100), 'crash_buyers': (0, 1),
+          'pace': (.01, 10), 'taker_pace': (0, 10), 'depth': (.1, 5), 'base_latency_ms': (.001, 1e4), 'jitter_ms': (0, 1e4),
+          'takers': (0, 100), 'hit': (0, 20), 'fade': (.001, 20), 'arrive': (0, 500)}
 
 def _problems(parameters: QueueReactiveParameters) -> list[str]:
     "Everything that is wrong with these parameters"
@@ -155,8 +157,8 @@ RATES, RATE = 6, 23                                                   # its real
 JOIN, LEAVE, TAKE, VANISH, FLEE, IMPROVE, RETREAT, ARRIVE, FADE, NEWS, GO_ON = 0, 2, 4, 6, 8, 10, 11, 12, 14, 15, 16
 ORDER = 5                                                             # the column of an order that holds its number
 
-NUMBERS = ('fled', 'again', 'at_once', 'requote', 'takers', 'lean', 'crash_takers', 'crash_depth', 'base_latency_ms', 'jitter_ms',
-           'reach', 'news', 'news_levels')
+NUMBERS = ('fled', 'again', 'at_once', 'requote', 'takers', 'lean', 'crash_takers', 'crash_depth', 'crash_news', 'crash_buyers',
+           'base_latency_ms', 'jitter_ms', 'reach', 'news', 'news_levels')
 # the parameters as compiled functions read them
 KNOBS = np.dtype([*((name, np.float64, size) for name, size in TABLES.items()), ('excite', np.float64, (2, 3)),
                   ('sizes', np.float64, (4, 11)), *((name, np.float64) for name in (*NUMBERS, 'all_arrive', 'most_fade'))])
@@ -341,9 +343,11 @@ def _take(state: MarketState, knobs: np.record, out: np.ndarray, notes: np.ndarr
 def _taker_rate(state: MarketState, knobs: np.record, taker: int) -> float:
     "Buyers (0) or sellers (1) a second, as excited as they are now, before the queue that they would hit"
     length = _class(EDGES, _resting(state, state.whole[BEST_ASK - taker]))
-    lean = 1.0 + knobs.lean if taker == 0 else (1.0 - knobs.lean) * (knobs.crash_takers if _crashing(state) else 1.0)
+    crash = _crashing(state)
+    lean = 1.0 + knobs.lean if taker == 0 else (1.0 - knobs.lean) * (knobs.crash_takers if crash else 1.0)
+    stay = knobs.crash_buyers if crash and taker == 0 else 1.0
     excited = state.real[3 * taker] + state.real[3 * taker + 1] + state.real[3 * taker + 2]
-    return (knobs.takers * lean + excited) * knobs.hit[length]
+    return (knobs.takers * lean + excited) * knobs.hit[length] * stay
 
 @inner
 def _set_rates(state: MarketState, knobs: np.record) -> None:
@@ -366,7 +370,7 @@ def _set_rates(state: MarketState, knobs: np.record) -> None:
     rates[IMPROVE] = 0.0 if closed else knobs.improve[width]
     rates[RETREAT] = 0.0 if closed else knobs.retreat[width]
     rates[FADE] = whole[LIVE] * knobs.most_fade / bids
-    rates[NEWS] = knobs.news * (20.0 if crash else 1.0)
+    rates[NEWS] = knobs.news * (knobs.crash_news if crash else 1.0)
     rates[GO_ON] = 0.0 if whole[RUN] == 0 else NEWS_PACE
     state.real[RATE] = rates.sum()
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cryptoexp.analyst.coin_report import GROUPS, HEADINGS, PHRASES
-from cryptoexp.analyst.coins import KNOWN, Answers, NoAnswer, coin_facts, fresh, synthetic_answers, synthetic_facts
+from cryptoexp.analyst.coins import EXAMPLE_NS, KNOWN, Answers, NoAnswer, coin_facts, fresh, synthetic_answers, synthetic_facts
 from cryptoexp.analyst.facts import LANGUAGES, Fact, Facts, shown
 from cryptoexp.analyst.grounding import check, render
-from cryptoexp.analyst.indicators import HOUR
+from cryptoexp.analyst.indicators import DAY, HOUR
 from cryptoexp.analyst.narrator import narrate, usable
 
 PARTS = ('coin', 'days', 'hours', 'bitcoin_days', 'ohlc', 'tickers', 'derivatives')
@@ -150,3 +150,13 @@ def test_a_book_beside_the_facts_of_the_coin_is_told_whole(language: str, data_f
     assert found.grounded[0] == found.grounded[1] and not found.struck
     spread, volatility = both['book_spread'], both['book_volatility']
     for one in (spread, volatility): assert one.value is not None and shown(one.value, one.unit, language) in found.text
+
+
+@pytest.mark.parametrize('hour', range(24))
+def test_no_fact_is_from_the_future_at_any_hour_of_the_day(hour: int) -> None:
+    "In the last hours of a day its close is not known yet, neither from a price a day nor from prices an hour apart"
+    now_ns = EXAMPLE_NS // DAY * DAY + hour * HOUR
+    facts = synthetic_facts('ethereum', now_ns=now_ns)
+    assert len(fresh(facts, now_ns).known) >= 80
+    ends = {fact.as_of for fact in facts.known if fact.id in ('close_1d', 'rsi_14_1d', 'atr_14_1d')}
+    assert ends == {now_ns // DAY * DAY}

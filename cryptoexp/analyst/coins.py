@@ -313,8 +313,9 @@ def daily_closes(
     price, volume = points(answer, 'prices'), points(answer, 'total_volumes')
     times = price.index.to_numpy()
     midnight = (times + DAY // 2) // DAY * DAY
-    price = price[np.abs(times - midnight) <= HOUR]
-    price.index = pd.Index(midnight[np.abs(times - midnight) <= HOUR])
+    at_midnight = (np.abs(times - midnight) <= HOUR) & (midnight <= times.max(initial=0))    # a day that goes on has no close yet
+    price = price[at_midnight]
+    price.index = pd.Index(midnight[at_midnight])
     price = price[~price.index.duplicated()]
     volume.index = (volume.index.to_numpy() + DAY // 2) // DAY * DAY
     volume = volume[~volume.index.duplicated()].reindex(price.index)
@@ -337,7 +338,8 @@ def daily_candles(
     groups = table.groupby(table.index // DAY * DAY)
     days = groups.agg(open=('price', 'first'), high=('price', 'max'), low=('price', 'min'), close=('price', 'last'),
                       volume=('volume', 'last'), count=('price', 'size'), last=('at', 'last'))
-    days = days[(days['count'] >= 20) & (days['last'] >= days.index + DAY - 2 * HOUR)]
+    over = days.index + DAY <= table.index.max()     # a day that goes on has no close yet
+    days = days[over & (days['count'] >= 20) & (days['last'] >= days.index + DAY - 2 * HOUR)]
     known = bool(days['volume'].notna().all()) and len(days) > 0
     opened, high, low, close = (days[name].to_numpy() for name in ('open', 'high', 'low', 'close'))
     return Candles(days.index.to_numpy(), opened, high, low, close, days['volume'].to_numpy() if known else None, DAY, source, unit, unit)

@@ -70,8 +70,9 @@ def data_output(tx: Transaction, context: Context) -> Signal | None:
     "An output that carries data"
     if 'op_return' not in context.kinds: return None
     scripts = [output.script for output, kind in zip(tx.outputs, context.kinds) if kind == 'op_return']
-    content = max((content_of(script) for script in scripts), key=len)
-    protocols = [protocol_of(script, content_of(script)) for script in scripts]
+    contents = [content_of(script) for script in scripts]
+    content = max(contents, key=len)
+    protocols = [protocol_of(script, each) for script, each in zip(scripts, contents)]
     protocol = next((name for name in protocols if name != 'none'), 'none')
     size = sum(len(script) for script in scripts)
     return found('data_output', size / 1_000, 1.0, 'S', outputs=len(scripts), bytes=len(content), protocol=protocol,

@@ -103,8 +103,9 @@ def fee_outlier(tx: Transaction, context: Context) -> Signal | None:
     "A fee rate far from those of the last transactions (Iglewicz and Hoaglin, on logarithms)"
     rate = context.fee_rate
     if rate is None or rate <= 0 or context.coinbase: return None
+    if len(context.fees) == 0 or abs(math.log2(rate) - context.fees.median()) < 1: return None     # first what is quick to say
     z = robust_z(context.fees, math.log2(rate))
-    if z is None or abs(z) <= 3.5 or abs(math.log2(rate) - context.fees.median()) < 1: return None
+    if z is None or abs(z) <= 3.5: return None
     return found('fee_high' if z > 0 else 'fee_low', abs(z) / 20, 0.8, 'P', rate=round(rate, 2),
                  usual=round(2 ** context.fees.median(), 2), z=round(z, 1))
 

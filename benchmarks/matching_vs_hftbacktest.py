@@ -233,6 +233,14 @@ def run_ours(market: Source, prepared: Prepared, settings: Sequence[Setting], qu
     return seconds, found
 
 
+def counted(market: Source, prepared: Prepared, settings: Sequence[Setting]) -> str:
+    "How many decisions were taken at all, and how many orders sent"
+    runs = run_configurations(prepared, rules_of(market, 'risk-averse', len(settings)), np.array(settings, float), our_quoter, whole=True,
+                              record=False)
+    skipped, decisions = int(runs.desk.clock[0].skipped), int(runs.desk.state.decisions.max())
+    return f'{skipped:,} of {decisions:,} decisions only counted, {int(runs.desk.state.orders_sent.sum()):,} orders'
+
+
 def compare_totals(market: Source, settings: Sequence[Setting], mine: list[Totals], theirs: list[Totals]) -> None:
     "SystemExit with the first that differs; money within 1e-9, theirs is a sum of floats"
     largest = market.lots*float(market.instrument.lot_size)*float(market.rows['px'].max())
@@ -337,6 +345,7 @@ def measure(market: Source, prepared: Prepared, rounds: int, bytes_per_s: float)
             Line(f'{queue}: 64, theirs 64 × one, ours in one pass', seconds_text(64*middle['their 1']), seconds_text(middle['our 64']),
                  ratio_text(64*middle['their 1'], middle['our 64']), f'{middle["our 64"]/middle["our 1"]:.2f} times one configuration'))
         if queue != 'risk-averse': continue
+        show(Line('64 in one pass', '', '', '', counted(market, prepared, many)))
         floor = bytes_of(prepared)/bytes_per_s
         show(Line('floor: the prepared tape read once', '', seconds_text(floor), '', f'{bytes_of(prepared)/1e6:,.1f} MB at '
                   f'{bytes_per_s/1e9:.1f} GB/s; one configuration takes {middle["our 1"]/floor:.1f} times as long'))

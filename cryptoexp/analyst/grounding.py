@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SLOT', 'UNIT_WORDS', 'MEASURES', 'WEAK', 'NOUNS', 'STOP', 'WEAKLY', 'FIRMLY', 'ALWAYS', 'Meaning', 'Mention', 'TOKEN',
            'SPELLINGS', 'SPELLINGS_HAN', 'DURATION', 'LENGTHS', 'FALLS', 'IN_DAYS', 'SAME_AS', 'SIDE', 'BACK',
-           'SENTENCE', 'THRESHOLD', 'PAUSE', 'Names', 'NO_DIGIT', 'LEVEL_IDS', 'NO_LEVEL_IDS', 'BELOW', 'WHY',
-           'ONE_COSTS', 'NO_HINT', 'ASKED', 'ADVICE', 'SET_ASIDE', 'STRUCK', 'GONE', 'WITHHELD', 'ROUNDS', 'Section',
-           'Draft', 'render', 'words_in', 'alternatives', 'durations', 'Lexicon', 'lexicon_of', 'claimable', 'fits',
-           'Values', 'signed', 'Reader', 'owners', 'binds', 'phrase', 'subject', 'periods', 'window_beside',
-           'without_window', 'kin', 'distinct', 'is_window', 'is_level', 'is_price', 'on_its_side', 'Verdict',
-           'Checked', 'of_its_period', 'unborne', 'of_subject', 'misplaced', 'may_get_there', 'is_one_coin', 'judged',
-           'of_its_window', 'check', 'repair_request', 'better', 'taken_out', 'strike']
+           'SENTENCE', 'THRESHOLD', 'PAUSE', 'Names', 'LEVEL_IDS', 'NO_LEVEL_IDS', 'BELOW', 'WHY', 'ONE_COSTS',
+           'NO_HINT', 'ASKED', 'ADVICE', 'SET_ASIDE', 'STRUCK', 'GONE', 'WITHHELD', 'ROUNDS', 'Section', 'Draft',
+           'render', 'words_in', 'alternatives', 'durations', 'Lexicon', 'lexicon_of', 'claimable', 'fits', 'Values',
+           'signed', 'Reader', 'owners', 'binds', 'phrase', 'subject', 'periods', 'window_beside', 'without_window',
+           'kin', 'distinct', 'is_window', 'is_level', 'is_price', 'on_its_side', 'Verdict', 'Checked', 'of_its_period',
+           'rival_of', 'unborne', 'of_subject', 'misplaced', 'may_get_there', 'is_one_coin', 'judged', 'of_its_window',
+           'check', 'repair_request', 'better', 'taken_out', 'strike']
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou04
 import re
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .claims import HAN_DIGITS, SMALL, Claim, claims, lower, plain
+from .claims import DIGIT_RUN, HAN_DIGITS, SMALL, Claim, claims, lower, plain
 from .facts import LANGUAGES, Fact, Facts, shown
 from .roles import COINS, Forecasts, Foretold, Levels, Role, Subjects, coins_in
 
@@ -275,12 +275,11 @@ class Reader:
         before, after = bisect_left(self.ends, start) - 1, bisect_left(self.ends, end)
         return self.ends[before] + 1 if before >= 0 else 0, self.ends[after] if after < len(self.ends) else len(self.text)
 
-    def named(self, start: int, end: int, least: int) -> set[str]:
-        "All facts that are named in the sentence around a place, so firmly at least; of at most 40 mentions"
-        begin, last = self.sentence(start, end)
-        places = bisect_left(self.starts, begin), bisect_left(self.starts, last)
-        first, behind = places[0], min(places[0] + 40, places[1])
-        return set[str]().union(*(one[2] for one in self.mentions[first:behind] if one[4] >= least))
+    def named(self, keys: list[str], sentence: tuple[int, int], least: int) -> list[str]:
+        "Those of some facts that are named in a sentence, so firmly at least; of at most 40 mentions"
+        first = bisect_left(self.starts, sentence[0])
+        told = self.mentions[first:min(first + 40, bisect_left(self.starts, sentence[1]))]
+        return [key for key in keys if any(key in one[2] and one[4] >= least for one in told)]
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grn02
 Names = tuple[tuple[str, str, str], ...]   # id and both names of facts
@@ -351,8 +350,6 @@ def window_beside(reader: Reader, start: int, end: int, before: int, after: int)
         if not re.search(r'[.;；。\n]', reader.text[reader.times[place - 1][1]:start]): return reader.times[place - 1][2]
     return None
 
-NO_DIGIT = re.compile(r'\D')
-
 @lru_cache(maxsize=4096)
 def without_window(fact_id: str) -> str:
     "An id without the stretch of time in it"
@@ -364,14 +361,14 @@ def kin(one: Fact, two: Fact) -> bool:
 
 def distinct(claim: Claim) -> int:
     "How many digits of a claim say something"
-    return len(NO_DIGIT.sub('', plain(claim.quote)[0]).strip('0'))
+    return len(''.join(DIGIT_RUN.findall(plain(claim.quote)[0])).strip('0'))
 
 def is_window(reader: Reader, claim: Claim) -> bool:
     "Whether a duration is part of a name: the window of a fact, or the period in \"the 50-day one\" and 50 日与 200 日均线"
     if claim.unit != 'days': return False
+    if any(abs(claim.value - days) < 0.01 for days in reader.lexicon.every_window): return True
     period = re.fullmatch(r'(\d{1,3})(?:-(?:day|hour|week)| ?日)', claim.quote)
-    return (any(abs(claim.value - days) < 0.01 for days in reader.lexicon.every_window)
-            or bool(period and any(period[1] in own for own in reader.lexicon.numbers.values())))
+    return bool(period and any(period[1] in own for own in reader.lexicon.numbers.values()))
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grn04
 LEVEL_IDS = frozenset('high low upper lower middle sma ema wma vwap pivot average support resistance'.split())
@@ -380,8 +377,9 @@ BELOW = {'support': True, 'stop': True, 'resistance': False, 'target': False}   
 
 def is_level(fact: Fact) -> bool:
     "Whether a fact is a price at which something stands"
+    if not fact.unit.isupper(): return False
     parts = set(fact.id.split('_'))
-    return bool(parts & LEVEL_IDS) and not parts & NO_LEVEL_IDS and fact.unit.isupper()
+    return not parts.isdisjoint(LEVEL_IDS) and parts.isdisjoint(NO_LEVEL_IDS)
 
 def is_price(fact: Fact) -> bool:
     "Whether a fact is a price at which it traded last"
@@ -439,10 +437,16 @@ ONE_COSTS = re.compile(r'\s?(?:is|was|costs?|trades?|fetches|buys|=|约|等于|�
 
 def of_its_period(reader: Reader, one: Mention, meant: list[str], said: set[str]) -> tuple[list[str], str]:
     "Of the facts meant those whose id has the numbers of the name; or, where only others have them, one of these"
+    if not said: return meant, ''
     shared = {key: len(said & reader.lexicon.numbers[key]) for key in sorted(one[3] | set(meant))}
     most = max(shared.values())
     right = [key for key in meant if shared[key] == most > 0]
     return (right or meant, '') if right or not most else ([], next(key for key, count in shared.items() if count == most))
+
+def rival_of(reader: Reader, one: Mention | None, units: Iterable[str]) -> str:
+    "The first of the facts that the name at a number means and that are measured as the number is; empty: none"
+    rivals = (one[3] or (one[2] if one[4] == ALWAYS else frozenset())) if one else frozenset()
+    return next((key for key in sorted(rivals) if fits(reader.facts[key], units)), '')
 
 def unborne(reader: Reader, claim: Claim, units: Iterable[str], near: list[tuple[float, Fact]], hint: str) -> Verdict:
     "The verdict on a claim whose value no fact has, or only with the opposite sign"
@@ -467,6 +471,7 @@ def misplaced(
     supported: bool,         # whether one is named in the sentence
 ) -> str:                    # a name in WHY; empty: it may stand there
     "Why a value, though true, may not stand where the sentence puts it"
+    if not role and future is None: return ''
     facts = [reader.facts[key] for key in keys]
     levels, prices = [one for one in facts if is_level(one)], [one for one in facts if is_price(one)]
     measured = name is not None and not levels and not prices   # a stop as wide as the ATR
@@ -489,26 +494,24 @@ def is_one_coin(reader: Reader, claim: Claim, span: tuple[int, int]) -> bool:
 def judged(reader: Reader, claim: Claim, span: tuple[int, int], before: int, after: int) -> Verdict | None:
     "The verdict on one claim; None where it is part of a name"
     if is_window(reader, claim) or is_one_coin(reader, claim, span): return None
-    role = reader.levels.of(*span, before, reader.sentence(*span)) if claim.unit not in ('days', 'rank') else None
+    lexicon, units, sentence = reader.lexicon, claim.unit.split('|'), reader.sentence(*span)
+    role = reader.levels.of(*span, before, sentence) if claim.unit not in ('days', 'rank') else None
     if claim.value != claim.value: return Verdict(claim, '', 'vague')
-    lexicon, units = reader.lexicon, claim.unit.split('|')
     near = reader.values.near(claim, units)
     found = [fact.id for value, fact in near if signed(claim, value, fact.id in lexicon.falls)]
-    keys = of_subject(reader, found, span[0])
-    one, beside = subject(reader, *span, before)
-    rivals = (one[3] or (one[2] if one[4] == ALWAYS else frozenset())) if one else frozenset()
-    hint = next((key for key in sorted(rivals) if fits(reader.facts[key], units)), '')
+    keys = of_subject(reader, found, span[0]) if found else []
     if found and not keys: return Verdict(claim, found[0], 'other subject')
-    if not keys: return unborne(reader, claim, units, near, hint)
+    one, beside = subject(reader, *span, before)
+    if not keys: return unborne(reader, claim, units, near, rival_of(reader, one, units))
     short = distinct(claim) <= (2 if claim.unit in ('', '%', 'times') else 1) and claim.unit != 'rank'
-    named = reader.named(*span, FIRMLY if short else WEAKLY)
-    meant, supported = [key for key in keys if one and key in one[2]], [key for key in keys if key in named]
+    meant, supported = [key for key in keys if one and key in one[2]], reader.named(keys, sentence, FIRMLY if short else WEAKLY)
     if one and meant and beside:
         meant, rival = of_its_period(reader, one, meant, periods(reader, one, span[0], before))
         if rival: return Verdict(claim, rival, 'other fact')
-    future = reader.forecasts.of(*span, reader.sentence(*span))
-    contested = one is not None and (hint or (one[4] == ALWAYS and not one[2])) and (beside or not may_get_there(reader, keys, future))
-    if not meant and contested and (beside or not supported): return Verdict(claim, hint, 'other fact')
+    future = reader.forecasts.of(*span, sentence)
+    if one and not meant and (beside or not (supported or may_get_there(reader, keys, future))):
+        hint = rival_of(reader, one, units)
+        if hint or (one[4] == ALWAYS and not one[2]): return Verdict(claim, hint, 'other fact')
     days = window_beside(reader, *span, before, after) if claim.unit == '%' else None
     timed = [key for key in keys if days in lexicon.windows[key]]
     if short and not supported and not timed: return Verdict(claim, keys[0], 'few digits')
@@ -522,9 +525,10 @@ def of_its_window(reader: Reader, claim: Claim, chosen: list[str], days: float |
     "The verdict where facts bear a claim out: the one of the window beside it, unless it belongs to another fact of the kind"
     if days is None: return Verdict(claim, chosen[0])
     windows = reader.lexicon.windows
-    of_it = [key for key in chosen if not windows[key] or days in windows[key]]
+    of_it = next((key for key in chosen if not windows[key] or days in windows[key]), '')
+    if of_it: return Verdict(claim, of_it)
     rival = next((key for key, own in windows.items() if days in own and kin(reader.facts[key], reader.facts[chosen[0]])), '')
-    return Verdict(claim, rival, 'window') if rival and not of_it else Verdict(claim, (of_it or chosen)[0])
+    return Verdict(claim, rival, 'window') if rival else Verdict(claim, chosen[0])
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou28
 def check(

@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'REWRITTEN', 'HAN_MORE', 'PLAIN', 'LOWER', 'Starts', 'COVER', 'DIGITS', 'LONG', 'SMALL_LETTERS', 'DIGIT_RUN',
-           'LONG_WORD', 'NUMERAL', 'REACH', 'MONTHS', 'MONTH', 'YEAR', 'YEARS', 'MONTH_DIGITS', 'DAY_DIGITS', 'DAY',
-           'NOT_IN_NUMBER', 'OPEN', 'CLOCK', 'AT_TIME', 'RATIO', 'PERIOD_NOUNS', 'CALENDAR', 'SPANS', 'CALENDAR_HAN',
-           'DATES', 'AVERAGES', 'OSCILLATORS', 'INDICATOR', 'MEASURED', 'NO_NUMBER', 'IDENTIFIERS', 'SCRIPTS',
-           'PRODUCTS', 'RANKED', 'ORDINAL_HAN', 'RANK_NOUN', 'WORDS_HAN', 'NAMES', 'UNDER_TEN', 'COUNTED', 'LENGTH',
-           'PERIOD', 'CUSTOMARY', 'NO_UNIT', 'STRETCH', 'SAYS', 'IN_BRACKETS', 'WHOLE_WORD', 'AVERAGE_HEADS',
-           'OSCILLATOR_HEADS', 'INDICATORS', 'PERIODS', 'SCALE', 'UNIT', 'NO_CODES', 'SCALE_WORD', 'SCALE_LETTER',
-           'LATE_SCALE', 'ANY_UNIT', 'UNIT_GROUPS', 'CODE_UNIT', 'TAIL', 'MONEY', 'HEAD', 'NO_TAIL', 'HEAD_ENDS',
-           'ROUGH', 'NUMBER', 'NO_SEPARATORS', 'SCALED', 'POWER_SIGNS', 'SCALE_BEGINS', 'POWER', 'ORDINAL', 'GLUED',
-           'TARGET', 'LABEL', 'PARTS', 'LABEL_ENDS', 'SECTION', 'MARKER', 'CURRENCIES', 'CAPITALS', 'SMALL', 'TENS',
-           'BIG', 'PARTIAL', 'MULTIPLE', 'VALUED', 'KINDS_OF_WORDS', 'WORD_HEADS', 'WORDS', 'AFTER_ORDINAL', 'LEVEL',
-           'HAN_DIGITS', 'HAN_SCALES', 'RUN', 'KINDS_OF_HAN', 'HAN_NUMBER', 'TENTH', 'HAN_UNIT', 'SIGNS', 'ORDINALS',
-           'ORDINAL_WORD', 'ORDINAL_DIGITS', 'RANKS', 'RANKS_HAN', 'IN_FIRST_PLACE', 'ROMAN', 'ROMAN_RUN',
-           'ROMAN_DIGITS', 'NO_ROMAN', 'NO_RISK', 'DENIED', 'JOINED', 'PAIRED', 'DIRECTION', 'FILLER', 'BEHIND', 'END',
-           'WORD', 'ALL_NAMES', 'plain_character', 'Characters', 'plain', 'lower', 'places_of', 'Headed', 'found_at',
-           'headed', 'Name', 'name', 'Table', 'table', 'heads_in', 'cover', 'part_of', 'counted', 'cover_names',
-           'Claim', 'Found', 'rounding', 'unit_of', 'with_tail', 'digits_found', 'is_name', 'in_row', 'spelled',
-           'words_found', 'number_in_words', 'share', 'han_value', 'han_found', 'signs_found', 'ranks_found',
-           'roman_found', 'promises_found', 'joined', 'directed', 'Page', 'claims']
+           'LONG_WORD', 'NUMERAL', 'REACH', 'BACK', 'IN_NAME', 'MONTHS', 'MONTH', 'YEAR', 'YEARS', 'MONTH_DIGITS',
+           'DAY_DIGITS', 'DAY', 'NOT_IN_NUMBER', 'OPEN', 'CLOCK', 'AT_TIME', 'RATIO', 'PERIOD_NOUNS', 'CALENDAR',
+           'SPANS', 'CALENDAR_HAN', 'DATES', 'AVERAGES', 'OSCILLATORS', 'INDICATOR', 'MEASURED', 'NO_NUMBER',
+           'IDENTIFIERS', 'SCRIPTS', 'PRODUCTS', 'RANKED', 'ORDINAL_HAN', 'RANK_NOUN', 'WORDS_HAN', 'NAMES',
+           'UNDER_TEN', 'COUNTED', 'LENGTH', 'PERIOD', 'CUSTOMARY', 'NO_UNIT', 'STRETCH', 'SAYS', 'IN_BRACKETS',
+           'WHOLE_WORD', 'AVERAGE_HEADS', 'OSCILLATOR_HEADS', 'INDICATORS', 'PERIODS', 'SCALE', 'UNIT', 'NO_CODES',
+           'SCALE_WORD', 'SCALE_LETTER', 'LATE_SCALE', 'ANY_UNIT', 'UNIT_GROUPS', 'CODE_UNIT', 'TAIL', 'MONEY', 'HEAD',
+           'NO_TAIL', 'HEAD_ENDS', 'ROUGH', 'NUMBER', 'NO_SEPARATORS', 'SCALED', 'POWER_SIGNS', 'SCALE_BEGINS', 'POWER',
+           'ORDINAL', 'GLUED', 'TARGET', 'LABEL', 'PARTS', 'LABEL_ENDS', 'SECTION', 'MARKER', 'CURRENCIES', 'CAPITALS',
+           'SMALL', 'TENS', 'BIG', 'PARTIAL', 'MULTIPLE', 'VALUED', 'KINDS_OF_WORDS', 'WORD_HEADS', 'WORDS',
+           'AFTER_ORDINAL', 'LEVEL', 'HAN_DIGITS', 'HAN_SCALES', 'RUN', 'KINDS_OF_HAN', 'HAN_NUMBER', 'TENTH',
+           'HAN_UNIT', 'SIGNS', 'ORDINALS', 'ORDINAL_WORD', 'ORDINAL_DIGITS', 'RANKS', 'RANK_HEADS', 'RANKS_HAN',
+           'IN_FIRST_PLACE', 'ROMAN', 'ROMAN_RUN', 'ROMAN_DIGITS', 'NO_ROMAN', 'NO_RISK', 'DENIED', 'JOINED', 'PAIRED',
+           'DIRECTION', 'FILLER', 'BEHIND', 'END', 'WORD', 'ALL_NAMES', 'plain_character', 'Characters', 'plain',
+           'lower', 'places_of', 'Headed', 'found_at', 'headed', 'Name', 'name', 'Table', 'table', 'heads_in', 'cover',
+           'part_of', 'counted', 'cover_names', 'Claim', 'Found', 'rounding', 'unit_of', 'with_tail', 'digits_found',
+           'is_name', 'in_row', 'spelled', 'words_found', 'number_in_words', 'share', 'han_value', 'han_found',
+           'signs_found', 'ranks_found', 'roman_found', 'promises_found', 'joined', 'directed', 'word_places', 'Page',
+           'claims']
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai04
 import re
@@ -84,17 +85,18 @@ def lower(text: str) -> str:
     return small if len(small) == len(text) else text.translate(LOWER)
 
 # %% ../../nbs/analyst/01a_claims.ipynb #hd02
-def places_of(parts: Iterable[str], text: str) -> list[int]:
-    "Where one of these literals begins, in order"
+Starts = frozenset[str] | None   # the first three letters of all words of a text; None: they are not known
+
+def places_of(parts: Iterable[str], text: str, starts: Starts = None) -> list[int]:
+    "Where one of these literals begins, in order; with starts those that are English begin a word"
     places = set[int]()
     for part in parts:
+        if starts and (begin := part[:3]) not in starts and begin.isalpha() and begin.isascii() and len(begin) == 3: continue
         place = text.find(part)
         while place >= 0:
             places.add(place)
             place = text.find(part, place + 1)
     return sorted(places)
-
-Starts = frozenset[str] | None   # the first three letters of all words of a text; None: they are not known
 
 @dataclass(frozen=True, slots=True)
 class Headed:
@@ -104,13 +106,7 @@ class Headed:
 
     def finditer(self, text: str, starts: Starts = None) -> Iterator[re.Match[str]]:
         "What it finds; starts: how the words of the text begin, where each of its English heads begins a word"
-        return found_at(self.pattern, text, self.places(text, starts))
-
-    def places(self, text: str, starts: Starts = None) -> list[int]:
-        "Where its heads stand"
-        if starts is None: return places_of(self.heads, text)
-        return places_of([head for head in self.heads if (begin := head[:3]) in starts or not (begin.isalpha() and begin.isascii())
-                          or len(begin) < 3], text)
+        return found_at(self.pattern, text, places_of(self.heads, text, starts))
 
 def found_at(pattern: re.Pattern[str], text: str, places: Iterable[int]) -> Iterator[re.Match[str]]:
     "What a pattern finds that can begin at these places only; no two overlap"
@@ -152,7 +148,8 @@ def name(what: str, example: str, pattern: str, letters: str = '', no_name_after
                 re.compile(f'(?:{no_name_after})$', re.IGNORECASE) if no_name_after else None)
 
 # %% ../../nbs/analyst/01a_claims.ipynb #p01
-REACH = 128   # so far a pattern that begins with a digit sees at most
+REACH, BACK = 128, 32   # so far a pattern that begins with a digit sees at most
+IN_NAME = re.compile(r'\d+(?:[^\d.,%)，。；、）]|\.\d+\.\d)')   # digits that may be in a name: no percentage, no decimals unless a date has them
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -163,7 +160,7 @@ class Table:
     def suspects(self, text: str, begin: int, end: int) -> list[int]:
         "Where between two places a name may stand that begins with a digit"
         fits = self.any_of.match
-        return [place for run in DIGIT_RUN.finditer(text, begin, end) if fits(text, place := run.start())]
+        return [place for run in IN_NAME.finditer(text, begin, end) if fits(text, place := run.start())]
 
 def table(rows: Iterable[Name]) -> Table:
     "Rows made ready; those before which no figure may end are asked that once for all"
@@ -197,7 +194,7 @@ def cover(text: str, rows: Table | Iterable[Name]) -> str:
                         text[ends[-1]:]])
         again, last = set(begins[DIGITS]), 0
         for one in found:
-            again.update(known.suspects(text, max(last, one.start() - REACH), last := one.end() + REACH))
+            again.update(known.suspects(text, max(last, one.start() - REACH), last := one.end() + BACK))
         begins[DIGITS] = sorted(again)
     return text
 
@@ -745,20 +742,21 @@ ORDINALS = {word: value for value, word in enumerate(
     'first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth'.split(), 1)}
 ORDINAL_WORD = rf'(?:{"|".join(ORDINALS)}|\d{{1,4}}(?:st|nd|rd|th))'
 ORDINAL_DIGITS = re.compile(r'\d+(?:st|nd|rd|th)')
-RANKS = headed(   # and it begins with ordinals in digits
+RANKS = re.compile(
     rf'\brank(?:ed|s|ing)?(?:\s(?:is|as|in|at|now|still|currently|only|globally|the))*\s(?P<behind>{ORDINAL_WORD})\b'
     rf'|\b(?P<before>{ORDINAL_WORD})(?=[- ](?:largest|biggest|smallest|highest|lowest|strongest|most[- ][a-z]+)\b|\sby\s(?:market'
     rf'|volume|size)'
     r'|\s(?:place|rank)\b)'
-    rf'|\bnumber[ -](?P<cardinal>{UNDER_TEN}|ten)(?=\s(?:by|in|among|coin|crypto\w*|overall|globally)\b)', '|'.join(['rank', 'number', *ORDINALS]))
+    rf'|\bnumber[ -](?P<cardinal>{UNDER_TEN}|ten)(?=\s(?:by|in|among|coin|crypto\w*|overall|globally)\b)')
+RANK_HEADS = ('rank', 'number', *ORDINALS)   # or an ordinal in digits
 RANKS_HAN = re.compile(rf'第\s?(?:(?P<digits>\d{{1,4}})|(?P<numeral>{RUN}{{1,4}}))')
 IN_FIRST_PLACE = re.compile(r'\b(?:in the|take the)\s$')
 
 def ranks_found(text: str, starts: Starts = None) -> Iterator[Found]:
     "The ordinals that claim a place; and those in Chinese that stand where a value is expected"
     small = lower(text)
-    places = [*RANKS.places(small, starts), *(match.start() for match in ORDINAL_DIGITS.finditer(small))]
-    for match in found_at(RANKS.pattern, small, sorted(places)):
+    places = [*places_of(RANK_HEADS, small, starts), *(match.start() for match in ORDINAL_DIGITS.finditer(small))]
+    for match in found_at(RANKS, small, sorted(places)):
         kind = match.lastgroup or ''
         start, end = match.span(kind)
         word = match[kind]
@@ -869,12 +867,16 @@ def directed(text: str, found: list[Found], starts: Starts = None) -> list[tuple
 WORD = re.compile('[a-zβ]+')
 ALL_NAMES = table([*NAMES, *PERIODS, *DATES])
 
+def word_places(text: str) -> list[tuple[int, str]]:
+    "The words of a text in small letters, and where they begin"
+    return [(word.start(), word[0]) for word in WORD.finditer(text)]
+
 class Page:
     "A text as it is read here: plain, in small letters, and its words"
     def __init__(self, text: str):
         self.text, (self.flat, self.places) = text, plain(text)
         self.small = lower(self.flat)
-        self.words = [(word.start(), word[0]) for word in WORD.finditer(self.small)]   # in small letters, and where they begin
+        self.words = word_places(self.small)
         self.starts = None if 'β' in self.small else frozenset({word[:3] for _, word in self.words})
 
 def claims(

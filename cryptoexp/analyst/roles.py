@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .claims import END, Headed, found_at, headed, lower, places_of
+from .claims import END, Headed, Starts, found_at, headed, lower, places_of
 
 # %% ../../nbs/analyst/01b_roles.ipynb #role07
 COINS: dict[str, tuple[str, str, str, str]] = {   # id: names, names with a capital, tickers, Chinese names
@@ -53,11 +53,11 @@ def coin_names() -> tuple[dict[str, str], Headed]:
     heads = '|'.join(sorted({word.partition('-')[0].lower() for word, _ in parts}))
     return known, headed(rf'(?<![A-Za-z])(?:{ascii_parts})|{han_parts}', heads)
 
-def coins_in(text: str) -> list[tuple[int, int, str]]:   # plain, with its capitals
-    "Start, end and id of each coin a text names"
+def coins_in(text: str, starts: Starts = None) -> list[tuple[int, int, str]]:   # plain, with its capitals
+    "Start, end and id of each coin a text names; starts: how its words begin, where that is known"
     known, pattern = coin_names()
     found = []
-    for match in found_at(pattern.pattern, text, places_of(pattern.heads, lower(text))):
+    for match in found_at(pattern.pattern, text, places_of(pattern.heads, lower(text), starts)):
         word = match[0].lower().replace('-', ' ')
         found.append((match.start(), match.end(), known.get(word) or known[word.removesuffix('s')]))
     return found
@@ -95,11 +95,11 @@ class Named:
     subject: bool       # of its clause
     holds: bool         # beyond the next comma
 
-def named_coins(text: str, claimed: Iterable[tuple[int, int]]) -> list[Named]:
+def named_coins(text: str, claimed: Iterable[tuple[int, int]], word_starts: Starts = None) -> list[Named]:
     "The coins in a plain text, those in figures (21 BTC) left out; coins joined by \"and\" are one"
     spans, answer = sorted(claimed), list[Named]()
     starts = [start for start, _ in spans]
-    for start, end, coin in coins_in(text):
+    for start, end, coin in coins_in(text, word_starts):
         place = bisect_right(starts, start) - 1
         if place >= 0 and start < spans[place][1]: continue
         last = answer[-1] if answer else None
@@ -117,8 +117,8 @@ def named_coins(text: str, claimed: Iterable[tuple[int, int]]) -> list[Named]:
 # %% ../../nbs/analyst/01b_roles.ipynb #role13
 class Subjects:
     "Of which coins the figures of a text are said to be"
-    def __init__(self, text: str, claimed: Iterable[tuple[int, int]]):   # plain, and start and end of each figure
-        self.text, self.named = text, named_coins(text, claimed)
+    def __init__(self, text: str, claimed: Iterable[tuple[int, int]], word_starts: Starts = None):   # plain; start and end of each figure
+        self.text, self.named = text, named_coins(text, claimed, word_starts)
         self.starts = [one.start for one in self.named]
         self.ends = [-1, *(match.start() for match in END.finditer(text))]
         self.sections = self._headings() if self.named else []
@@ -196,22 +196,21 @@ class Role:
 
 class Levels:
     "The levels that the figures of a text are said to be"
-    def __init__(self, text: str):   # plain, in small letters
+    def __init__(self, text: str, starts: Starts = None):   # plain, in small letters
         self.text = text
-        self.words = [(match.start(), match.end(), match.lastgroup or '') for match in LEVEL_WORD.finditer(text)]
+        self.words = [(match.start(), match.end(), match.lastgroup or '') for match in LEVEL_WORD.finditer(text, starts)]
         self.starts = [one[0] for one in self.words]
         self.last: Role | None = None
 
     def of(self, start: int, end: int, before: int, sentence: tuple[int, int]) -> Role | None:
         "The role of the figure at a place, asked in order; before: end of the figure in front; sentence: begin and end of its own"
         if not self.words: return None
-        after = AFTERWARDS.match(self.text, end)
         place = bisect_left(self.starts, start) - 1
         roles = set[str]()
         following = bisect_left(self.starts, end)
         behind = self.words[following] if following < len(self.words) else None
         if behind and TO_A_NUMBER.match(self.text, behind[1]): behind = None   # it is the role of the next figure
-        if behind and after and behind[0] == after.end(): roles.add(behind[2])
+        if behind and (after := AFTERWARDS.match(self.text, end)) and behind[0] == after.end(): roles.add(behind[2])
         elif place >= 0 and self.words[place][0] >= max(before, sentence[0]) and start - self.words[place][1] <= 72:
             colon = AS_LABEL.match(self.text, self.words[place][1])
             clear = min(colon.end(), start) if colon else self.words[place][1]

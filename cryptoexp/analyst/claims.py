@@ -6,23 +6,23 @@
 __all__ = ['KEPT', 'REWRITTEN', 'HAN_MORE', 'PLAIN', 'LOWER', 'Starts', 'COVER', 'DIGITS', 'LONG', 'SMALL_LETTERS', 'DIGIT_RUN',
            'LONG_WORD', 'NUMERAL', 'REACH', 'BACK', 'IN_NAME', 'MONTHS', 'MONTH', 'YEAR', 'YEARS', 'MONTH_DIGITS',
            'DAY_DIGITS', 'DAY', 'NOT_IN_NUMBER', 'OPEN', 'CLOCK', 'AT_TIME', 'RATIO', 'PERIOD_NOUNS', 'CALENDAR',
-           'SPANS', 'CALENDAR_HAN', 'DATES', 'AVERAGES', 'OSCILLATORS', 'INDICATOR', 'MEASURED', 'NO_NUMBER',
-           'IDENTIFIERS', 'SCRIPTS', 'PRODUCTS', 'RANKED', 'ORDINAL_HAN', 'RANK_NOUN', 'WORDS_HAN', 'NAMES',
-           'UNDER_TEN', 'COUNTED', 'LENGTH', 'PERIOD', 'CUSTOMARY', 'NO_UNIT', 'STRETCH', 'SAYS', 'IN_BRACKETS',
-           'WHOLE_WORD', 'AVERAGE_HEADS', 'OSCILLATOR_HEADS', 'INDICATORS', 'PERIODS', 'SCALE', 'UNIT', 'NO_CODES',
-           'SCALE_WORD', 'SCALE_LETTER', 'LATE_SCALE', 'ANY_UNIT', 'UNIT_GROUPS', 'CODE_UNIT', 'TAIL', 'MONEY', 'HEAD',
-           'NO_TAIL', 'HEAD_ENDS', 'ROUGH', 'NUMBER', 'NO_SEPARATORS', 'SCALED', 'POWER_SIGNS', 'SCALE_BEGINS', 'POWER',
-           'ORDINAL', 'GLUED', 'TARGET', 'LABEL', 'PARTS', 'LABEL_ENDS', 'SECTION', 'MARKER', 'CURRENCIES', 'CAPITALS',
-           'SMALL', 'TENS', 'BIG', 'PARTIAL', 'MULTIPLE', 'VALUED', 'KINDS_OF_WORDS', 'WORD_HEADS', 'WORDS',
-           'AFTER_ORDINAL', 'LEVEL', 'HAN_DIGITS', 'HAN_SCALES', 'RUN', 'KINDS_OF_HAN', 'HAN_NUMBER', 'TENTH',
-           'HAN_UNIT', 'SIGNS', 'ORDINALS', 'ORDINAL_WORD', 'ORDINAL_DIGITS', 'RANKS', 'RANK_HEADS', 'RANKS_HAN',
-           'IN_FIRST_PLACE', 'ROMAN', 'ROMAN_RUN', 'ROMAN_DIGITS', 'NO_ROMAN', 'NO_RISK', 'DENIED', 'JOINED', 'PAIRED',
-           'DIRECTION', 'FILLER', 'BEHIND', 'END', 'WORD', 'ALL_NAMES', 'plain_character', 'Characters', 'plain',
-           'lower', 'places_of', 'Headed', 'found_at', 'headed', 'Name', 'name', 'Table', 'table', 'heads_in', 'cover',
-           'part_of', 'counted', 'cover_names', 'Claim', 'Found', 'rounding', 'unit_of', 'with_tail', 'digits_found',
-           'is_name', 'in_row', 'spelled', 'words_found', 'number_in_words', 'share', 'han_value', 'han_found',
-           'signs_found', 'ranks_found', 'roman_found', 'promises_found', 'joined', 'directed', 'word_places', 'Page',
-           'claims']
+           'BEFORE_YEAR', 'SPANS', 'CALENDAR_HAN', 'DATES', 'AVERAGES', 'OSCILLATORS', 'INDICATOR', 'MEASURED',
+           'NO_NUMBER', 'IDENTIFIERS', 'SCRIPTS', 'PRODUCTS', 'RANKED', 'ORDINAL_HAN', 'RANK_NOUN', 'WORDS_HAN',
+           'NAMES', 'UNDER_TEN', 'COUNTED', 'LENGTH', 'PERIOD', 'CUSTOMARY', 'NO_UNIT', 'STRETCH', 'SAYS',
+           'IN_BRACKETS', 'WHOLE_WORD', 'AVERAGE_HEADS', 'OSCILLATOR_HEADS', 'INDICATORS', 'PERIODS', 'SCALE', 'UNIT',
+           'NO_CODES', 'SCALE_WORD', 'SCALE_LETTER', 'LATE_SCALE', 'ANY_UNIT', 'UNIT_GROUPS', 'CODE_UNIT', 'TAIL',
+           'MONEY', 'HEAD', 'NO_TAIL', 'HEAD_ENDS', 'ROUGH', 'NUMBER', 'NO_SEPARATORS', 'SCALED', 'POWER_SIGNS',
+           'SCALE_BEGINS', 'POWER', 'ORDINAL', 'GLUED', 'TARGET', 'LABEL', 'PARTS', 'LABEL_ENDS', 'SECTION', 'MARKER',
+           'CURRENCIES', 'CAPITALS', 'SMALL', 'TENS', 'BIG', 'PARTIAL', 'MULTIPLE', 'VALUED', 'KINDS_OF_WORDS',
+           'WORD_HEADS', 'WORDS', 'AFTER_ORDINAL', 'LEVEL', 'HAN_DIGITS', 'HAN_SCALES', 'RUN', 'KINDS_OF_HAN',
+           'HAN_NUMBER', 'TENTH', 'HAN_UNIT', 'SIGNS', 'ORDINALS', 'ORDINAL_WORD', 'ORDINAL_DIGITS', 'RANKS',
+           'RANK_HEADS', 'RANKS_HAN', 'IN_FIRST_PLACE', 'ROMAN', 'ROMAN_RUN', 'ROMAN_DIGITS', 'NO_ROMAN', 'NO_RISK',
+           'DENIED', 'JOINED', 'PAIRED', 'DIRECTION', 'FILLER', 'BEHIND', 'END', 'WORD', 'ALL_NAMES', 'plain_character',
+           'Characters', 'plain', 'lower', 'places_of', 'Headed', 'found_at', 'headed', 'Name', 'name', 'Table',
+           'table', 'heads_in', 'cover', 'part_of', 'counted', 'cover_names', 'Claim', 'Found', 'rounding', 'unit_of',
+           'with_tail', 'digits_found', 'is_name', 'in_row', 'spelled', 'words_found', 'number_in_words', 'share',
+           'han_value', 'han_found', 'signs_found', 'ranks_found', 'roman_found', 'promises_found', 'joined',
+           'directed', 'word_places', 'Page', 'claims']
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai04
 import re
@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import nan
+from typing import NamedTuple
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai07
 KEPT = dict.fromkeys('，。；、…–—½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞‰‱₿〇±')
@@ -127,7 +128,7 @@ def headed(
 # %% ../../nbs/analyst/01a_claims.ipynb #nam02
 COVER = '\ue000'
 DIGITS, LONG, SMALL_LETTERS = ('digits',), ('long',), 'small'   # as heads: a row of digits, a long word, what follows in any letters
-DIGIT_RUN = re.compile(r'\d+')
+DIGIT_RUN = re.compile('[0-9][0-9]*')   # of a plain text; a pattern that begins with one character of a set is sought faster
 LONG_WORD = re.compile('[0-9A-Za-z]{26,}')
 NUMERAL = re.compile('[0-9零〇一二两三四五六七八九十百千万亿兆半几]')
 
@@ -149,7 +150,7 @@ def name(what: str, example: str, pattern: str, letters: str = '', no_name_after
 
 # %% ../../nbs/analyst/01a_claims.ipynb #p01
 REACH, BACK = 128, 32   # so far a pattern that begins with a digit sees at most
-IN_NAME = re.compile(r'\d+(?:[^\d.,%)，。；、）]|\.\d+\.\d)')   # digits that may be in a name: no percentage, no decimals unless a date has them
+IN_NAME = re.compile(r'[0-9][0-9]*(?:[^\d.,%)，。、；）]|\.\d+\.\d|(?<=19\d\d)|(?<=20\d\d))')   # that may be in a name: a year, but no percentage
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -170,21 +171,22 @@ def table(rows: Iterable[Name]) -> Table:
     behind = '|'.join(one.removeprefix(least) for one in patterns if one.startswith(least))
     return Table(kinds, re.compile('|'.join([f'{least}(?:{behind})', *alone] if behind else alone) or '(?!)'))
 
-def heads_in(text: str, heads: tuple[str, ...]) -> list[int]:
-    "Where one of the heads of a row stands"
+def heads_in(text: str, heads: tuple[str, ...], starts: Starts) -> list[int]:
+    "Where one of the heads of a row stands; starts: the first two characters of all words"
     if heads[0] == SMALL_LETTERS: return places_of(heads[1:], lower(text))
-    if heads != LONG: return places_of(heads, text)
+    if heads != LONG: return places_of([head for head in heads if starts is None or head[:2] in starts or len(head) < 2
+                                        or not (head[0].isascii() and head[0].isalpha())], text)
     return [word.start() for word in LONG_WORD.finditer(text)] if max(map(len, text.split()), default=0) > 25 else []
 
 
 # %% ../../nbs/analyst/01a_claims.ipynb #cov02
-def cover(text: str, rows: Table | Iterable[Name]) -> str:
-    "The text, as long as before, with the numerals of all names covered"
+def cover(text: str, rows: Table | Iterable[Name], starts: Starts = None) -> str:
+    "The text, as long as before, with the numerals of all names covered; starts: the first two characters of its words"
     known = rows if isinstance(rows, Table) else table(rows)
     begins = {DIGITS: known.suspects(text, 0, len(text))}
     for row in known.rows:
         if row.heads != DIGITS and row.letters and not any(part in text for part in row.letters): continue
-        if row.heads and row.heads not in begins: begins[row.heads] = heads_in(text, row.heads)
+        if row.heads and row.heads not in begins: begins[row.heads] = heads_in(text, row.heads, starts)
         told, found = row.no_name_after, list[re.Match[str]]()
         for one in found_at(row.pattern, text, begins[row.heads]) if row.heads else row.pattern.finditer(text):
             if not (told and told.search(text, max(0, one.start() - 40), one.start())): found.append(one)
@@ -230,12 +232,12 @@ CALENDAR = (
     name('zone', 'UTC+8', r'\b(?:UTC|GMT)\s?[+-]\s?\d{1,2}(?::\d\d)?', 'UTC GMT'))
 
 # %% ../../nbs/analyst/01a_claims.ipynb #nam05
+BEFORE_YEAR = '(?=19|20)(?:' + '|'.join(rf'(?<=\b{word}[ -])' for word in (
+    '[Ii]n', '[Ss]ince', '[Uu]ntil', '[Dd]uring', 'early', 'late', 'mid', '[Ee]nd of', '[Ss]tart of', '[Yy]ear')) + ')'
 SPANS = (
     name('quarter or half', 'Q3 2024', rf'\b(?:Q[1-4]|H[12])(?:\s?{YEAR})?\b|\b{YEAR}\s?(?:Q[1-4]|H[12])\b', 'Q1 Q2 Q3 Q4 H1 H2'),
     name('financial year, decade', 'FY 2024', rf"\bFY\s?(?:{YEAR}|\d\d)\b|\b{YEAR[:-2]}0s\b|'\d0s\b", 'FY 0s'),
-    name('year behind a word', 'since 2021', r'\b(?:[Ii]n|[Ss]ince|[Uu]ntil|[Dd]uring|early|late|mid|[Ee]nd of|[Ss]tart of|[Yy]ear)[ -]'
-         rf'{YEAR}\b{OPEN}(?!\s?[-–]\s?\d)', YEARS,
-         heads='In in Since since Until until During during early late mid End end Start start Year year'),
+    name('year behind a word', 'since 2021', rf'{BEFORE_YEAR}{YEAR}\b{OPEN}(?!\s?[-–]\s?\d)', heads='digits'),
     name('year of something', 'the 2021 bull market', rf'(?<=[Tt]he ){YEAR}(?:\s?[-–]\s?{YEAR})?(?= {PERIOD_NOUNS}s?\b)',
          YEARS, heads='digits'))
 CALENDAR_HAN = (
@@ -430,8 +432,7 @@ HEAD = re.compile(
 NO_TAIL, HEAD_ENDS = '.,;:)\n。，；：、）', frozenset('-+–$€£¥₿DRPYBTC')   # no tail begins so, and every head ends so
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai19
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     "A number that a text claims"
     start: int         # place in the text, with currency and sign
     end: int           # behind its last character, with scale and unit
@@ -741,7 +742,7 @@ def signs_found(text: str) -> Iterator[Found]:
 ORDINALS = {word: value for value, word in enumerate(
     'first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth'.split(), 1)}
 ORDINAL_WORD = rf'(?:{"|".join(ORDINALS)}|\d{{1,4}}(?:st|nd|rd|th))'
-ORDINAL_DIGITS = re.compile(r'\d+(?:st|nd|rd|th)')
+ORDINAL_DIGITS = re.compile(r'[0-9][0-9]*(?:st|nd|rd|th)')
 RANKS = re.compile(
     rf'\brank(?:ed|s|ing)?(?:\s(?:is|as|in|at|now|still|currently|only|globally|the))*\s(?P<behind>{ORDINAL_WORD})\b'
     rf'|\b(?P<before>{ORDINAL_WORD})(?=[- ](?:largest|biggest|smallest|highest|lowest|strongest|most[- ][a-z]+)\b|\sby\s(?:market'
@@ -774,7 +775,7 @@ ROMAN = re.compile(r'(?=[MDCLXVI]{2})(?:(?<=\bis )|(?<=\bat )|(?<=\bof )|(?<=\bt
                    r'|(?<=\breads )|(?<=\bhits )'
                    r'|(?<=\breached )|(?<=[=:] )|(?<=[=:为是达到至于])|(?<=[为是达到至于] ))'
                    r'M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?![A-Za-z\d+&-])')
-ROMAN_RUN = re.compile('[MDCLXVI]{2,}')
+ROMAN_RUN = re.compile('[MDCLXVI][MDCLXVI]+')
 ROMAN_DIGITS = dict(zip('MDCLXVI', (1000, 500, 100, 50, 10, 5, 1)))
 NO_ROMAN = ('MIX', 'DI', 'CD', 'DC', 'MD', 'MM', 'CV', 'DIM', 'CIVIC', 'LI', 'XI', 'DM', 'CC', 'MC', 'CI', 'CL', 'LC', 'CM', 'MV')
 
@@ -864,7 +865,7 @@ def directed(text: str, found: list[Found], starts: Starts = None) -> list[tuple
     return answer
 
 # %% ../../nbs/analyst/01a_claims.ipynb #clai32
-WORD = re.compile('[a-zβ]+')
+WORD = re.compile('[a-zβ][a-zβ]*')
 ALL_NAMES = table([*NAMES, *PERIODS, *DATES])
 
 def word_places(text: str) -> list[tuple[int, str]]:
@@ -878,6 +879,7 @@ class Page:
         self.small = lower(self.flat)
         self.words = word_places(self.small)
         self.starts = None if 'β' in self.small else frozenset({word[:3] for _, word in self.words})
+        self.pairs = self.starts and frozenset({self.flat[place:place + 2] for place, _ in self.words})   # with capitals
 
 def claims(
     text: str | Page,            # in English, Chinese, or both
@@ -885,7 +887,7 @@ def claims(
 ) -> list[Claim]:                # in the order of the text; no two overlap
     "Every number that a text claims"
     page = text if isinstance(text, Page) else Page(text)
-    hidden, starts, places = cover(cover_names(page.flat, tuple(names)), ALL_NAMES), page.starts, page.places
+    hidden, starts, places = cover(cover_names(page.flat, tuple(names)), ALL_NAMES, page.pairs), page.starts, page.places
     found: list[Found] = []
     for one in sorted([*digits_found(hidden), *words_found(hidden, starts), *han_found(hidden), *signs_found(hidden),
                        *ranks_found(hidden, starts), *roman_found(hidden), *promises_found(hidden, starts)], key=lambda one: one.digits):

@@ -20,6 +20,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from .claims import DIGIT_RUN, HAN_DIGITS, SMALL, Claim, Page, claims, found_at, lower, places_of, plain, word_places
 from .facts import LANGUAGES, Fact, Facts, shown
@@ -149,7 +150,7 @@ LENGTHS = {'d': 1.0, 'h': 1 / 24, 'w': 7.0, 'm': 30.0, 'y': 365.0, '天': 1.0, '
            '小时': 1 / 24, '个月': 30.0}
 FALLS = re.compile('drawdown|decline|loss|below|fall|worst|回撤|跌幅|亏损|低于|最差')   # a size without a sign is a fall in such a name
 
-NUMBERED = re.compile(r'\d+[ -]?[dhwmy天日周年个小期]')
+NUMBERED = re.compile(r'[0-9][0-9]*[ -]?[dhwmy天日周年个小期]')
 WHOLE = ('the', 'a', 'one', 'past', 'last', 'this', '过去', '近', '最近', '一')
 
 def begins_of_durations(text: str) -> list[int]:
@@ -292,7 +293,8 @@ class Reader:
         "Those of some facts that are named in a sentence, so firmly at least; of at most 40 mentions"
         first = bisect_left(self.starts, sentence[0])
         told = self.mentions[first:min(first + 40, bisect_left(self.starts, sentence[1]))]
-        return [key for key in keys if any(key in one[2] and one[4] >= least for one in told)]
+        firm = [one[2] for one in told if one[4] >= least]
+        return [key for key in keys if [ids for ids in firm if key in ids]]
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grn02
 Names = tuple[tuple[str, str, str], ...]   # id and both names of facts
@@ -436,8 +438,7 @@ WHY: dict[str, tuple[str, str]] = {
     'unknown id': ('there is no fact with this id', '没有该标识的事实'),
     'absent': ('the value of this fact is not known', '该事实的数值未知')}
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     "One claim, and the fact that bears it out, or why none does"
     claim: Claim
     fact_id: str = ''   # the fact; where none bears it out, the one that the sentence seems to be about, if any

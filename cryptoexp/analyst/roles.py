@@ -269,17 +269,17 @@ def foretold(text: str, start: int, end: int, sentence: tuple[int, int]) -> Fore
     begin, last = sentence
     lead = text[max(begin, start - 160):start]
     offset = start - len(lead)
+    verbs_of = [(list(pattern.finditer(lead)), may) for pattern, may in ((WILL, False), (MAY, True))]
+    times, behind = list(SOMEDAY.finditer(lead)), SOMEDAY.search(text, end, min(last, end + 40))
+    if not (times or behind or any(verbs for verbs, _ in verbs_of)): return None
     conditions = [match.start() for match in CONDITION.finditer(lead)]
     if conditions and not CUT.search(lead, conditions[-1]) and not WILL.search(lead, conditions[-1]): return None
-    for pattern, may in ((WILL, False), (MAY, True)):
-        verbs = list(pattern.finditer(lead))
+    for verbs, may in verbs_of:
         if not verbs or CUT.search(lead, verbs[-1].end()): continue
         if verbs[-1][0][:4] in ('fore', 'pred') or not FINITE.search(lead, verbs[-1].end()):
             return Foretold(verbs[-1].end() + offset, False, may, bool(conditions) and conditions[0] < verbs[-1].start())
-    times = list(SOMEDAY.finditer(lead))
     if times and not LATER_CLAUSE.search(lead, times[-1].end()):
         return Foretold(times[-1].end() + offset, True, False, bool(conditions))
-    behind = SOMEDAY.search(text, end, min(last, end + 40))
     if behind and not CUT.search(text, end, behind.start()): return Foretold(behind.end(), True, False, bool(conditions))
     return None
 

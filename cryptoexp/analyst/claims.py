@@ -225,9 +225,8 @@ CALENDAR = (
          rf'|(?<![\d.,:])\d{CLOCK}(?=\s?(?:[ap]\.?m|UTC|GMT))', ':0 :1 :2 :3 :4 :5', RATIO,
          heads='digits'),
     name('hour', '3 pm', rf'{NOT_IN_NUMBER}(?:1[0-2]|[1-9])\s?(?:am|pm|a\.m\.|p\.m\.)(?![a-z])', 'am pm a.m. p.m.'),
-    name('month and day', 'August 9, 2024', rf'\b{MONTH}\s{{1,2}}{DAY}(?:\s?[-–]\s?{DAY})?\b(?:,?\s{{1,2}}{YEAR})?{OPEN}', MONTHS,
-         heads=MONTHS),
-    name('month and year', 'March 2024', rf'\b{MONTH},?\s{{1,2}}{YEAR}{OPEN}', MONTHS, heads=MONTHS),
+    name('month and day', 'August 9, 2024', rf'\b{MONTH}\s{{1,2}}{DAY}(?:\s?[-–]\s?{DAY})?\b(?:,?\s{{1,2}}{YEAR})?{OPEN}', heads=MONTHS),
+    name('month and year', 'March 2024', rf'\b{MONTH},?\s{{1,2}}{YEAR}{OPEN}', heads=MONTHS),
     name('day and month', '9 August 2024', rf'{NOT_IN_NUMBER}{DAY}\s(?:of\s)?{MONTH}(?:,?\s{{1,2}}{YEAR}{OPEN})?', MONTHS),
     name('zone', 'UTC+8', r'\b(?:UTC|GMT)\s?[+-]\s?\d{1,2}(?::\d\d)?', 'UTC GMT'))
 
@@ -363,17 +362,15 @@ PERIODS = [
          rf'{LENGTH}\s?个?(?:日|天|周|月|小时|分钟|期|时)\s?的?\s?(?:简单|指数|加权|线|平均)?{INDICATOR}',
          INDICATORS),
     name('bare period, average', '50 EMA', rf'(?<![\d.,]){CUSTOMARY}[ -]?{AVERAGES}\b', INDICATORS),
-    name('average, period', 'SMA50', rf'{WHOLE_WORD}{AVERAGES}(?:-|\(\s?|){LENGTH}{NO_UNIT}', INDICATORS, heads=AVERAGE_HEADS),
-    name('average, period, apart', 'EMA (20)', rf'{WHOLE_WORD}{AVERAGES} \(?{CUSTOMARY}{NO_UNIT}', INDICATORS, heads=AVERAGE_HEADS),
+    name('average, period', 'SMA50', rf'{WHOLE_WORD}{AVERAGES}(?:-|\(\s?|){LENGTH}{NO_UNIT}', heads=AVERAGE_HEADS),
+    name('average, period, apart', 'EMA (20)', rf'{WHOLE_WORD}{AVERAGES} \(?{CUSTOMARY}{NO_UNIT}', heads=AVERAGE_HEADS),
     name('chart', '4-hour chart', rf'{LENGTH}[ -]?{STRETCH}[ -]?(?:averages?|mean|charts?|timeframe)\b', 'verage mean chart frame'),
     name('candles', '30 candles', rf'{LENGTH}[ -](?:{STRETCH}[ -])?(?:candles?|bars?|periods?|sessions)\b', 'candle bar period session'),
     name('chart in Chinese', '4 小时图', rf'{LENGTH}\s?(?:(?:日|天|周|小时|分钟)\s?(?:图|级别|周期)|根)', '图 级别 周期 根'),
-    name('oscillator, period', 'RSI-14', rf'{WHOLE_WORD}{OSCILLATORS}(?:\(|-|){PERIOD}(?![\d%])', INDICATORS,
-         heads=OSCILLATOR_HEADS),
+    name('oscillator, period', 'RSI-14', rf'{WHOLE_WORD}{OSCILLATORS}(?:\(|-|){PERIOD}(?![\d%])', heads=OSCILLATOR_HEADS),
     name('oscillator (period)', 'RSI (14)',
          rf'{WHOLE_WORD}{OSCILLATORS} \(\s?(?:6|7|9|12|14|21)\s?(?:[,-]?\s?(?:days?|d|日|天))?\s?\)', '(', heads=OSCILLATOR_HEADS),
-    name('oscillator, period, verb', 'RSI 14 is', rf'{WHOLE_WORD}{OSCILLATORS}\s(?:6|7|9|12|14|21|24){SAYS}', INDICATORS,
-         heads=OSCILLATOR_HEADS),
+    name('oscillator, period, verb', 'RSI 14 is', rf'{WHOLE_WORD}{OSCILLATORS}\s(?:6|7|9|12|14|21|24){SAYS}', heads=OSCILLATOR_HEADS),
     name('period in numerals', '二十日均线', '(?:[一二三五六十]|十四|二十|五十|六十|一百|二百|两百)[日周天]均?线', '线')]
 
 # %% ../../nbs/analyst/01a_claims.ipynb #uni01
@@ -638,7 +635,7 @@ def words_found(text: str, starts: Starts = None) -> Iterator[Found]:
 def number_in_words(one: Found, said: str, text: str) -> bool:
     "Read the number; False where it only counts, as in \"one of the inputs\" and \"two outputs\""
     start, end = one.start, one.end
-    words = re.findall('[a-z]+', re.sub(r'\band\b', '', said))
+    words = [word for word in said.replace('-', ' ').split() if word != 'and']
     if words[0] == 'a': words = words[1:]
     if words == ['one'] and re.match(r'\s(?:of|by)\b', text[end:end + 4]): return False
     one.value = spelled(words)

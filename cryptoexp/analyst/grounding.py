@@ -344,14 +344,14 @@ def subject(reader: Reader, start: int, end: int, before: int) -> tuple[Mention 
     "The name that a number stands at, and whether it stands directly beside it"
     text, mentions, place = reader.text, reader.mentions, bisect_left(reader.starts, start) - 1
     last = place
-    while last >= 0 and not binds(mentions[last]) and start - mentions[last][1] < 60: last -= 1
-    one = mentions[last] if last >= 0 and binds(mentions[last]) and before <= mentions[last][0] and start - mentions[last][1] < 60 else None
+    while last >= 0 and start - mentions[last][1] < 60 and not binds(mentions[last]): last -= 1
+    one = mentions[last] if last >= 0 and before <= mentions[last][0] and start - mentions[last][1] < 60 else None
     together = phrase(reader, place, before) if place >= 0 and start - mentions[place][1] < 60 else None
     if together and SIDE.fullmatch(text, together[1], start): return together, True
     if one and SIDE.fullmatch(text, one[1], start): return one, True
-    back, following = BACK.match(text, end), bisect_left(reader.starts, end)
-    if back and following < len(mentions) and mentions[following][0] == back.end() and binds(mentions[following]):
-        return mentions[following], True
+    following = bisect_left(reader.starts, end)
+    if following < len(mentions) and binds(mentions[following]) and (back := BACK.match(text, end)):
+        if mentions[following][0] == back.end(): return mentions[following], True
     if one and start - one[1] < 48 and not PAUSE.search(text, one[1], start) and not THRESHOLD.search(text, one[1],
         start): return one, False
     return None, False

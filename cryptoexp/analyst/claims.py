@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'REWRITTEN', 'HAN_MORE', 'PLAIN', 'LOWER', 'Starts', 'COVER', 'DIGITS', 'LONG', 'SMALL_LETTERS', 'DIGIT_RUN',
-           'LONG_WORD', 'NUMERAL', 'REACH', 'BACK', 'IN_NAME', 'MONTHS', 'MONTH', 'YEAR', 'YEARS', 'MONTH_DIGITS',
-           'DAY_DIGITS', 'DAY', 'NOT_IN_NUMBER', 'OPEN', 'CLOCK', 'AT_TIME', 'RATIO', 'PERIOD_NOUNS', 'CALENDAR',
-           'BEFORE_YEAR', 'SPANS', 'CALENDAR_HAN', 'DATES', 'AVERAGES', 'OSCILLATORS', 'INDICATOR', 'MEASURED',
-           'NO_NUMBER', 'IDENTIFIERS', 'SCRIPTS', 'PRODUCTS', 'RANKED', 'ORDINAL_HAN', 'RANK_NOUN', 'WORDS_HAN',
-           'NAMES', 'UNDER_TEN', 'COUNTED', 'LENGTH', 'PERIOD', 'CUSTOMARY', 'NO_UNIT', 'STRETCH', 'SAYS',
+           'WHOLE_RUN', 'LONG_WORD', 'NUMERAL', 'REACH', 'BACK', 'IN_NAME', 'MONTHS', 'MONTH', 'YEAR', 'YEARS',
+           'MONTH_DIGITS', 'DAY_DIGITS', 'DAY', 'NOT_IN_NUMBER', 'OPEN', 'CLOCK', 'AT_TIME', 'RATIO', 'PERIOD_NOUNS',
+           'CALENDAR', 'BEFORE_YEAR', 'SPANS', 'CALENDAR_HAN', 'DATES', 'AVERAGES', 'OSCILLATORS', 'INDICATOR',
+           'MEASURED', 'NO_NUMBER', 'IDENTIFIERS', 'SCRIPTS', 'PRODUCTS', 'RANKED', 'ORDINAL_HAN', 'RANK_NOUN',
+           'WORDS_HAN', 'NAMES', 'UNDER_TEN', 'COUNTED', 'LENGTH', 'PERIOD', 'CUSTOMARY', 'NO_UNIT', 'STRETCH', 'SAYS',
            'IN_BRACKETS', 'WHOLE_WORD', 'AVERAGE_HEADS', 'OSCILLATOR_HEADS', 'INDICATORS', 'PERIODS', 'SCALE', 'UNIT',
            'NO_CODES', 'SCALE_WORD', 'SCALE_LETTER', 'LATE_SCALE', 'ANY_UNIT', 'UNIT_GROUPS', 'CODE_UNIT', 'TAIL',
            'MONEY', 'HEAD', 'NO_TAIL', 'HEAD_ENDS', 'ROUGH', 'NUMBER', 'NO_SEPARATORS', 'SCALED', 'POWER_SIGNS',
@@ -129,6 +129,7 @@ def headed(
 COVER = '\ue000'
 DIGITS, LONG, SMALL_LETTERS = ('digits',), ('long',), 'small'   # as heads: a row of digits, a long word, what follows in any letters
 DIGIT_RUN = re.compile('[0-9][0-9]*')   # of a plain text; a pattern that begins with one character of a set is sought faster
+WHOLE_RUN = '[0-9](?<![0-9][0-9])[0-9]*+'   # the same before something else, and never from within
 LONG_WORD = re.compile('[0-9A-Za-z]{26,}')
 NUMERAL = re.compile('[0-9零〇一二两三四五六七八九十百千万亿兆半几]')
 
@@ -150,7 +151,7 @@ def name(what: str, example: str, pattern: str, letters: str = '', no_name_after
 
 # %% ../../nbs/analyst/01a_claims.ipynb #p01
 REACH, BACK = 128, 32   # so far a pattern that begins with a digit sees at most
-IN_NAME = re.compile(r'[0-9][0-9]*(?:[^\d.,%)，。、；）]|\.\d+\.\d|(?<=19\d\d)|(?<=20\d\d))')   # that may be in a name: a year, but no percentage
+IN_NAME = re.compile(WHOLE_RUN + r'(?:[^\d.,%)，。、；）]|\.\d+\.\d|(?<=19\d\d)|(?<=20\d\d))')   # that may be in a name: a year, but no percentage
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -739,7 +740,7 @@ def signs_found(text: str) -> Iterator[Found]:
 ORDINALS = {word: value for value, word in enumerate(
     'first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth'.split(), 1)}
 ORDINAL_WORD = rf'(?:{"|".join(ORDINALS)}|\d{{1,4}}(?:st|nd|rd|th))'
-ORDINAL_DIGITS = re.compile(r'[0-9][0-9]*(?:st|nd|rd|th)')
+ORDINAL_DIGITS = re.compile(WHOLE_RUN + '(?:st|nd|rd|th)')
 RANKS = re.compile(
     rf'\brank(?:ed|s|ing)?(?:\s(?:is|as|in|at|now|still|currently|only|globally|the))*\s(?P<behind>{ORDINAL_WORD})\b'
     rf'|\b(?P<before>{ORDINAL_WORD})(?=[- ](?:largest|biggest|smallest|highest|lowest|strongest|most[- ][a-z]+)\b|\sby\s(?:market'

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from .claims import DIGIT_RUN, HAN_DIGITS, SMALL, Claim, Page, claims, found_at, lower, places_of, plain, word_places
+from .claims import DIGIT_RUN, HAN_DIGITS, SMALL, WHOLE_RUN, Claim, Page, claims, found_at, lower, places_of, plain, word_places
 from .facts import LANGUAGES, Fact, Facts, shown
 from .roles import COINS, Forecasts, Foretold, Levels, Role, Subjects, coins_in
 
@@ -150,7 +150,7 @@ LENGTHS = {'d': 1.0, 'h': 1 / 24, 'w': 7.0, 'm': 30.0, 'y': 365.0, '天': 1.0, '
            '小时': 1 / 24, '个月': 30.0}
 FALLS = re.compile('drawdown|decline|loss|below|fall|worst|回撤|跌幅|亏损|低于|最差')   # a size without a sign is a fall in such a name
 
-NUMBERED = re.compile(r'[0-9][0-9]*[ -]?[dhwmy天日周年个小期]')
+NUMBERED = re.compile(WHOLE_RUN + '[ -]?[dhwmy天日周年个小期]')
 WHOLE = ('the', 'a', 'one', 'past', 'last', 'this', '过去', '近', '最近', '一')
 
 def begins_of_durations(text: str) -> list[int]:

@@ -58,7 +58,7 @@ def plain_character(char: str) -> str:
 
 class Characters(dict[int, str]):
     "Plain characters by code point, each made when it is first met; uneven: those met that are not one character each"
-    uneven: set[str] = set()
+    def __init__(self) -> None: self.uneven = set[str]()
 
     def __missing__(self, code: int) -> str:
         part = plain_character(chr(code))
@@ -151,7 +151,7 @@ def name(what: str, example: str, pattern: str, letters: str = '', no_name_after
 
 # %% ../../nbs/analyst/01a_claims.ipynb #p01
 REACH, BACK = 128, 32   # so far a pattern that begins with a digit sees at most
-IN_NAME = re.compile(WHOLE_RUN + r'(?:[^\d.,%)，。、；）]|\.\d+\.\d|(?<=19\d\d)|(?<=20\d\d))')   # that may be in a name: a year, but no percentage
+IN_NAME = re.compile(WHOLE_RUN + r'(?:[^\d.,%)，。、；）]|\.\d+\.\d|(?<=19\d\d)|(?<=20\d\d))')   # a year, but no percentage
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -184,9 +184,11 @@ def heads_in(text: str, heads: tuple[str, ...], starts: Starts) -> list[int]:
 def cover(text: str, rows: Table | Iterable[Name], starts: Starts = None) -> str:
     "The text, as long as before, with the numerals of all names covered; starts: the first two characters of its words"
     known = rows if isinstance(rows, Table) else table(rows)
-    begins = {DIGITS: known.suspects(text, 0, len(text))}
+    begins: dict[tuple[str, ...], list[int]] = {DIGITS: known.suspects(text, 0, len(text))}
     for row in known.rows:
-        if row.heads != DIGITS and row.letters and not any(part in text for part in row.letters): continue
+        if row.heads == DIGITS:
+            if not begins[DIGITS]: continue
+        elif row.letters and not [part for part in row.letters if part in text]: continue
         if row.heads and row.heads not in begins: begins[row.heads] = heads_in(text, row.heads, starts)
         told, found = row.no_name_after, list[re.Match[str]]()
         for one in found_at(row.pattern, text, begins[row.heads]) if row.heads else row.pattern.finditer(text):

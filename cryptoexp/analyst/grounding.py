@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from .claims import DIGIT_RUN, HAN_DIGITS, SMALL, WHOLE_RUN, Claim, Page, claims, found_at, lower, places_of, plain, word_places
+from .claims import (
+    DIGIT_RUN, HAN_DIGITS, SMALL, WHOLE_RUN, Claim, Page, claims, found_at, lower, places_of, plain, word_places)
 from .facts import LANGUAGES, Fact, Facts, shown
 from .roles import COINS, Forecasts, Foretold, Levels, Role, Subjects, coins_in
 

@@ -251,7 +251,8 @@ CUT = re.compile(r'[,，;；:：。]')
 LATER_CLAUSE = re.compile(r'[;；]|[:：](?!\s?$)|当前|目前|现在|\bnow\b|\bcurrently\b|\btoday\b|[,，]?\s(?:and|but|while)\b|[，]?而|但')
 FUTURE = (   # one of these is in every word for it
     "will|shall|won't|going to|set to|bound to|expect|forecast|predict|projected|soon|'ll|将|会|预|很快|tomorrow|next |coming |by year"
-    '|by the end|in the future|in the near|y time|k time|h time|r time|s time|\' time|明|后天|下周|下月|下个月|下季度|下个季度|未来|今后|日后|年底前|月底前'
+    '|by the end|in the future|in the near|y time|k time|h time|r time|s time|\' time|明|后天|下周'
+    '|下月|下个月|下季度|下个季度|未来|今后|日后|年底前|月底前'
     '|could|may|might|likely to|可能|或|有望|上看|看至').split('|')
 FINITE = re.compile(r'\b(?:fell|rose|lost|gained|was|were|has|had|dropped|climbed|declined|is|are|stands?|trades?)\b|因为|由于|过去|已|曾')
 

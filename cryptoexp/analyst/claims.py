@@ -56,6 +56,7 @@ def plain_character(char: str) -> str:
     other = number is not None and flat == char and not '\u4e00' <= char <= '\u9fff' and char not in HAN_MORE and number == int(number)
     return str(int(number or 0)) if other else flat
 
+# %% ../../nbs/analyst/01a_claims.ipynb #chr02
 class Characters(dict[int, str]):
     "Plain characters by code point, each made when it is first met; uneven: those met that are not one character each"
     def __init__(self) -> None: self.uneven = set[str]()
@@ -505,6 +506,7 @@ def with_tail(
     one.bare = not one.unit and one.scale == 1.0
     return one
 
+# %% ../../nbs/analyst/01a_claims.ipynb #dig02
 def digits_found(covered: str) -> Iterator[Found]:
     "The numbers in digits that are no names"
     passed, starts = 0, [run.start() for run in DIGIT_RUN.finditer(covered)]

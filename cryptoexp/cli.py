@@ -195,8 +195,8 @@ def anew(arguments: argparse.Namespace) -> tuple[Any, Any]:   # MarketMaker, Res
     words = {name: f'the {name} market (SYNTHETIC, seed {config.seed})' for name in MADE_UP}
     live = f'{config.trading_pair} on {source}, live, on paper'
     what = words.get(source, live) if isinstance(source, str) else f'replay of {", ".join(path.name for path in source)}'
-    from cryptoexp.market_making import MarketMaker
     with announced(arguments, what) as turn:
+        from cryptoexp.market_making import MarketMaker
         maker = MarketMaker(config, source=source, preset=arguments.preset, duration=arguments.duration, speed=arguments.speed,
             out=arguments.out, streams=arguments.streams, journal=arguments.journal or None, on_turn=turn)
         return maker, ended(maker)
@@ -212,10 +212,9 @@ def again(arguments: argparse.Namespace) -> tuple[Any, Any]:
     if arguments.urls and not arguments.resume: problems.append(Problem('--url', 'a replay asks nobody'))
     if problems: raise ConfigError(problems)
     from dataclasses import replace
-    from cryptoexp.market_making import replayed, resumed
-    if arguments.replay:
-        with announced(arguments, f'{arguments.replay} once more') : return replayed(arguments.replay, arguments.out)
-    with announced(arguments, f'{arguments.resume} goes on') as turn:
+    with announced(arguments, f'{arguments.replay} once more' if arguments.replay else f'{arguments.resume} goes on') as turn:
+        from cryptoexp.market_making import replayed, resumed
+        if arguments.replay: return replayed(arguments.replay, arguments.out)
         maker = resumed(arguments.resume, reset=arguments.reset, on_turn=turn)
         venue = maker.source if isinstance(maker.source, str) and maker.source in LIVE_VENUES else None
         maker.config = replace(maker.config, venue_urls=maker.config.venue_urls | addresses(venue, arguments.urls))

@@ -22,7 +22,7 @@ class Signal(msgspec.Struct, frozen=True, gc=False):
     "One finding about one transaction"
     code: str                                      # name of the pattern
     score: float                                   # 0 to 1: how strongly the definition is met
-    confidence: float                              # 0 to 1: how likely it is what the name says
+    confidence: float                              # 0 to 1: how seldom something else has this form, as we judge it
     data: str                                      # letters out of S, P, H, L: what it rests on
     values: dict[str, int | float | str] = {}      # for the sentence that explains it; amounts in satoshi
 

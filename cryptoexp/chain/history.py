@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pandas as pd
 from .script import MAINNET, Network, address_of
-from .transaction import COIN, Outpoint, Output, Transaction
+from .transaction import COIN, Outpoint, Output, Transaction, outpoints_of
 from ..page import FIGURE_STYLE
 
 # %% ../../nbs/chain/11_history.ipynb #c05
@@ -268,10 +268,11 @@ def flows_of(tx: Transaction) -> dict[bytes, list[int]]:   # key -> received, sp
     "What a transaction moves in each account; inputs of unknown worth are left out"
     flows: dict[bytes, list[int]] = {}
     for one in tx.inputs:
-        if one.previous is None or (key := script_key(one.previous.script)) is None: continue
+        previous = one.previous
+        if previous is None or (key := script_key(previous.script)) is None: continue
         flow = flows.get(key)
         if flow is None: flow = flows[key] = [0, 0, 0, 0]
-        flow[1] += one.previous.value
+        flow[1] += previous.value
         flow[3] += 1
     for output in tx.outputs:
         if (key := script_key(output.script)) is None: continue
@@ -291,6 +292,7 @@ def apply(
     "Add what a transaction did"
     if tx.txid in history.entries: return None
     number, flows, accounts = history.count, flows_of(tx), history.accounts
+    touch = ((number, time),)          # one for all
     history.count += 1
     for key, (received, spent, receipts, spends) in flows.items():
         account = accounts.get(key)
@@ -304,12 +306,12 @@ def apply(
         account.receipts += receipts
         account.spends += spends
         account.transactions += 1
-        account.touches += ((number, time),)
+        account.touches += touch
     owners = tuple([key for key, flow in flows.items() if flow[3]]) if merge else ()
     if len(owners) > 1: history.clusters.join(tx.txid, owners)
-    outpoints = () if tx.is_coinbase else tuple([one.outpoint for one in tx.inputs if one.outpoint is not None])
-    for outpoint in outpoints: history.spenders[outpoint] = (*history.spenders.get(outpoint, ()), tx.txid)
-    moved = tuple([(key, flow[0], flow[1], flow[2], flow[3]) for key, flow in flows.items()])
+    outpoints, spenders = () if tx.is_coinbase else tuple(outpoints_of(tx)), history.spenders
+    for outpoint in outpoints: spenders[outpoint] = (*spenders.get(outpoint, ()), tx.txid)
+    moved = tuple([(key, *flow) for key, flow in flows.items()])
     entry = history.entries[tx.txid] = Entry(number, time, moved, outpoints, tx.outputs, owners)
     if len(history.entries) > history.depth: settle_oldest(history)
     if len(accounts) > history.most: give_up(history)
@@ -390,7 +392,8 @@ def rivals(
     tx: Transaction,
 ) -> list[str]:         # txids
     "Transactions seen that spend an output this one spends too"
-    spent = [one.outpoint for one in tx.inputs if one.outpoint is not None]
+    spent = outpoints_of(tx)
+    if history.spenders.keys().isdisjoint(spent): return []
     found = [other for outpoint in spent for other in history.spenders.get(outpoint, ()) if other != tx.txid]
     return list(dict.fromkeys(found))
 

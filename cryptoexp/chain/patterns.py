@@ -7,8 +7,8 @@ __all__ = ['DUST', 'SMALL', 'RARE', 'REVEALING', 'FLAGS', 'SEQUENCES', 'MOST_INP
            'RISKY', 'SERVICES', 'PATTERNS', 'DETECTORS', 'consolidation', 'batch_payment', 'exchange_withdrawal',
            'deposit_sweep', 'peeling_chain', 'dust_campaign', 'dust_output', 'is_campaign', 'dust_spent', 'fee_outlier',
            'overpaid', 'paid_by_relative', 'rare_script', 'signature_marks', 'signatures_of', 'signatures',
-           'unusual_sighash', 'fingerprint', 'locktime_word', 'sequence_word', 'replaceable', 'conflict', 'keys_of',
-           'proofs_of', 'multisig_spent', 'taproot_script', 'annex', 'address_reuse', 'ages_of', 'old_coins',
+           'unusual_sighash', 'fingerprint', 'is_sorted', 'locktime_word', 'sequence_word', 'replaceable', 'conflict',
+           'keys_of', 'proofs_of', 'multisig_spent', 'taproot_script', 'annex', 'address_reuse', 'ages_of', 'old_coins',
            'sanctioned_direct', 'sanctioned_one_hop', 'taint_values', 'sanctioned_cluster', 'tainted', 'category_of',
            'labelled_parties', 'labelled']
 
@@ -21,7 +21,7 @@ from .history import script_key
 from .labels import Label
 from .script import KINDS, multisig_of
 from .signal import Context, Detector, Proofs, Signal, found, robust_z
-from .transaction import COIN, Input, Transaction
+from .transaction import COIN, Input, Transaction, outpoints_of
 
 # %% ../../nbs/chain/16_patterns.ipynb #c08
 def consolidation(tx: Transaction, context: Context) -> Signal | None:
@@ -40,7 +40,7 @@ def exchange_withdrawal(tx: Transaction, context: Context) -> Signal | None:
     "The shape in which exchanges pay out (am-i-exposed)"
     values = context.values
     if context.coinbase or len(tx.inputs) > 2 or len(values) < 10: return None
-    fee = tx.fee if context.values_in is not None else None
+    fee = context.fee if context.values_in is not None else None
     marks = (len({context.kinds[place] for place in context.places}) >= 3) + (len(set(context.keys)) == len(values)) + (
         max(values) > 100 * max(1, min(values))) + (fee is not None and fee * 1_000 < sum(values))
     if marks < 2: return None
@@ -53,7 +53,7 @@ def deposit_sweep(tx: Transaction, context: Context) -> Signal | None:
     target = max(range(len(context.values)), key=lambda place: context.values[place])
     receiver = context.accounts[target]
     if receiver is None or receiver.receipts < 3: return None
-    payers = [context.account(key) for key in set(context.keys_in)]
+    payers = [context.account(key) for key in context.payers]
     single = sum(1 for account in payers if account is not None and account.receipts <= 2 and not account.spends)
     if single < 0.8 * len(payers) or len(payers) < 5: return None
     return found('deposit_sweep', receiver.receipts / 20, 0.7, 'PH', inputs=len(tx.inputs), received_before=receiver.receipts)
@@ -148,10 +148,10 @@ def signatures_of(one: Input) -> list[tuple[int, int]]:
     items = list(one.witness or ())
     if len(items) > 1 and items[-1] and items[-1][0] in REVEALING and leaf_script(one): items = items[:-2]
     data, place = one.script_sig or b'', 0
-    while place < len(data) and 0 <= data[place] <= 75:        # direct pushes only: signatures are no longer
-        items.append(data[place + 1:place + 1 + data[place]])
-        place += 1 + data[place]
-    return [marks for item in items if 9 <= len(item) <= 73 and (marks := signature_marks(item))]
+    while place < len(data) and (size := data[place]) <= 75:        # direct pushes only: signatures are no longer
+        items.append(data[place + 1:place + 1 + size])
+        place += 1 + size
+    return [marks for item in items if (item[:1] == b'\x30' or 64 <= len(item) <= 65) and (marks := signature_marks(item))]
 
 def signatures(tx: Transaction, context: Context) -> list[tuple[int, int]]:
     "The signatures of a transaction, worked out once"
@@ -170,16 +170,18 @@ def unusual_sighash(tx: Transaction, context: Context) -> Signal | None:
 def fingerprint(tx: Transaction, context: Context) -> Signal | None:
     "What the wallet program left behind (am-i-exposed)"
     if context.coinbase: return None
-    paid, order = [(output.value, output.script) for output in tx.outputs], 'unsorted'
-    if len(paid) < 2 or paid == sorted(paid):
-        spent = [outpoint for one in tx.inputs if (outpoint := one.outpoint) is not None]
-        if len(spent) == len(tx.inputs) and (len(spent) < 2 or spent == sorted(spent)): order = 'sorted'
-    lengths = [size for _, size in signatures(tx, context) if size]
-    grinding = 'unknown' if not lengths else 'short' if max(lengths) <= 32 else 'mixed'
+    largest = max([size for _, size in signatures(tx, context)], default=0)
     version = 'unknown' if tx.version is None else tx.version
     return found('fingerprint', 0, 1.0, 'S', version=version, locktime=locktime_word(tx.locktime, context.height),
-                 sequence=sequence_word({one.sequence for one in tx.inputs}), order=order, signatures=grinding,
-                 input_kinds=len(set(context.kinds_in)))
+                 sequence=sequence_word({one.sequence for one in tx.inputs}), order='sorted' if is_sorted(tx) else 'unsorted',
+                 signatures='unknown' if not largest else 'short' if largest <= 32 else 'mixed', input_kinds=len(set(context.kinds_in)))
+
+def is_sorted(tx: Transaction) -> bool:
+    "Whether outputs and inputs are in the order of BIP 69; inputs that were not told are in none"
+    paid = [(output.value, output.script) for output in tx.outputs]
+    if len(paid) > 1 and (paid[0] > paid[1] or paid != sorted(paid)): return False
+    spent = outpoints_of(tx)
+    return len(spent) == len(tx.inputs) and (len(spent) < 2 or spent == sorted(spent))
 
 def locktime_word(locktime: int | None, tip: int | None) -> str:
     "Which kind of lock time it is; 'tip': the last block, the next, or up to 100 before, as against fee sniping"
@@ -197,7 +199,7 @@ def sequence_word(sequences: set[int | None]) -> str:
 
 def replaceable(tx: Transaction, context: Context) -> Signal | None:
     "It says that it may be replaced (BIP 125)"
-    number = len([one for one in tx.inputs if one.sequence is not None and one.sequence < 0xfffffffe])
+    number = len([sequence for one in tx.inputs if (sequence := one.sequence) is not None and sequence < 0xfffffffe])
     return found('replaceable', 0.5, 1.0, 'S', inputs=number) if number and not context.coinbase else None
 
 def conflict(tx: Transaction, context: Context) -> Signal | None:
@@ -262,13 +264,11 @@ ANCIENT = 5 * 365   # days
 def address_reuse(tx: Transaction, context: Context) -> Signal | None:
     "It pays an address of its own inputs, or uses one that has spent before"
     if context.coinbase: return None
-    payers = set(context.keys_in) - {None}
-    own = len(payers.intersection(context.keys))
-    if own: return found('address_reuse', 0.8, 1.0, 'P', to_itself=own, used_before=0)
-    before = [context.account(key) for key in payers]
-    again = sum([account is not None and account.spends > 0 for account in before]) + len({
+    payers = context.payers
+    if own := len(payers.intersection(context.keys)): return found('address_reuse', 0.8, 1.0, 'P', to_itself=own, used_before=0)
+    again = len([key for key in payers if (account := context.account(key)) is not None and account.spends]) + len({
         key for key, account in zip(context.keys, context.accounts) if account is not None and account.spends})
-    return found('address_reuse', 0.3, 1.0, 'PH' if payers else 'H', to_itself=0, used_before=again) if again else None
+    return found('address_reuse', 0.3, 1.0, 'PH' if payers - {None} else 'H', to_itself=0, used_before=again) if again else None
 
 def ages_of(tx: Transaction, context: Context) -> list[tuple[int, float]] | None:   # (satoshi, days) of each input; None: unknown
     "How long the coins lay still"
@@ -292,7 +292,7 @@ def old_coins(tx: Transaction, context: Context) -> Signal | None:
 def sanctioned_direct(tx: Transaction, context: Context) -> Signal | None:
     "It pays, or is paid by, an address on a list of sanctions"
     listed = context.labels.listed
-    if listed.isdisjoint(context.keys) and listed.isdisjoint(context.keys_in): return None
+    if not context.named or (listed.isdisjoint(context.keys) and listed.isdisjoint(context.payers)): return None
     paid = sum(value for key, value in zip(context.keys, context.values) if key in listed)
     spends = [key for key in context.keys_in if key is not None and key in listed]
     side = 'both' if paid and spends else 'receiver' if paid else 'sender'
@@ -309,9 +309,8 @@ def taint_values(context: Context) -> dict[str, float | str]:
 
 def sanctioned_cluster(tx: Transaction, context: Context) -> Signal | None:
     "An address that acts together with one on a list of sanctions"
-    marked, numbers = context.history.clusters.marked, context.history.clusters.live.number
-    if not marked: return None
-    listed = context.labels.sanctioned
+    if not context.named: return None
+    marked, numbers, listed = context.history.clusters.marked, context.history.clusters.live.number, context.labels.sanctioned
     together = {key for key in (*context.keys_in, *context.keys) if key is not None and not listed(key)
                 and any(listed(other) for other in marked.get(numbers.get(key, -1), ()))}
     return found('sanctioned_cluster', 1, 0.8, 'PHL', addresses=len(together)) if together else None
@@ -342,13 +341,12 @@ def labelled_parties(tx: Transaction, context: Context) -> tuple[list[Label], li
         if told is None and clusters.marked and (number := clusters.live.number.get(key)) is not None:
             told = next((by_script[other] for other in sorted(clusters.marked.get(number, ())) if other in by_script), None)
         return [label for label in told or () if not label.sanctioned]
-    known = by_script.keys()
-    if not clusters.marked and known.isdisjoint(context.keys) and known.isdisjoint(context.keys_in): return [], []
     senders = [label for key in context.keys_in for label in labels_at(key)]
     return senders, [(label, value) for key, value in zip(context.keys, context.values) for label in labels_at(key)[:1]]
 
 def labelled(tx: Transaction, context: Context) -> Signal | None:
     "A sender or receiver of whom a list says who it is"
+    if not context.named: return None
     senders, paid = labelled_parties(tx, context)
     receivers = [label for label, _ in paid]
     if not senders and not receivers: return None

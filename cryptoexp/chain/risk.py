@@ -171,13 +171,14 @@ def judge(
 ) -> Judgement:
     "Add the signals up"
     weights, best = config.weights, dict[str, tuple[float, str]]()
-    parts = [(round(weight * signal.score * signal.confidence, 1), signal.code) for signal in signals
-             if (weight := weights.get(signal.code))]
-    for points, code in parts:
-        group = GROUPS.get(code, code)
-        if group not in best or (points, code) > best[group]: best[group] = (points, code)
-    kept = sorted((Part(code, points, best[GROUPS.get(code, code)] == (points, code)) for points, code in parts),
-                  key=lambda part: (-part.points, part.code))
+    told = [(round(weight * signal.score * signal.confidence, 1), signal.code) for signal in signals
+            if (weight := weights.get(signal.code))]
+    for part in told:
+        group = GROUPS.get(part[1], part[1])
+        if group not in best or part > best[group]: best[group] = part
+    counting = set(best.values())
+    kept = [Part(code, points, (points, code) in counting) for points, code in told]
+    if len(kept) > 1: kept.sort(key=lambda part: (-part.points, part.code))
     score = min(100.0, round(sum([part.points for part in kept if part.counts]), 1))
     return Judgement(score, verdict_of(score, config), score >= config.alert_at, tuple(kept))
 

@@ -195,7 +195,7 @@ class Scorer:
 def day_volume(scorer: Scorer) -> int | None:   # satoshi; None: not told, and not seen for a whole day
     "The volume of the last 24 hours"
     if scorer.told_volume is not None: return scorer.told_volume
-    if not scorer.hours or max(scorer.hours) - min(scorer.hours) < DAY_HOURS: return None
+    if len(scorer.hours) < 2 or max(scorer.hours) - min(scorer.hours) < DAY_HOURS: return None
     return sum(value for hour, value in scorer.hours.items() if hour > max(scorer.hours) - DAY_HOURS)
 
 # %% ../../nbs/chain/18_scoring.ipynb #c12
@@ -221,9 +221,9 @@ def learn(scorer: Scorer, context: Context, time: int, value: int) -> None:
 
 def form_paid(context: Context, change: Change | None) -> str | None:   # None: nobody can spend what it pays
     "The form of the script that gets the most, the change left out"
-    values, own = context.values, change.place if change is not None else -1
+    values = context.values
     if not values: return None
-    place = values.index(max(values))
+    place, own = values.index(max(values)), change.place if change is not None else -1
     if place == own and len(values) > 1: place = max((value, other) for other, value in enumerate(values) if other != own)[1]
     return context.kinds[context.places[place]]
 
@@ -233,9 +233,9 @@ def standing_out(scorer: 'Scorer', tx: Transaction, context: Context, change: Ch
     value, config, form = significance.value, scorer.config, form_paid(context, change)
     z = scorer.forms.look(form, time // HOUR % DAY_HOURS, log_value(value)) if form and value else None
     odd = scorer.usual.look(features_of(tx, context, value), config.unusual_percent / 100)
-    large = large_value(significance, config)
-    told = (large or unusual_amount(z, form or '', value, config), unusual_transaction(odd, config))
-    return [signal for signal in told if signal is not None]
+    amount = large_value(significance, config) or (unusual_amount(z, form or '', value, config) if z is not None else None)
+    other = unusual_transaction(odd, config) if odd is not None else None
+    return [signal for signal in (amount, other) if signal is not None]
 
 def hiding(tx: Transaction, context: Context) -> Entropy | None:
     "The entropy of a joint transaction, where it is small enough"
@@ -253,7 +253,7 @@ def step(
     if tx.txid in history.entries: return None
     at = time_of(tx, time, scorer.last_time)
     context = context_of(tx, at, history, scorer.labels, scorer.fees, scorer.height, scorer.next_block_rate)
-    context.rivals = len(rivals(history, tx)) if history.spenders else 0
+    context.rivals = len(rivals(history, tx))
     context.chain = peel_length(tx, context)
     if tx.effective_fee_rate is None: context.relatives = ancestor_rate(history, tx, context.fee_rate)
     if (taint := taint_of(tx, context, config.hops)) is not CLEAN:
@@ -275,7 +275,7 @@ def step(
         kept(entry, taint)
     if tx.block is None: follow(scorer, context.fee_rate, at, paid.value)
     learn(scorer, context, at, paid.value)
-    return ScoredTransaction(tx.txid, at, judge(signals, config), significance, tuple(signals), tx.fee, context.fee_rate, change, entropy,
+    return ScoredTransaction(tx.txid, at, judge(signals, config), significance, tuple(signals), context.fee, context.fee_rate, change, entropy,
                  'S' if context.values_in is None and not context.coinbase else 'P', tx.source)
 
 # %% ../../nbs/chain/18_scoring.ipynb #c22

@@ -26,10 +26,10 @@ class Level(msgspec.Struct):
     count: int = 0
 
     def add(self, value: float, memory: int) -> None:   # memory: values after which the weight of one has fallen to about a seventh
-        self.count += 1
-        weight = max(2 / (memory + 1), 1 / self.count)
-        distance = value - self.mean
-        self.mean += weight * distance
+        count, mean, least = self.count + 1, self.mean, 2 / (memory + 1)
+        weight = least if count * least >= 1 else 1 / count
+        distance = value - mean
+        self.count, self.mean = count, mean + weight * distance
         self.variance = (1 - weight) * (self.variance + weight * distance * distance)
 
     def z(self, value: float) -> float:   # standard deviations; 0 where it is the mean, infinite where nothing ever differed from it
@@ -165,10 +165,9 @@ def look(
 ) -> float | None:          # 1: as crowded as if all were spread evenly; None: the first window has not passed
     "Score a point by the window before, and count it in the window that runs"
     masses, profile, total = trees.masses, trees.profile, 0.0
-    scores: Sequence[Sequence[float]] = profile or masses.now
-    for leaf, counts, told in zip(trees.walks(*point), masses.now, scores):
-        total += told[leaf]
-        counts[leaf] += 1
+    leaves = trees.walks(*point)
+    for leaf, counts in zip(leaves, masses.now): counts[leaf] += 1
+    for leaf, told in zip(leaves, profile): total += told[leaf]
     masses.seen += 1
     if masses.seen == masses.size:
         masses.before, masses.now, masses.past = masses.now, [[0] * len(counts) for counts in masses.now], masses.size
@@ -194,7 +193,7 @@ SCALES: dict[str, tuple[float, float]] = {   # feature -> what is 0 and what is 
     'largest': (0.0, 1.0),        # share of the largest output
     'alike': (0.0, 1.0),          # share of the outputs that have the most common amount
     'forms': (1.0, 5.0)}          # different forms of script
-RANGES = tuple(SCALES.values())
+RANGES = tuple([(low, high, high - low) for low, high in SCALES.values()])
 
 def features_of(
     tx: Transaction,
@@ -202,14 +201,14 @@ def features_of(
     value: int,                  # satoshi paid to somebody else
 ) -> list[float | None]:         # in the order of `SCALES`, 0 to 1; None: not known
     "A transaction as a point"
-    values, rate, inputs, outputs = context.values, context.fee_rate, len(tx.inputs), len(tx.outputs)
-    total, log2 = sum(values), math.log2
+    values, rate, inputs, outputs, log2 = context.values, context.fee_rate, len(tx.inputs), len(tx.outputs), math.log2
+    total, weight = sum(values), tx.weight
     raw = (math.log10(value + 1), log2(rate) if rate is not None and rate > 0 else None, log2(inputs or 1), log2(outputs or 1),
-           log2(tx.weight / (inputs + outputs)) if tx.weight and inputs + outputs else None,
+           log2(weight / (inputs + outputs)) if weight and inputs + outputs else None,
            max(values) / total if total else None, context.repeats / len(values) if values else None,
            len({*context.kinds, *context.kinds_in}))
-    return [None if number is None else 0.0 if number <= low else 1.0 if number >= high else (number - low) / (high - low)
-            for number, (low, high) in zip(raw, RANGES)]
+    return [None if number is None else 0.0 if number <= low else 1.0 if number >= high else (number - low) / span
+            for number, (low, high, span) in zip(raw, RANGES)]
 
 # %% ../../nbs/chain/12b_unusual.ipynb #un26
 LEVEL_EVERY, LEVEL_MEMORY = 4, 250    # of so many transactions the levels learn one; values after which one has faded

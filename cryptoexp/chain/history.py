@@ -298,9 +298,10 @@ def apply(
         account = accounts.get(key)
         if account is None and key not in history.unknown: account = account_at(history, key)
         if account is None:
-            account = accounts[key] = Account()
+            accounts[key] = Account(received, spent, receipts, spends, 1, None, None, touch)
             history.unknown.discard(key)
-        else: accounts.move_to_end(key)
+            continue
+        accounts.move_to_end(key)
         account.received += received
         account.spent += spent
         account.receipts += receipts
@@ -310,7 +311,7 @@ def apply(
     owners = tuple([key for key, flow in flows.items() if flow[3]]) if merge else ()
     if len(owners) > 1: history.clusters.join(tx.txid, owners)
     outpoints, spenders = () if tx.is_coinbase else tuple(outpoints_of(tx)), history.spenders
-    for outpoint in outpoints: spenders[outpoint] = (*spenders.get(outpoint, ()), tx.txid)
+    for outpoint in outpoints: spenders[outpoint] = (*spenders[outpoint], tx.txid) if outpoint in spenders else (tx.txid,)
     moved = tuple([(key, *flow) for key, flow in flows.items()])
     entry = history.entries[tx.txid] = Entry(number, time, moved, outpoints, tx.outputs, owners)
     if len(history.entries) > history.depth: settle_oldest(history)

@@ -112,9 +112,10 @@ def significance_of(
     day_volume: int | None,     # satoshi; None: not known
 ) -> Significance:
     "Compare an amount"
-    place, known = log_value(value), len(window) >= LEAST_SEEN
+    place, seen = log_value(value), len(window)
+    known = seen >= LEAST_SEEN
     return Significance(value, upper_bound, window.percentile(place) if known else None, robust_z(window, place),
-                        value / day_volume if day_volume else None, len(window))
+                        value / day_volume if day_volume else None, seen)
 
 def large_value(
     significance: Significance,
@@ -179,7 +180,8 @@ def judge(
     counting = set(best.values())
     kept = [Part(code, points, (points, code) in counting) for points, code in told]
     if len(kept) > 1: kept.sort(key=lambda part: (-part.points, part.code))
-    score = min(100.0, round(sum([part.points for part in kept if part.counts]), 1))
+    points = sum([part.points for part in kept if part.counts])
+    score = min(100.0, round(points, 1) if len(kept) > 1 else points)      # of one part it is rounded already
     return Judgement(score, verdict_of(score, config), score >= config.alert_at, tuple(kept))
 
 # %% ../../nbs/chain/17_risk.ipynb #c17

@@ -44,19 +44,20 @@ def deviations_at(
     guess: int = 0,            # how many of the smallest rank + 1 may lie below the middle: where to begin, and nothing else
 ) -> tuple[float, float, int]:      # of this rank and of the next; how many of the smallest rank + 1 do lie below the middle
     "Two neighbours in the order of |x - middle|"
-    split = bisect_left(row, middle)             # below: middle - row[split - 1 - i]; above: row[split + i] - middle
-    low, high = max(0, rank + 1 - (len(row) - split)), min(rank + 1, split)
-    below, step = max(low, min(guess, high - 1)), 1
+    split, count = bisect_left(row, middle), len(row)      # below: middle - row[split - 1 - i]; above: row[split + i] - middle
+    low, high = rank + 1 - (count - split) if rank + 1 > count - split else 0, split if split <= rank else rank + 1
+    below, step = low if guess <= low else guess if guess < high else high - 1, 1
     while low < high:
         if middle - row[split - 1 - below] < row[split + rank - below] - middle: low = below + 1
         else: high = below
-        below, step = max(below - step, min(below + step, (low + high) // 2)), 2 * step      # half-way, if it is as near as that
+        half = (low + high) // 2                           # there, or on the way to it
+        below, step = below - step if half < below - step else below + step if half > below + step else half, 2 * step
     above = rank + 1 - low
     last_below = middle - row[split - low] if low else -math.inf
     last_above = row[split + above - 1] - middle if above else -math.inf
     next_below = middle - row[split - low - 1] if low < split else math.inf
-    next_above = row[split + above] - middle if split + above < len(row) else math.inf
-    return max(last_below, last_above), min(next_below, next_above), low
+    next_above = row[split + above] - middle if split + above < count else math.inf
+    return (last_below if last_below > last_above else last_above), (next_below if next_below < next_above else next_above), low
 
 class Window:
     "The last values of something, in order of size"
@@ -76,10 +77,10 @@ class Window:
     def median(self) -> float:
         row, count = self.row, len(self.row)
         return (row[(count - 1) // 2] + row[count // 2]) / 2
-    def deviation(self) -> float:   # the median absolute deviation
+    def deviation(self, middle: float | None = None) -> float:   # the median absolute deviation; from the median, if it is known
         row, count = self.row, len(self.row)
         if count < 2: return 0.0
-        low, high, self.below = deviations_at(row, self.median(), (count - 1) // 2, self.below)
+        low, high, self.below = deviations_at(row, self.median() if middle is None else middle, (count - 1) // 2, self.below)
         return low if count % 2 else (low + high) / 2
     def percentile(self, value: float) -> float:   # 0 to 100; equal values count half
         row = self.row
@@ -95,8 +96,9 @@ def robust_z(
 ) -> float | None:   # None: too few values were seen, or more than half of them are equal
     "How far out a value lies, after Iglewicz and Hoaglin"
     if len(window.row) < LEAST_SEEN: return None
-    spread = window.deviation()
-    return 0.6745 * (value - window.median()) / spread if spread > 0 else None
+    middle = window.median()
+    spread = window.deviation(middle)
+    return 0.6745 * (value - middle) / spread if spread > 0 else None
 
 # %% ../../nbs/chain/12_signal.ipynb #cu02
 SLACK, LIMIT, MOST = 1.0, 15.0, 3.0   # robust standard deviations: taken off each value; sum that is a change; most that one value counts

@@ -165,9 +165,10 @@ def look(
 ) -> float | None:          # 1: as crowded as if all were spread evenly; None: the first window has not passed
     "Score a point by the window before, and count it in the window that runs"
     masses, profile, total = trees.masses, trees.profile, 0.0
-    leaves = trees.walks(*point)
-    for leaf, counts in zip(leaves, masses.now): counts[leaf] += 1
-    for leaf, told in zip(leaves, profile): total += told[leaf]
+    scores: Sequence[Sequence[float]] = profile or masses.now
+    for leaf, counts, told in zip(trees.walks(*point), masses.now, scores):
+        total += told[leaf]
+        counts[leaf] += 1
     masses.seen += 1
     if masses.seen == masses.size:
         masses.before, masses.now, masses.past = masses.now, [[0] * len(counts) for counts in masses.now], masses.size
@@ -181,7 +182,8 @@ def rank_of(
     score: float,
 ) -> float | None:       # 0 to 1; None: too few were seen
     "Share of the last scores, with this one, that are as low or lower"
-    return (window.at_most(score) + 1) / (len(window) + 1) if len(window) >= LEAST_SEEN else None
+    seen = len(window)
+    return (window.at_most(score) + 1) / (seen + 1) if seen >= LEAST_SEEN else None
 
 # %% ../../nbs/chain/12b_unusual.ipynb #un25
 SCALES: dict[str, tuple[float, float]] = {   # feature -> what is 0 and what is 1
@@ -206,7 +208,7 @@ def features_of(
     raw = (math.log10(value + 1), log2(rate) if rate is not None and rate > 0 else None, log2(inputs or 1), log2(outputs or 1),
            log2(weight / (inputs + outputs)) if weight and inputs + outputs else None,
            max(values) / total if total else None, context.repeats / len(values) if values else None,
-           len({*context.kinds, *context.kinds_in}))
+           len(set(context.kinds).union(context.kinds_in)))
     return [None if number is None else 0.0 if number <= low else 1.0 if number >= high else (number - low) / span
             for number, (low, high, span) in zip(raw, RANGES)]
 
@@ -234,10 +236,9 @@ class Usual:
         least: float = 1.0,             # rank from which on nothing is answered
     ) -> Odd | None:                    # None: too few were seen, or the rank is larger
         "Compare a transaction with the last ones, and learn of it"
-        levels, odd, point = self.levels, None, [one for one in told if one is not None]
-        if len(point) < len(told):
-            point = [(level.mean if level.count else 0.5) if one is None else one for one, level in zip(told, levels)]
-        score = self.trees.look(point)
+        levels, odd = self.levels, None
+        point = [(level.mean if level.count else 0.5) if one is None else one for one, level in zip(told, levels)]
+        score = look(self.trees, point)
         if score is not None:
             rank = rank_of(self.scores, score)
             if rank is not None and rank <= least:

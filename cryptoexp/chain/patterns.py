@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['DUST', 'SMALL', 'RARE', 'REVEALING', 'FLAGS', 'SEQUENCES', 'MOST_INPUTS', 'NOTHING', 'BLOCKS_A_DAY', 'ANCIENT',
-           'RISKY', 'SERVICES', 'PATTERNS', 'DETECTORS', 'consolidation', 'batch_payment', 'exchange_withdrawal',
-           'deposit_sweep', 'peeling_chain', 'dust_campaign', 'dust_output', 'is_campaign', 'dust_spent', 'fee_outlier',
-           'overpaid', 'paid_by_relative', 'rare_script', 'signature_marks', 'signatures_of', 'signatures',
-           'unusual_sighash', 'fingerprint', 'is_sorted', 'locktime_word', 'sequence_word', 'replaceable', 'conflict',
-           'keys_of', 'proofs_of', 'multisig_spent', 'taproot_script', 'annex', 'address_reuse', 'ages_of', 'old_coins',
-           'sanctioned_direct', 'sanctioned_one_hop', 'taint_values', 'sanctioned_cluster', 'tainted', 'category_of',
-           'labelled_parties', 'labelled']
+           'RISKY', 'SERVICES', 'PATTERNS', 'DETECTORS', 'SEVERAL', 'FIVE_INPUTS', 'MANY', 'ALIKE', 'TINY',
+           'KNOWN_INPUTS', 'PRICED', 'CARRYING', 'RARELY', 'HASHED', 'SHOWING', 'NAMED', 'PAST', 'NEEDS',
+           'consolidation', 'batch_payment', 'exchange_withdrawal', 'deposit_sweep', 'peeling_chain', 'dust_campaign',
+           'dust_output', 'is_campaign', 'dust_spent', 'fee_outlier', 'overpaid', 'paid_by_relative', 'rare_script',
+           'signature_marks', 'signatures_of', 'signatures', 'unusual_sighash', 'fingerprint', 'is_sorted',
+           'locktime_word', 'sequence_word', 'replaceable', 'conflict', 'keys_of', 'proofs_of', 'multisig_spent',
+           'taproot_script', 'annex', 'address_reuse', 'ages_of', 'old_coins', 'sanctioned_direct',
+           'sanctioned_one_hop', 'taint_values', 'sanctioned_cluster', 'tainted', 'category_of', 'labelled_parties',
+           'labelled', 'traits_of', 'Row']
 
 # %% ../../nbs/chain/16_patterns.ipynb #c04
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from . import carriers, coinjoin
 from .coinjoin import COINJOINS
 from .carriers import CARRIERS, leaf_script, pushes
 from .history import script_key
@@ -362,3 +365,44 @@ PATTERNS: tuple[Detector, ...] = (
     overpaid, paid_by_relative, rare_script, multisig_spent, taproot_script, annex, unusual_sighash, fingerprint, replaceable, conflict,
     address_reuse, old_coins, sanctioned_direct, sanctioned_one_hop, sanctioned_cluster, tainted, labelled)
 DETECTORS: tuple[Detector, ...] = (*COINJOINS, *CARRIERS, *PATTERNS)
+
+# %% ../../nbs/chain/16_patterns.ipynb #tr01
+(SEVERAL, FIVE_INPUTS, MANY, ALIKE, TINY, KNOWN_INPUTS, PRICED, CARRYING, RARELY, HASHED, SHOWING, NAMED, PAST) = (1 << bit for bit in range(13))
+
+def traits_of(tx: Transaction, context: Context) -> int:
+    "What may be worth a second look, at the first"
+    inputs, values, kinds, traits = len(tx.inputs), context.values, context.kinds, 0
+    if inputs > 1: traits |= SEVERAL if inputs < 5 else SEVERAL | FIVE_INPUTS
+    if len(values) >= 5: traits |= MANY                                    # outputs
+    if context.repeats > 1: traits |= ALIKE                                # outputs of one amount
+    if values and min(values) < SMALL: traits |= TINY
+    if context.values_in is not None: traits |= KNOWN_INPUTS
+    if context.fee_rate is not None: traits |= PRICED
+    if 'op_return' in kinds: traits |= CARRYING
+    if 'p2wsh' in kinds: traits |= HASHED
+    if not (RARE.isdisjoint(kinds) and RARE.isdisjoint(context.kinds_in)): traits |= RARELY
+    if (context.proofs or proofs_of(tx, context)) is not NOTHING: traits |= SHOWING
+    if context.named: traits |= NAMED
+    return traits | PAST if context.chain > 1 or context.distance or context.rivals else traits
+
+NEEDS: Mapping[Detector, int] = {   # traits without which it has nothing to say
+    coinjoin.whirlpool: FIVE_INPUTS | ALIKE, coinjoin.whirlpool_entry: CARRYING, coinjoin.wasabi_1: FIVE_INPUTS | ALIKE,
+    coinjoin.wasabi_2: FIVE_INPUTS | ALIKE, coinjoin.joinmarket: ALIKE, coinjoin.equal_outputs: SEVERAL | ALIKE,
+    coinjoin.many_equal: FIVE_INPUTS | MANY | KNOWN_INPUTS, coinjoin.stonewall: SEVERAL | ALIKE | KNOWN_INPUTS,
+    coinjoin.payjoin: SEVERAL | KNOWN_INPUTS,
+    carriers.data_output: CARRYING, carriers.omni: CARRYING, carriers.fake_keys: RARELY, carriers.fake_hashes: HASHED,
+    consolidation: SEVERAL, batch_payment: MANY, exchange_withdrawal: MANY, deposit_sweep: FIVE_INPUTS, peeling_chain: PAST,
+    dust_campaign: MANY | TINY, dust_output: TINY, dust_spent: SEVERAL | KNOWN_INPUTS, fee_outlier: PRICED, overpaid: PRICED,
+    paid_by_relative: PRICED, rare_script: RARELY, multisig_spent: SHOWING, taproot_script: SHOWING, annex: SHOWING, conflict: PAST,
+    old_coins: KNOWN_INPUTS, sanctioned_direct: NAMED, sanctioned_one_hop: PAST, sanctioned_cluster: NAMED, tainted: PAST, labelled: NAMED}
+
+# %% ../../nbs/chain/16_patterns.ipynb #tr02
+class Row:
+    "Detectors in the order in which they are asked"
+    def __init__(self, detectors: Iterable[Detector]):
+        self.detectors = tuple(detectors)
+        self.chosen: dict[int, tuple[Detector, ...]] = {}       # traits -> those that may have something to say
+    def asked(self, traits: int) -> tuple[Detector, ...]:
+        chosen = self.chosen.get(traits)
+        if chosen is None: chosen = self.chosen[traits] = tuple([one for one in self.detectors if not NEEDS.get(one, 0) & ~traits])
+        return chosen

@@ -18,7 +18,7 @@ from .flow import (
     CLEAN, TAINT_RULES, Change, ancestor_rate, change_of, has_change, kept, noted, paid_by, peel_length, taint_of, votes_of)
 from .history import Account, Entry, History, rivals
 from .labels import Labels
-from .patterns import DETECTORS
+from .patterns import DETECTORS, Row, traits_of
 from cryptoexp.chain.risk import (
     GROUPS, Figure, Judgement, RiskConfig, Significance, bitcoin_text, judge, judgement_figures, known, large_value, log_value, sentence,
     signal_figures, significance_of, unusual_amount, unusual_transaction, value_figures,
@@ -174,8 +174,8 @@ class Scorer:
         self.watched = set(watched)
         self.history = history or History()
         self.history.labelled = self.history.clusters.labelled = lambda key: key in self.labels.by_script or key in self.watched
-        self.joint = tuple(detector for detector in detectors if detector in COINJOINS)
-        self.others = tuple(detector for detector in detectors if detector not in COINJOINS)
+        self.joint = Row(detector for detector in detectors if detector in COINJOINS)
+        self.others = Row(detector for detector in detectors if detector not in COINJOINS)
         self.fees, self.values = Window(self.config.window), Window(self.config.window)
         self.hours: dict[int, int] = {}                 # hour since the epoch -> satoshi paid
         self.height: int | None = None                  # of the last block
@@ -259,9 +259,10 @@ def step(
     if (taint := taint_of(tx, context, config.hops)) is not CLEAN:
         context.taint_rule, (context.tainted, context.distance) = config.taint, taint.by(config.taint)
         context.taints = {rule: taint.by(rule)[0] for rule in TAINT_RULES}
-    signals = [signal for detector in scorer.joint if (signal := detector(tx, context)) is not None]
-    context.joint = joint_confidence(signals)
-    signals += [signal for detector in scorer.others if (signal := detector(tx, context)) is not None]
+    traits = traits_of(tx, context)
+    signals = [signal for detector in scorer.joint.asked(traits) if (signal := detector(tx, context)) is not None]
+    context.joint = joint_confidence(signals) if signals else 0.0
+    signals += [signal for detector in scorer.others.asked(traits) if (signal := detector(tx, context)) is not None]
     said = votes_of(tx, context) if has_change(context) else None
     change = change_of(tx, context, said) if said is not None else None
     paid = paid_by(tx, context, change)

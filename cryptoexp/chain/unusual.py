@@ -10,6 +10,7 @@ __all__ = ['KEPT', 'EVERY', 'LARGEST', 'TREES', 'DEPTH', 'PERIOD', 'FIRST', 'END
 # %% ../../nbs/chain/12b_unusual.ipynb #un04
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -86,10 +87,11 @@ def walks_of(
     roots: Sequence[Node],
     features: int,
 ) -> Walks:               # the features of a point -> the leaf of each tree
-    "All trees as one Python expression, which is quicker to follow than a loop over their nodes"
+    "All trees as one Python expression, quicker to follow than a loop over nodes; a cut beyond 0 to 1, where no point is, is left out"
     def written(node: Node) -> str:
         if isinstance(node, int): return str(node)
         feature, cut, below, above = node
+        if cut <= 0 or cut > 1: return written(above if cut <= 0 else below)
         return f'({written(above)} if f{feature} >= {cut!r} else {written(below)})'
     names = ', '.join(f'f{feature}' for feature in range(features))
     walks: Walks = eval(f'lambda {names}: ({"".join(written(root) + ", " for root in roots)})')   # made of our own numbers only
@@ -149,14 +151,23 @@ class HalfSpaceTrees:
     ):
         self.depth, self.period = depth, period
         self.roots, self.walks = planted(features, trees, depth, seed)
-        self.masses = Masses([[0] * 2 ** depth for _ in range(trees)], size=min(first, period))
+        self.counted = Masses([[0] * 2 ** depth for _ in range(trees)], size=min(first, period))
+        self.fell: list[tuple[int, ...]] = []      # leaves of points that are not yet among those of the window that runs
         self.profile: list[list[float]] = []
+    @property
+    def masses(self) -> Masses:
+        "What was counted, with every point"
+        for counts, leaves in zip(self.counted.now, zip(*self.fell)):
+            for leaf, number in Counter(leaves).items(): counts[leaf] += number
+        self.fell.clear()
+        return self.counted
     def look(self, point: Sequence[float]) -> float | None: return look(self, point)
     def restore(self, masses: Masses) -> None:
         shape = {(len(self.roots), 2 ** self.depth)}
         if {(len(part), *{len(row) for row in part}) for part in (masses.now, masses.before) if part} != shape:
             raise ValueError(f'these are the masses of other trees, not of {len(self.roots)} with {2 ** self.depth} leaves')
-        self.masses, self.profile = masses, densities(masses.before, masses.past) if masses.before else []
+        self.counted, self.profile = masses, densities(masses.before, masses.past) if masses.before else []
+        self.fell.clear()
 
 # %% ../../nbs/chain/12b_unusual.ipynb #un16
 def look(
@@ -164,13 +175,12 @@ def look(
     point: Sequence[float],
 ) -> float | None:          # 1: as crowded as if all were spread evenly; None: the first window has not passed
     "Score a point by the window before, and count it in the window that runs"
-    masses, profile, total = trees.masses, trees.profile, 0.0
-    scores: Sequence[Sequence[float]] = profile or masses.now
-    for leaf, counts, told in zip(trees.walks(*point), masses.now, scores):
-        total += told[leaf]
-        counts[leaf] += 1
-    masses.seen += 1
-    if masses.seen == masses.size:
+    leaves, profile, total = trees.walks(*point), trees.profile, 0.0
+    for leaf, told in zip(leaves, profile): total += told[leaf]
+    trees.fell.append(leaves)
+    trees.counted.seen += 1
+    if trees.counted.seen == trees.counted.size:
+        masses = trees.masses
         masses.before, masses.now, masses.past = masses.now, [[0] * len(counts) for counts in masses.now], masses.size
         masses.seen, masses.size = 0, min(2 * masses.size, trees.period)
         trees.profile = densities(masses.before, masses.past)
@@ -236,16 +246,18 @@ class Usual:
         least: float = 1.0,             # rank from which on nothing is answered
     ) -> Odd | None:                    # None: too few were seen, or the rank is larger
         "Compare a transaction with the last ones, and learn of it"
-        levels, odd = self.levels, None
-        point = [(level.mean if level.count else 0.5) if one is None else one for one, level in zip(told, levels)]
-        score = look(self.trees, point)
+        trees, levels, odd = self.trees, self.levels, None
+        point = [one for one in told if one is not None]
+        if len(point) < len(told):
+            point = [(level.mean if level.count else 0.5) if one is None else one for one, level in zip(told, levels)]
+        score = look(trees, point)
         if score is not None:
             rank = rank_of(self.scores, score)
             if rank is not None and rank <= least:
                 far = max(zip([abs(level.z(one)) for one, level in zip(point, levels)], SCALES), key=lambda pair: pair[0])
                 odd = Odd(rank, far[1], len(self.scores))
             self.scores.add(score)
-        if self.trees.masses.seen % LEVEL_EVERY == 0:
+        if trees.counted.seen % LEVEL_EVERY == 0:
             for one, level in zip(told, levels):
                 if one is not None: level.add(one, LEVEL_MEMORY)
         return odd

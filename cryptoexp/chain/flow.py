@@ -92,10 +92,10 @@ def elected(
     if not said: return None
     weights: dict[int, int] = {}
     for rule, place in said.items(): weights[place] = weights.get(place, 0) + VOTES[rule]
-    weight, total = max(weights.values()), sum(weights.values())
-    leading = [place for place, its in weights.items() if its == weight]
-    if not weight or len(leading) > 1: return None
-    best = leading[0]
+    counted = list(weights.values())
+    weight, total = max(counted), sum(counted)
+    if not weight or counted.count(weight) > 1: return None
+    best = list(weights)[counted.index(weight)]
     if said.get('reuse') == best: confidence = 0.98
     elif weight >= 3 and weight >= 0.75 * total: confidence = 0.85
     elif weight >= 2 and weight >= total * 2 / 3: confidence = 0.65
@@ -215,7 +215,7 @@ def paid_by(
 ) -> Paid:
     "The value of a transaction net of change and of payments to oneself"
     numbers, payers = context.history.clusters.live.number, context.payers
-    own = {numbers[key] for key in payers if key in numbers}
+    own = {numbers[key] for key in payers if key in numbers} if not numbers.keys().isdisjoint(payers) else ()
     left, to_self = (change.place if change and change.confidence >= SURE_CHANGE else None), 0
     if own or not payers.isdisjoint(context.keys):
         for place, (key, value) in enumerate(zip(context.keys, context.values)):

@@ -252,12 +252,13 @@ def account_at(
     key: bytes | None,      # of `script_key`
 ) -> Account | None:        # None: not seen, or not remembered
     "The account of a key"
-    if key is None or (found := history.accounts.get(key)) is not None: return found if key is not None else None
-    if key in history.unknown: return None
+    if key is None: return None
+    found, unknown = history.accounts.get(key), history.unknown
+    if found is not None or key in unknown: return found
     found = history.leaving.pop(key, None) or history.stored(key)
     if found is None:
-        if len(history.unknown) >= 100_000: history.unknown.clear()
-        history.unknown.add(key)
+        if len(unknown) >= 100_000: unknown.clear()
+        unknown.add(key)
     else:
         link, found.link = found.link, None
         history.accounts[key] = found
@@ -273,15 +274,17 @@ def flows_of(tx: Transaction) -> dict[bytes, list[int]]:   # key -> received, sp
         previous = one.previous
         if previous is None or (key := script_key(previous.script)) is None: continue
         flow = flows.get(key)
-        if flow is None: flow = flows[key] = [0, 0, 0, 0]
-        flow[1] += previous.value
-        flow[3] += 1
+        if flow is None: flows[key] = [0, previous.value, 0, 1]
+        else:
+            flow[1] += previous.value
+            flow[3] += 1
     for output in tx.outputs:
         if (key := script_key(output.script)) is None: continue
         flow = flows.get(key)
-        if flow is None: flow = flows[key] = [0, 0, 0, 0]
-        flow[0] += output.value
-        flow[2] += 1
+        if flow is None: flows[key] = [output.value, 0, 1, 0]
+        else:
+            flow[0] += output.value
+            flow[2] += 1
     return flows
 
 # %% ../../nbs/chain/11_history.ipynb #c21
@@ -293,15 +296,15 @@ def apply(
 ) -> Entry | None:        # None: it was there
     "Add what a transaction did"
     if tx.txid in history.entries: return None
-    number, flows, accounts = history.count, flows_of(tx), history.accounts
+    number, flows, accounts, unknown = history.count, flows_of(tx), history.accounts, history.unknown
     touch = ((number, time),)          # one for all
     history.count += 1
     for key, (received, spent, receipts, spends) in flows.items():
         account = accounts.get(key)
-        if account is None and key not in history.unknown: account = account_at(history, key)
+        if account is None and key not in unknown: account = account_at(history, key)
         if account is None:
             accounts[key] = Account(received, spent, receipts, spends, 1, None, None, touch)
-            history.unknown.discard(key)
+            unknown.discard(key)
             continue
         accounts.move_to_end(key)
         account.received += received
@@ -313,7 +316,8 @@ def apply(
     owners = tuple([key for key, flow in flows.items() if flow[3]]) if merge else ()
     if len(owners) > 1: history.clusters.join(tx.txid, owners)
     outpoints, spenders = () if tx.is_coinbase else tuple(outpoints_of(tx)), history.spenders
-    for outpoint in outpoints: spenders[outpoint] = (*spenders[outpoint], tx.txid) if outpoint in spenders else (tx.txid,)
+    alone = (tx.txid,)
+    for outpoint in outpoints: spenders[outpoint] = (*spenders[outpoint], tx.txid) if outpoint in spenders else alone
     moved = tuple([(key, *flow) for key, flow in flows.items()])
     entry = history.entries[tx.txid] = Entry(number, time, moved, outpoints, tx.outputs, owners)
     if len(history.entries) > history.depth: settle_oldest(history)

@@ -174,6 +174,7 @@ def judge(
     weights, best = config.weights, dict[str, tuple[float, str]]()
     told = [(round(weight * signal.score * signal.confidence, 1), signal.code) for signal in signals
             if (weight := weights.get(signal.code))]
+    if not told: return Judgement(0, VERDICTS[0], False, ())
     for part in told:
         group = GROUPS.get(part[1], part[1])
         if group not in best or part > best[group]: best[group] = part

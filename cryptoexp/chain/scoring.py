@@ -211,13 +211,13 @@ def time_of(
 
 def learn(scorer: Scorer, context: Context, time: int, value: int) -> None:
     "The windows and volumes after a transaction"
-    rate, hour = context.fee_rate, time // HOUR
+    rate, hour, hours = context.fee_rate, time // HOUR, scorer.hours
     if not context.coinbase:
         if rate is not None and rate > 0: scorer.fees.add(math.log2(rate))
         scorer.values.add(log_value(value))
-        scorer.hours[hour] = scorer.hours.get(hour, 0) + value
-        if len(scorer.hours) > DAY_HOURS + 2: del scorer.hours[min(scorer.hours)]
-    scorer.last_time = max(scorer.last_time, time)
+        hours[hour] = hours.get(hour, 0) + value
+        if len(hours) > DAY_HOURS + 2: del hours[min(hours)]
+    if time > scorer.last_time: scorer.last_time = time
 
 def form_paid(context: Context, change: Change | None) -> str | None:   # None: nobody can spend what it pays
     "The form of the script that gets the most, the change left out"
@@ -235,7 +235,7 @@ def standing_out(scorer: 'Scorer', tx: Transaction, context: Context, change: Ch
     odd = scorer.usual.look(features_of(tx, context, value), config.unusual_percent / 100)
     amount = large_value(significance, config) or (unusual_amount(z, form or '', value, config) if z is not None else None)
     other = unusual_transaction(odd, config) if odd is not None else None
-    return [signal for signal in (amount, other) if signal is not None]
+    return [signal for signal in (amount, other) if signal is not None] if amount or other else []
 
 def hiding(tx: Transaction, context: Context) -> Entropy | None:
     "The entropy of a joint transaction, where it is small enough"

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import getitem
 from typing import Any
 import msgspec
 import numpy as np
@@ -175,8 +176,7 @@ def look(
     point: Sequence[float],
 ) -> float | None:          # 1: as crowded as if all were spread evenly; None: the first window has not passed
     "Score a point by the window before, and count it in the window that runs"
-    leaves, profile, total = trees.walks(*point), trees.profile, 0.0
-    for leaf, told in zip(leaves, profile): total += told[leaf]
+    leaves, profile = trees.walks(*point), trees.profile
     trees.fell.append(leaves)
     trees.counted.seen += 1
     if trees.counted.seen == trees.counted.size:
@@ -184,7 +184,7 @@ def look(
         masses.before, masses.now, masses.past = masses.now, [[0] * len(counts) for counts in masses.now], masses.size
         masses.seen, masses.size = 0, min(2 * masses.size, trees.period)
         trees.profile = densities(masses.before, masses.past)
-    return total / len(trees.roots) if profile else None
+    return sum(map(getitem, profile, leaves)) / len(leaves) if profile else None
 
 # %% ../../nbs/chain/12b_unusual.ipynb #un22
 def rank_of(

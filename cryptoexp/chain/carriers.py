@@ -11,7 +11,6 @@ __all__ = ['PRINTABLE', 'PREFIXES', 'KNOWN', 'ENVELOPE', 'TYPES', 'ACTIONS', 'FI
 # %% ../../nbs/chain/15_carriers.ipynb #c04
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 import msgspec
 from .script import multisig_of
@@ -50,8 +49,8 @@ def alphabet(data: bytes) -> str:   # 'empty', 'printable' (ASCII), 'text' (othe
 
 def entropy_bits(data: bytes) -> float:   # bits a byte, 0 to 8
     "How random the bytes are (Shannon)"
-    size, alike = len(data), Counter(Counter(data).values())      # how often a byte occurs -> how many bytes do
-    return -sum([number * (count / size * math.log2(count / size)) for count, number in alike.items()]) if size else 0.0
+    size, counts = len(data), list(map(data.count, set(data)))      # how often each byte that is there occurs
+    return -sum([counts.count(one) * (one / size * math.log2(one / size)) for one in set(counts)]) if size else 0.0
 
 def digest(data: bytes) -> str: return hashlib.sha256(data).hexdigest()[:16]   # the beginning of the SHA-256
 

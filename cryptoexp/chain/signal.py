@@ -46,12 +46,12 @@ def deviations_at(
     "Two neighbours in the order of |x - middle|"
     split, count = bisect_left(row, middle), len(row)      # below: middle - row[split - 1 - i]; above: row[split + i] - middle
     low, high = rank + 1 - (count - split) if rank + 1 > count - split else 0, split if split <= rank else rank + 1
-    below, step = low if guess <= low else guess if guess < high else high - 1, 1
+    inner, outer, below, step = split - 1, split + rank, guess, 1
     while low < high:
-        if middle - row[split - 1 - below] < row[split + rank - below] - middle: low = below + 1
-        else: high = below
-        half = (low + high) // 2                           # there, or on the way to it
-        below, step = below - step if half < below - step else below + step if half > below + step else half, 2 * step
+        if not low <= below < high: below = (low + high) // 2
+        if middle - row[inner - below] < row[outer - below] - middle: low, below = below + 1, below + step
+        else: high, below = below, below - step
+        step += step
     above = rank + 1 - low
     last_below = middle - row[split - low] if low else -math.inf
     last_above = row[split + above - 1] - middle if above else -math.inf

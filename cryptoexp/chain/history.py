@@ -318,7 +318,7 @@ def apply(
     outpoints, spenders = () if tx.is_coinbase else tuple(outpoints_of(tx)), history.spenders
     alone = (tx.txid,)
     for outpoint in outpoints: spenders[outpoint] = (*spenders[outpoint], tx.txid) if outpoint in spenders else alone
-    moved = tuple([(key, *flow) for key, flow in flows.items()])
+    moved = tuple([(key, flow[0], flow[1], flow[2], flow[3]) for key, flow in flows.items()])
     entry = history.entries[tx.txid] = Entry(number, time, moved, outpoints, tx.outputs, owners)
     if len(history.entries) > history.depth: settle_oldest(history)
     if len(accounts) > history.most: give_up(history)

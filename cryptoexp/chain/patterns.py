@@ -371,7 +371,8 @@ PATTERNS: tuple[Detector, ...] = (
 DETECTORS: tuple[Detector, ...] = (*COINJOINS, *CARRIERS, *PATTERNS)
 
 # %% ../../nbs/chain/16_patterns.ipynb #tr01
-(SEVERAL, FIVE_INPUTS, MANY, ALIKE, TINY, KNOWN_INPUTS, PRICED, CARRYING, RARELY, HASHED, SHOWING, NAMED, PAST) = (1 << bit for bit in range(13))
+(SEVERAL, FIVE_INPUTS, MANY, ALIKE, TINY, KNOWN_INPUTS, PRICED,
+ CARRYING, RARELY, HASHED, SHOWING, NAMED, PAST) = (1 << bit for bit in range(13))
 
 def traits_of(tx: Transaction, context: Context) -> int:
     "What may be worth a second look, at the first"

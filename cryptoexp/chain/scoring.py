@@ -276,8 +276,8 @@ def step(
         kept(entry, taint)
     if tx.block is None: follow(scorer, context.fee_rate, at, paid.value)
     learn(scorer, context, at, paid.value)
-    return ScoredTransaction(tx.txid, at, judge(signals, config), significance, tuple(signals), context.fee, context.fee_rate, change, entropy,
-                 'S' if context.values_in is None and not context.coinbase else 'P', tx.source)
+    return ScoredTransaction(tx.txid, at, judge(signals, config), significance, tuple(signals), context.fee, context.fee_rate, change,
+                 entropy, 'S' if context.values_in is None and not context.coinbase else 'P', tx.source)
 
 # %% ../../nbs/chain/18_scoring.ipynb #c22
 def value_figure(

@@ -222,7 +222,7 @@ def context_of(
     known, payers, fee = history.accounts, set(keys_in), tx.fee
     accounts = [known.get(key) or account_at(history, key) for key in keys]
     return Context(time, tx.is_coinbase, fee_rate_of(tx, fee), fee, values_in if len(values_in) == len(keys_in) else None, keys_in, payers,
-                   parents, kinds_in, values, keys, kinds, places, common, repeats, history, labels, fees, height, next_block_rate, accounts,
-                   is_named(labels, history.clusters, (*payers, *keys)))
+                   parents, kinds_in, values, keys, kinds, places, common, repeats, history, labels, fees, height, next_block_rate,
+                   accounts, is_named(labels, history.clusters, (*payers, *keys)))
 
 Detector = Callable[[Transaction, Context], Signal | None]

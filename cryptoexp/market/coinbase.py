@@ -234,6 +234,7 @@ class AdvancedTradeStream(BookStream):
         if len(set(twins)) < len(twins):
             raise ValueError('Coinbase answers for a USDC product under the name of its USD twin: subscribe to one of them a connection')
         super().__init__(instruments)
+        self.told_as = dict(zip(twins, instruments)) | {symbol: symbol for symbol in instruments}   # by the name in a frame
         self.words = np.append(self.words, np.array([word(twin) for twin in twins], np.int64))
 
     def read(self, text: np.ndarray, starts: np.ndarray, scan: Scan) -> None: read_advanced(text, starts, self.words, scan)
@@ -251,7 +252,7 @@ class AdvancedTradeStream(BookStream):
         if channel != 'l2_data': return f'{str(channel)[:30]}: not usable', None
         events = message.get('events')
         product = events[0].get('product_id') if isinstance(events, list) and events and isinstance(events[0], dict) else None
-        return 'l2_data: not usable', product if product in self.symbols else None
+        return 'l2_data: not usable', self.told_as.get(product) if isinstance(product, str) else None
 
 # %% ../../nbs/market/04_coinbase.ipynb #d15
 _CHANGES, _BIDS, _ASKS, _LAST_TRADE = (word(key) for key in ('changes', 'bids', 'asks', 'last_trade_id'))

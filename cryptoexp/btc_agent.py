@@ -601,6 +601,7 @@ def stop(monitor: BTCTransactionMonitor) -> None:
     if monitor.loop is None: return
     with contextlib.suppress(RuntimeError): monitor.loop.call_soon_threadsafe(monitor.stopping.set)
 
+# %% ../nbs/11_btc_agent.ipynb #ba37s
 @contextlib.contextmanager
 def stopped_by_signals(monitor: BTCTransactionMonitor) -> Iterator[None]:
     "Ctrl-C and SIGTERM stop the monitor, in the main thread; a second Ctrl-C is one"

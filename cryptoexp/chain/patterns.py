@@ -136,6 +136,7 @@ def rare_script(tx: Transaction, context: Context) -> Signal | None:
     return found('rare_script', 0.2 if kinds == {'anchor'} else 0.5, 1.0, 'S' if context.values_in is None else 'P', number=number,
                  kind=min(kinds, key=KINDS.index))
 
+# %% ../../nbs/chain/16_patterns.ipynb #c22s
 MOST_INPUTS = 50      # of one transaction whose signatures and proofs are looked at
 
 def signature_marks(data: bytes) -> tuple[int, int] | None:   # flag, bytes of R (0: not told by its form); None: it is no signature

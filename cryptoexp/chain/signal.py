@@ -59,6 +59,7 @@ def deviations_at(
     next_above = row[split + above] - middle if split + above < count else math.inf
     return (last_below if last_below > last_above else last_above), (next_below if next_below < next_above else next_above), low
 
+# %% ../../nbs/chain/12_signal.ipynb #c10w
 class Window:
     "The last values of something, in order of size"
     def __init__(self, size: int, values: Sequence[float] = ()):   # how many are kept; those to begin with

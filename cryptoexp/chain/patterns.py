@@ -193,6 +193,7 @@ def is_sorted(tx: Transaction) -> bool:
     spent = outpoints_of(tx)
     return len(spent) == len(inputs) and spent == sorted(spent)
 
+# %% ../../nbs/chain/16_patterns.ipynb #c23s
 def locktime_word(locktime: int | None, tip: int | None) -> str:
     "Which kind of lock time it is; 'tip': the last block, the next, or up to 100 before, as against fee sniping"
     if not locktime: return 'none' if locktime == 0 else 'unknown'

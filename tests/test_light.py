@@ -156,6 +156,13 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
      'light.known_tick, light.moved, light.stop_ns = -1, 2, due', 'light.known_tick, light.moved, light.stop_ns = -1, 1, due'),
     ('a light bid holds back no cash', 'matching', 'left if known else 0', '0'),
     ('a light order that is being cancelled is dead', 'matching', "        _request_between(desk, config, slot, light.due_ns)\n", ''),
+    ('a plain quote that makes way is not cancelled', 'matching', 'if known >= 0: light.drops, light.moved,', 'if False: light.drops, light.moved,'),
+    ('a plain quote within the tolerance moves', 'matching', 'lots > 0 and 0 <= outside <= slack: continue', 'lots > 0 and outside == 0: continue'),
+    ('a plain order that was refused is thought to rest', 'matching', 'known = light.known_tick if light.refused_ns > time_ns else -1', 'known = light.known_tick'),
+    ('a plain quote may stand anywhere', 'matching', 'or (lots > 0 and not inside) or', 'or'),
+    ('a plain quote with another of its account is light', 'matching', 'if state.order_count > 0 or not rule.unlimited or', 'if not rule.unlimited or'),
+    ('limits are not asked about plain quotes', 'matching', 'if state.order_count > 0 or not rule.unlimited or', 'if state.order_count > 0 or'),
+    ('an account at its end is asked', 'matching', 'if over or state.stopped or state.halted or', 'if state.stopped or state.halted or'),
     ('light orders are not met', 'matching', 'if (price < tick) if index == 0 else (price > tick): continue', 'continue'),
 )]
 CHECK = """

@@ -2149,7 +2149,7 @@ def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts
     asking[0] = count
     return int(states.size)
 
-# %% ../../nbs/trading/03_matching.ipynb #lean03
+# %% ../../nbs/trading/03_matching.ipynb #plain01
 @inner
 def _plain(side: Any, rule: Any, state: Any, lights: Any, answers: np.ndarray, config: int) -> bool:
     "Whether the wishes of a configuration can become light orders without asking anybody"
@@ -2160,6 +2160,7 @@ def _plain(side: Any, rule: Any, state: Any, lights: Any, answers: np.ndarray, c
         if force != POST_ONLY or lots < 0 or (lots > 0 and not inside) or lights[2 * config + index].moved: return False
     return True
 
+# %% ../../nbs/trading/03_matching.ipynb #plain02
 @rare
 def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts: Any, lights: Any, answers: np.ndarray,
                   due: np.ndarray, bound: np.ndarray, first: int, count: int) -> int:

@@ -387,6 +387,8 @@ def labels_of(labels: str | Path | Labels | None, source: Source, network: Netwo
     if isinstance(labels, Labels): return labels
     if labels is not None:
         known = read_labels(labels, network)
+        for file in known.files:
+            if file.wrong: logger.warning('labels: {} holds {:,} wrong, the first: {}', file.file, file.wrong, file.first_problem)
         if not known.by_script:
             raise ValueError(f'the folder {labels} holds no label of an address of {network.name}: put TagPacks or lists of sanctions '
                              f'there, or fetch them by `cryptoexp labels update --out {labels}`')

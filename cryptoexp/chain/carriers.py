@@ -72,10 +72,10 @@ def key_stream(key: bytes, size: int) -> bytes:   # key: of 1 to 256 bytes
         stream.append(state[(state[first] + state[second]) & 255])
     return bytes(stream)
 
-def is_counterparty(tx: Transaction, content: bytes) -> bool:   # False also where the source does not tell what is spent
+def is_counterparty(tx: Transaction, content: bytes) -> bool:   # False also where what is spent was not told, or has a made-up name
     "Whether a content, decrypted with the txid of the first input, begins as Counterparty's do"
     parent = tx.inputs[0].txid
-    if len(content) < len(HIDDEN) or parent is None or tx.is_coinbase: return False
+    if len(content) < len(HIDDEN) or parent is None or len(parent) != 64 or tx.is_coinbase: return False
     stream = key_stream(bytes.fromhex(parent), len(HIDDEN))
     return bytes(one ^ other for one, other in zip(content, stream)) == HIDDEN
 

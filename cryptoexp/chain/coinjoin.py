@@ -197,7 +197,7 @@ def makers_take(
     signals: Sequence[Signal],   # of the detectors of this room
 ) -> int:                        # satoshi; 0: not of a form in which anybody is
     "What the makers of a JoinMarket may have been paid, together"
-    if not any([signal.code in PAYING_MAKERS for signal in signals]): return 0
+    if not any(signal.code in PAYING_MAKERS for signal in signals): return 0
     return context.common * (context.repeats - 1) // MAKERS_SHARE
 
 def subset_sums(values: Sequence[int]) -> list[int]:   # by bit mask
@@ -221,7 +221,8 @@ def pieces(
     for mask, total in enumerate(subset_sums(inputs)):
         for value in ordered:
             if value > total + allowance: break
-            if total - value <= fee + allowance and mask: found_pieces.setdefault(mask & -mask, []).extend((mask, other) for other in by_sum[value])
+            if not mask or total - value > fee + allowance: continue
+            found_pieces.setdefault(mask & -mask, []).extend((mask, other) for other in by_sum[value])
     return found_pieces
 
 # %% ../../nbs/chain/13_coinjoin.ipynb #c29

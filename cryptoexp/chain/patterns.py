@@ -168,7 +168,7 @@ ANYONE = 0x80   # of a flag: others may add inputs to what is signed
 
 def signed_apart(tx: Transaction, context: Context) -> bool:   # among the inputs that `signatures` looks at
     "Whether an input is signed for itself alone (ANYONECANPAY): its owner need not be that of the others"
-    return any([flag & ANYONE for flag, _ in signatures(tx, context)])
+    return any(flag & ANYONE for flag, _ in signatures(tx, context))
 
 # %% ../../nbs/chain/16_patterns.ipynb #c23
 FLAGS = {0x02: 'NONE', 0x03: 'SINGLE', 0x81: 'ALL with ANYONECANPAY', 0x82: 'NONE with ANYONECANPAY', 0x83: 'SINGLE with ANYONECANPAY'}

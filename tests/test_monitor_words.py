@@ -167,7 +167,7 @@ def test_an_amount_is_called_what_it_is() -> None:
 
 def test_one_of_a_thing_is_not_many() -> None:
     assert sentence(found('peeling_chain', 1, 1, 'S', hops=2)).endswith('which has 2 hops so far.')
-    assert sentence(found('fake_keys', 1, 1, 'S', keys=1)) == '1 of its public keys is no key but data.'
+    assert sentence(found('fake_keys', 1, 1, 'S', keys=1)) == '1 of its public keys is not usable: data, or a placeholder.'
     assert sentence(found('ancient_coins', 1, 1, 'P', days=3650, coin_days=0, dormancy=3650)) == (
         'Its oldest coin is ancient, it lay still for 3,650 days.')
     assert sentence(found('ancient_coins', 1, 1, 'P', days=3650, coin_days=1, dormancy=3650)).endswith('1 coin day is destroyed.')

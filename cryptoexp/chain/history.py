@@ -292,7 +292,7 @@ def apply(
     history: History,
     tx: Transaction,
     time: int,            # ns
-    merge: bool = True,   # whether its inputs have one owner; False where several people made it
+    merge: bool = True,   # whether its inputs are taken for one owner's; False where several people may have made it
 ) -> Entry | None:        # None: it was there
     "Add what a transaction did"
     if tx.txid in history.entries: return None

@@ -209,23 +209,23 @@ PARTY_REASONS: Mapping[str, tuple[str, str]] = {
 # %% ../../nbs/chain/17_risk.ipynb #c18
 JOINT_REASONS: Mapping[str, tuple[str, str]] = {
     'whirlpool': (
-        'It has the form of a Whirlpool mix: {people} people receive an equal output each, of the size of the pool, {pool}.',
-        '它具有 Whirlpool 混币的形式：等额输出 {people} 个，每个等于混币池金额 {pool}。'),
+        'It has the form of a Whirlpool mix: {people} equal outputs, so at most as many people, of the size of the pool, {pool}.',
+        '它具有 Whirlpool 混币的形式：等额输出 {people} 个，参与者至多同数，每个等于混币池金额 {pool}。'),
     'whirlpool_entry': (
         'It cuts {pieces:piece|pieces} from a coin for a Whirlpool pool of {pool}.',
         '它从资金中切出份数 {pieces}，准备进入混币池金额为 {pool} 的 Whirlpool。'),
     'wasabi_1': (
-        'It has the form of a Wasabi mix of the first kind: {people} people receive an equal amount of {amount}.',
-        '它具有第一代 Wasabi 混币的形式：等额输出 {people} 个，每个金额 {amount}。'),
+        'It has the form of a Wasabi mix of the first kind: {people} equal outputs, so at most as many people, of an amount of {amount}.',
+        '它具有第一代 Wasabi 混币的形式：等额输出 {people} 个，参与者至多同数，每个金额 {amount}。'),
     'wasabi_2': (
         'It has the form of a Wasabi mix of the second kind (WabiSabi): {inputs} inputs, and {amounts} amounts that occur repeatedly.',
         '它具有第二代 Wasabi 混币（WabiSabi）的形式：输入 {inputs} 个，重复金额 {amounts} 种。'),
     'joinmarket': (
-        'It has the form of a JoinMarket mix: {people} people receive an equal amount of {amount}.',
-        '它具有 JoinMarket 混币的形式：等额输出 {people} 个，每个金额 {amount}。'),
+        'It has the form of a JoinMarket mix: {people} equal outputs, so at most as many people, of an amount of {amount}.',
+        '它具有 JoinMarket 混币的形式：等额输出 {people} 个，参与者至多同数，每个金额 {amount}。'),
     'coinjoin_equal': (
-        'As many as {people} people may have joined in it: there are so many outputs of an equal amount, {amount}.',
-        '等额输出 {people} 个，每个金额 {amount}，可能是多人联合交易。'),
+        'It has {people} equal outputs, of an amount of {amount}: as many people, at most, may have joined in it.',
+        '等额输出 {people} 个，每个金额 {amount}，可能是联合交易，参与者至多同数。'),
     'coinjoin_many_equal': (
         '{inputs} inputs and {outputs} outputs share few amounts, as in a joint transaction.',
         '输入 {inputs} 个、输出 {outputs} 个，只有少数几种金额，类似多人联合交易。'),
@@ -272,8 +272,8 @@ DUST_AND_FEE_REASONS: Mapping[str, tuple[str, str]] = {
         'It spends the dust of {dust:address|addresses} together with the coins of {others:other|others}, which links them.',
         '它花费了粉尘地址 {dust} 个，同时花费其他地址 {others} 个的币，从而暴露了关联。'),
     'dust_output': (
-        '{outputs:of its outputs is|of its outputs are} too small to be relayed, the least of {least}.',
-        '它有 {outputs} 个输出低于转发下限，最小输出为 {least}。'),
+        '{outputs:of its outputs is|of its outputs are} below the default dust limit, the least of {least}.',
+        '它有 {outputs} 个输出低于默认粉尘下限，最小输出为 {least}。'),
     'fee_high': (
         'It pays a fee rate of {rate} where {usual} is usual.',
         '其费率为 {rate}，而通常费率为 {usual}。'),
@@ -335,8 +335,8 @@ DATA_REASONS: Mapping[str, tuple[str, str]] = {
         'It carries an inscription of {bytes:byte|bytes} ({kind}): the BRC-20 message "{token}".',
         '它携带一个 {bytes} 字节的铭文（{kind}）：BRC-20 消息“{token}”。'),
     'fake_keys': (
-        '{keys:of its public keys is no key|of its public keys are no keys} but data.',
-        '它有 {keys} 个公钥并非真正的公钥，实为数据。'),
+        '{keys:of its public keys is not usable|of its public keys are not usable}: data, or a placeholder.',
+        '它有 {keys} 个公钥不是可用的公钥：是数据或占位符。'),
     'fake_hashes': (
         '{outputs:of its outputs holds|of its outputs hold} no hash of a script but data, {bytes:byte|bytes} of it.',
         '它有 {outputs} 个输出的脚本哈希并非真正的哈希，实为 {bytes} 字节数据。')}
@@ -347,8 +347,8 @@ WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing,
     **dict.fromkeys(('known_party', 'risky_party'), (
         'amount', 'A list names the {side} as {name}, of the category {category}.', '标签显示{side}为 {name}，类别为{category}。')),
     'ancient_coins': ('coin_days', 'Its oldest coin is ancient, it lay still for {days}.', '其中最老的币，沉睡天数为 {days}。'),
-    'address_reuse': ('to_itself', '{used_before:of its addresses has|of its addresses have} spent before: it is used again.',
-                      '其中 {used_before} 个地址此前曾花费过，属于重复使用。'),
+    'address_reuse': ('to_itself', '{used_before:of its addresses was used before|of its addresses were used before}: address reuse.',
+                      '其中 {used_before} 个地址此前用过，属于重复使用。'),
     'data_output': ('protocol', 'It carries {bytes:byte|bytes} of data ({alphabet}) of no protocol that we know.',
                     '它携带 {bytes} 字节数据（{alphabet}），协议不明。'),
     'omni': ('token', 'It carries a message of the Omni layer: its type has the number {type}.',
@@ -387,7 +387,7 @@ SAID: Mapping[str, Mapping[str, tuple[str, str]]] = {   # a value that is a word
                  'mixed': ('mixed', '混合'), 'unknown': ('unknown', '未知')},
     'locktime': {'none': ('none', '无'), 'tip': ('the height of the tip', '链尖高度'), 'height': ('a height', '区块高度'),
                  'time': ('a time', '时间'), 'unknown': ('unknown', '未知')},
-    'order': {'sorted': ('sorted', '有序'), 'unsorted': ('unsorted', '无序')},
+    'order': {'sorted': ('sorted', '有序'), 'unsorted': ('unsorted', '无序'), 'unknown': ('unknown', '未知')},
     'signatures': {'short': ('short', '短'), 'mixed': ('mixed', '混合'), 'unknown': ('unknown', '未知')},
     'category': {name: (name.replace('_', ' '), chinese) for name, chinese in dict(
         mixing_service='混币服务', ransomware='勒索软件', market='暗网市场', darknet_market='暗网市场', scam='诈骗',
@@ -460,14 +460,14 @@ CODES_ZH: Mapping[str, str] = {   # what the patterns are called in Chinese
     'exchange_withdrawal': '交易所提现', 'deposit_sweep': '存款归集', 'address_reuse': '地址重用', 'replaceable': '可替换',
     'rare_script': '罕见脚本', 'fingerprint': '钱包特征', 'data_output': '数据输出', 'omni': 'Omni 消息', 'inscription': '铭文',
     'fake_keys': '伪公钥', 'fake_hashes': '伪脚本哈希', 'multisig': '多重签名', 'taproot_script': 'Taproot 脚本花费', 'annex': '见证附件'}
-FIELDS: Mapping[str, str] = {'coin_days': 'coin days destroyed'}   # a value whose name says too little by itself
+FIELDS: Mapping[str, str] = {'coin_days': 'coin days destroyed', 'people': 'equal outputs'}   # a value whose name says too little by itself
 FIELDS_ZH: Mapping[str, str] = {   # what their values are called in Chinese
     'inputs': '输入', 'outputs': '输出', 'people': '等额输出', 'amount': '金额', 'amounts': '重复金额',
     'pool': '混币池金额', 'pieces': '份数',
     'hops': '跳数', 'rate': '费率', 'usual': '通常费率', 'enough': '下个区块费率', 'together': '关联费率',
     'share': '资金占比',
     'bytes': '字节', 'keys': '公钥', 'dust': '粉尘地址', 'others': '其他', 'addresses': '地址', 'days': '沉睡天数', 'coin_days': '币天',
-    'dormancy': '平均沉睡天数', 'to_itself': '付回自身', 'used_before': '曾花费', 'received_before': '此前收款次数',
+    'dormancy': '平均沉睡天数', 'to_itself': '付回自身', 'used_before': '此前用过', 'received_before': '此前收款次数',
     'signatures': '签名',
     'least': '最小输出', 'limit': '上限', 'entropy': '熵', 'z': '稳健值', 'side': '一方', 'name': '名称',
     'category': '类别', 'kind': '类型', 'type': '类型编号',

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 import math
 import msgspec
-from .coinjoin import COINJOINS, Entropy, entropy_of, joint_confidence
+from .coinjoin import COINJOINS, Entropy, entropy_of, joint_confidence, makers_take
 from .flow import (
     CLEAN, TAINT_RULES, Change, ancestor_rate, change_of, has_change, kept, noted, paid_by, peel_length, taint_of, votes_of)
 from .history import Account, Entry, History, rivals
 from .labels import Labels
-from .patterns import DETECTORS, Row, traits_of
+from .patterns import DETECTORS, Row, signed_apart, traits_of
 from cryptoexp.chain.risk import (
     GROUPS, Figure, Judgement, RiskConfig, Significance, bitcoin_text, judge, judgement_figures, known, large_value, log_value, sentence,
     signal_figures, significance_of, unusual_amount, unusual_transaction, value_figures,
@@ -242,10 +242,10 @@ def standing_out(scorer: 'Scorer', tx: Transaction, context: Context, change: Ch
     other = unusual_transaction(odd, config) if odd is not None else None
     return [signal for signal in (amount, other) if signal is not None] if amount or other else []
 
-def hiding(tx: Transaction, context: Context) -> Entropy | None:
+def hiding(context: Context, signals: Sequence[Signal]) -> Entropy | None:
     "The entropy of a joint transaction, where it is small enough"
     if context.values_in is None or not context.values or sum(context.values_in) < sum(context.values): return None
-    return entropy_of(context.values_in, context.values)
+    return entropy_of(context.values_in, context.values, makers_take(context, signals))
 
 # %% ../../nbs/chain/18_scoring.ipynb #c13
 def step(
@@ -273,8 +273,8 @@ def step(
     paid = paid_by(tx, context, change)
     significance = significance_of(paid.value, paid.upper_bound, scorer.values, day_volume(scorer))
     if not context.coinbase: signals += standing_out(scorer, tx, context, change, significance, at)
-    entropy = hiding(tx, context) if context.joint >= 0.3 else None
-    entry = history.apply(tx, at, merge=not context.joint)
+    entropy = hiding(context, signals) if context.joint >= 0.3 else None
+    entry = history.apply(tx, at, merge=not context.joint and not (len(tx.inputs) > 1 and signed_apart(tx, context)))
     if entry is not None:
         entry.chain, entry.change = context.chain, change.index if change else None
         noted(entry, tx, context, said)

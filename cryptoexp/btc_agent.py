@@ -389,8 +389,8 @@ def labels_of(labels: str | Path | Labels | None, source: Source, network: Netwo
     if labels is not None:
         known = read_labels(labels, network)
         for file in known.files:   # one address of another chain among hundreds is no alarm
-            level = 'WARNING' if file.wrong * 100 > file.labels + file.other_coins else 'DEBUG'
-            if file.wrong: logger.log(level, 'labels: {:,} in {} can not be used, the first: {}', file.wrong, file.file, file.first_problem)
+            if file.wrong * 100 <= file.labels + file.other_coins: continue
+            logger.warning('labels: {:,} in {} can not be used, the first: {}', file.wrong, file.file, file.first_problem)
         if not known.by_script:
             raise ValueError(f'the folder {labels} holds no label of an address of {network.name}: put TagPacks or lists of sanctions '
                              f'there, or fetch them by `cryptoexp labels update --out {labels}`')

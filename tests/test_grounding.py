@@ -18,7 +18,29 @@ from hypothesis import strategies as st
 
 from cryptoexp.analyst import grounding
 from cryptoexp.analyst.answer import Narration, answer
-from cryptoexp.analyst.claims import DATES, DIRECTION, HAN_NUMBER, NAMES, NO_RISK, PERIODS, WORDS, Claim, claims, cover, lower, plain
+from cryptoexp.analyst.claims import (
+    ALL_NAMES,
+    DATES,
+    DIRECTION,
+    HAN_NUMBER,
+    NAMES,
+    NO_RISK,
+    ORDINAL_DIGITS,
+    PERIODS,
+    RANK_HEADS,
+    RANKS,
+    ROMAN,
+    ROMAN_RUN,
+    WORDS,
+    Claim,
+    Page,
+    claims,
+    cover,
+    found_at,
+    lower,
+    places_of,
+    plain,
+)
 from cryptoexp.analyst.coins import KNOWN
 from cryptoexp.analyst.facts import LANGUAGES, Fact, Facts, from_json
 from cryptoexp.analyst.grounding import GONE, STRUCK, WHY, WITHHELD, Checked, Draft, Section, Verdict, check, render, repair_request, strike
@@ -364,13 +386,21 @@ def same_with_heads(text: str) -> None:
     "Every pattern finds at its heads what it finds anywhere"
     flat = plain(text)[0]
     small = lower(flat)
+    page = Page(text)
     for what, one in HEADED.items():
-        assert [match.span() for match in one.finditer(small)] == [match.span() for match in one.pattern.finditer(small)], what
+        anywhere = [match.span() for match in one.pattern.finditer(small)]
+        assert [match.span() for match in one.finditer(small)] == anywhere, what
+        if one is not HAN_NUMBER: assert [match.span() for match in one.finditer(small, page.starts)] == anywhere, what
+    assert [match.span() for match in found_at(ROMAN, flat, [run.start() for run in ROMAN_RUN.finditer(flat)])] == [
+        match.span() for match in ROMAN.finditer(flat)]
+    places = [*places_of(RANK_HEADS, small, page.starts), *(match.start() for match in ORDINAL_DIGITS.finditer(small))]
+    assert [match.span() for match in found_at(RANKS, small, sorted(places))] == [match.span() for match in RANKS.finditer(small)]
+    lengths = [(match.start(), match.end()) for match in grounding.DURATION.finditer(small)]
+    assert [match.span() for match in found_at(grounding.DURATION, small, grounding.begins_of_durations(small))] == lengths
     for row in (*NAMES, *PERIODS, *DATES):
-        anywhere = replace(row, heads=(), letters=())
-        assert cover(flat, [row]) == cover(flat, [anywhere]), row.what
-    whole = [*NAMES, *PERIODS, *DATES]
-    assert cover(flat, whole) == cover(flat, [replace(row, heads=(), letters=()) for row in whole])
+        assert cover(flat, [row], page.pairs) == cover(flat, [row]) == cover(flat, [replace(row, heads=(), letters=())]), row.what
+    whole = cover(flat, [replace(row, heads=(), letters=()) for row in (*NAMES, *PERIODS, *DATES)])
+    assert whole == cover(flat, ALL_NAMES) == cover(flat, ALL_NAMES, page.pairs)
 
 
 def test_heads_miss_nothing() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .claims import END, Headed, found_at, headed, lower, places_of
+from .claims import END, Headed, Starts, found_at, headed, lower, places_of
 
 # %% ../../nbs/analyst/01b_roles.ipynb #role07
 COINS: dict[str, tuple[str, str, str, str]] = {   # id: names, names with a capital, tickers, Chinese names
@@ -53,11 +53,11 @@ def coin_names() -> tuple[dict[str, str], Headed]:
     heads = '|'.join(sorted({word.partition('-')[0].lower() for word, _ in parts}))
     return known, headed(rf'(?<![A-Za-z])(?:{ascii_parts})|{han_parts}', heads)
 
-def coins_in(text: str) -> list[tuple[int, int, str]]:   # plain, with its capitals
-    "Start, end and id of each coin a text names"
+def coins_in(text: str, starts: Starts = None) -> list[tuple[int, int, str]]:   # plain, with its capitals
+    "Start, end and id of each coin a text names; starts: how its words begin, where that is known"
     known, pattern = coin_names()
     found = []
-    for match in found_at(pattern.pattern, text, places_of(pattern.heads, lower(text))):
+    for match in found_at(pattern.pattern, text, places_of(pattern.heads, lower(text), starts)):
         word = match[0].lower().replace('-', ' ')
         found.append((match.start(), match.end(), known.get(word) or known[word.removesuffix('s')]))
     return found
@@ -95,11 +95,11 @@ class Named:
     subject: bool       # of its clause
     holds: bool         # beyond the next comma
 
-def named_coins(text: str, claimed: Iterable[tuple[int, int]]) -> list[Named]:
+def named_coins(text: str, claimed: Iterable[tuple[int, int]], word_starts: Starts = None) -> list[Named]:
     "The coins in a plain text, those in figures (21 BTC) left out; coins joined by \"and\" are one"
     spans, answer = sorted(claimed), list[Named]()
     starts = [start for start, _ in spans]
-    for start, end, coin in coins_in(text):
+    for start, end, coin in coins_in(text, word_starts):
         place = bisect_right(starts, start) - 1
         if place >= 0 and start < spans[place][1]: continue
         last = answer[-1] if answer else None
@@ -117,8 +117,8 @@ def named_coins(text: str, claimed: Iterable[tuple[int, int]]) -> list[Named]:
 # %% ../../nbs/analyst/01b_roles.ipynb #role13
 class Subjects:
     "Of which coins the figures of a text are said to be"
-    def __init__(self, text: str, claimed: Iterable[tuple[int, int]]):   # plain, and start and end of each figure
-        self.text, self.named = text, named_coins(text, claimed)
+    def __init__(self, text: str, claimed: Iterable[tuple[int, int]], word_starts: Starts = None):   # plain; start and end of each figure
+        self.text, self.named = text, named_coins(text, claimed, word_starts)
         self.starts = [one.start for one in self.named]
         self.ends = [-1, *(match.start() for match in END.finditer(text))]
         self.sections = self._headings() if self.named else []
@@ -196,22 +196,21 @@ class Role:
 
 class Levels:
     "The levels that the figures of a text are said to be"
-    def __init__(self, text: str):   # plain, in small letters
+    def __init__(self, text: str, starts: Starts = None):   # plain, in small letters
         self.text = text
-        self.words = [(match.start(), match.end(), match.lastgroup or '') for match in LEVEL_WORD.finditer(text)]
+        self.words = [(match.start(), match.end(), match.lastgroup or '') for match in LEVEL_WORD.finditer(text, starts)]
         self.starts = [one[0] for one in self.words]
         self.last: Role | None = None
 
     def of(self, start: int, end: int, before: int, sentence: tuple[int, int]) -> Role | None:
         "The role of the figure at a place, asked in order; before: end of the figure in front; sentence: begin and end of its own"
         if not self.words: return None
-        after = AFTERWARDS.match(self.text, end)
         place = bisect_left(self.starts, start) - 1
         roles = set[str]()
         following = bisect_left(self.starts, end)
         behind = self.words[following] if following < len(self.words) else None
         if behind and TO_A_NUMBER.match(self.text, behind[1]): behind = None   # it is the role of the next figure
-        if behind and after and behind[0] == after.end(): roles.add(behind[2])
+        if behind and (after := AFTERWARDS.match(self.text, end)) and behind[0] == after.end(): roles.add(behind[2])
         elif place >= 0 and self.words[place][0] >= max(before, sentence[0]) and start - self.words[place][1] <= 72:
             colon = AS_LABEL.match(self.text, self.words[place][1])
             clear = min(colon.end(), start) if colon else self.words[place][1]
@@ -252,7 +251,8 @@ CUT = re.compile(r'[,，;；:：。]')
 LATER_CLAUSE = re.compile(r'[;；]|[:：](?!\s?$)|当前|目前|现在|\bnow\b|\bcurrently\b|\btoday\b|[,，]?\s(?:and|but|while)\b|[，]?而|但')
 FUTURE = (   # one of these is in every word for it
     "will|shall|won't|going to|set to|bound to|expect|forecast|predict|projected|soon|'ll|将|会|预|很快|tomorrow|next |coming |by year"
-    '|by the end|in the future|in the near|time|明|后天|下周|下月|下个月|下季度|下个季度|未来|今后|日后|年底前|月底前'
+    '|by the end|in the future|in the near|y time|k time|h time|r time|s time|\' time|明|后天|下周'
+    '|下月|下个月|下季度|下个季度|未来|今后|日后|年底前|月底前'
     '|could|may|might|likely to|可能|或|有望|上看|看至').split('|')
 FINITE = re.compile(r'\b(?:fell|rose|lost|gained|was|were|has|had|dropped|climbed|declined|is|are|stands?|trades?)\b|因为|由于|过去|已|曾')
 
@@ -270,17 +270,17 @@ def foretold(text: str, start: int, end: int, sentence: tuple[int, int]) -> Fore
     begin, last = sentence
     lead = text[max(begin, start - 160):start]
     offset = start - len(lead)
+    verbs_of = [(list(pattern.finditer(lead)), may) for pattern, may in ((WILL, False), (MAY, True))]
+    times, behind = list(SOMEDAY.finditer(lead)), SOMEDAY.search(text, end, min(last, end + 40))
+    if not (times or behind or any(verbs for verbs, _ in verbs_of)): return None
     conditions = [match.start() for match in CONDITION.finditer(lead)]
     if conditions and not CUT.search(lead, conditions[-1]) and not WILL.search(lead, conditions[-1]): return None
-    for pattern, may in ((WILL, False), (MAY, True)):
-        verbs = list(pattern.finditer(lead))
+    for verbs, may in verbs_of:
         if not verbs or CUT.search(lead, verbs[-1].end()): continue
         if verbs[-1][0][:4] in ('fore', 'pred') or not FINITE.search(lead, verbs[-1].end()):
             return Foretold(verbs[-1].end() + offset, False, may, bool(conditions) and conditions[0] < verbs[-1].start())
-    times = list(SOMEDAY.finditer(lead))
     if times and not LATER_CLAUSE.search(lead, times[-1].end()):
         return Foretold(times[-1].end() + offset, True, False, bool(conditions))
-    behind = SOMEDAY.search(text, end, min(last, end + 40))
     if behind and not CUT.search(text, end, behind.start()): return Foretold(behind.end(), True, False, bool(conditions))
     return None
 

@@ -199,9 +199,9 @@ def complaints(cells: Sequence[Cell]) -> Iterator[str]:
             where = f', before cell {exports[name].cell.number} defines it' if name in exports else ', and nothing defines it before'
             found[name] = way_to(name, by) + where
         for name, who in by.items():
-            if name not in examples or name not in known: continue
-            asker, now = known.get(who.split('.')[0]), known[name].cell
-            if asker and asker.cell.exported and not now.exported:
+            if name not in examples or name not in known or (who and who.split('.')[0] not in known): continue
+            asker, now = known[who.split('.')[0]].cell if who else cell, known[name].cell
+            if asker.exported and not now.exported:
                 found[name] = f'{way_to(name, by)}, and the example in cell {now.number} has put its own in its place'
             elif not who and now.exported and not cell.exported:
                 found[name] = (f'`{name}` of the example in cell {examples[name].number}, '

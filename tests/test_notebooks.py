@@ -56,6 +56,7 @@ SHOWN = 'EXPORT def shown(face): return 1'
     ('cell 2 needs `one`, and nothing', ('one = 1', 'del one', 'print(one)')),
     ('the example in cell 1 has put its own in its place', ('EXPORT def two(): return 1\ndef one(): return two()', 'two = 3', 'one()')),
     ('the example in cell 2 has put its own', ('EXPORT import math', 'EXPORT def one(): return math.pi', 'math = 3', 'one()')),
+    ('cell 2 needs `two`, and the example in cell 1', ('EXPORT def two(): return 1', 'two = 3', 'EXPORT one = two()')),
     ('cell 2 needs `two` of the example in cell 0, and cell 1', ('two = 3', 'EXPORT def two(): return 1', 'print(two)')),
 ])
 def test_a_wrong_order_is_seen(says: str, cells: tuple[str, ...]) -> None:

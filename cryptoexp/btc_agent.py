@@ -40,7 +40,7 @@ from .analyst.narrator import Phrase, Values
 from .chain.embedded import EmbeddedSource, embedded_labels
 from .chain.events import Event as Heard
 from .chain.flow import FlowGraph, flow_figure, flow_graph
-from .chain.history import History, address_frame, timeline, timeline_figure
+from .chain.history import History, address_frame, large_blocks_apart, timeline, timeline_figure
 from .chain.labels import Labels, read_labels
 from .chain.risk import SAID, SENTENCES, WITHOUT, RiskConfig, is_nothing
 from .chain.scoring import ScoredTransaction, Scorer, value_figure
@@ -601,6 +601,7 @@ def stop(monitor: BTCTransactionMonitor) -> None:
     if monitor.loop is None: return
     with contextlib.suppress(RuntimeError): monitor.loop.call_soon_threadsafe(monitor.stopping.set)
 
+# %% ../nbs/11_btc_agent.ipynb #ba37s
 @contextlib.contextmanager
 def stopped_by_signals(monitor: BTCTransactionMonitor) -> Iterator[None]:
     "Ctrl-C and SIGTERM stop the monitor, in the main thread; a second Ctrl-C is one"
@@ -616,7 +617,8 @@ def stopped_by_signals(monitor: BTCTransactionMonitor) -> Iterator[None]:
         for number, handler in before.items(): signal.signal(number, handler)
 
 def run(monitor: BTCTransactionMonitor) -> None:
-    "Print what is worth telling, a line each, until the monitor is stopped"
+    "Print what is worth telling, a line each, until the monitor is stopped; the process is taken to be the monitor's own"
+    large_blocks_apart()
     async def whole() -> None:
         async with aclosing(monitor.stream()) as stream:
             async for told in stream: print(words_of(told, monitor.language), flush=True)

@@ -638,7 +638,7 @@ import test_engine
 def late(*_): raise TimeoutError('no end')
 signal.signal(signal.SIGALRM, late)
 for check in sys.argv[2:]:
-    signal.alarm(180)
+    signal.alarm(420)
     try: found = compare(int(check), 150)[0] if check.isdigit() else getattr(test_engine, check)() or []
     except (AssertionError, IndexError, ArithmeticError, TimeoutError) as error: found = [repr(error)]
     if found: print('noticed by', check, found[0]); break

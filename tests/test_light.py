@@ -146,6 +146,22 @@ def by_hand() -> None:
 def test_a_light_order_is_told_of_its_queue() -> None: by_hand()
 
 
+def out_of_range() -> None:
+    "A bid below the least price is refused at each decision, the ask beside it is sent"
+    def low(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+        wishes[0, 0, 0, 0], wishes[0, 0, 0, 1], wishes[0, 1, 0, 0], wishes[0, 1, 0, 1] = -5, 5, 120, 5
+        return 0
+    rows = from_rows([*opening({100: 10}, {110: 10}), happens(300, DEPTH | BUY, 100, 4), control(900, RESUME)])
+    rules = make_rules(settings(), TOY, Venue('paper', fills='whole', kind='linear'), unlimited=True)
+    for record in (True, False):
+        runs = run_configurations(prepare([(rows, TOY)], closing=False), rules, np.zeros((1, 1)), low, whole=True, record=record)
+        assert bool(runs.desk.clock[0].light) == (not record)
+        assert int(runs.desk.refusals.sum()) > 0 and runs.desk.state.orders_sent.tolist() == [1]
+
+
+def test_a_quote_out_of_range_is_refused_as_a_light_one() -> None: out_of_range()
+
+
 MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be noticed
     ('as it is', 'matching', 'if kept != -2 and light.known_tick >= 0:', 'if kept != -2 and light.known_tick >= 0:'),
     ('a light order that would take rests', 'matching',
@@ -156,11 +172,22 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
      'light.known_tick, light.moved, light.stop_ns = -1, 2, due', 'light.known_tick, light.moved, light.stop_ns = -1, 1, due'),
     ('a light bid holds back no cash', 'matching', 'left if known else 0', '0'),
     ('a light order that is being cancelled is dead', 'matching', "        _request_between(desk, config, slot, light.due_ns)\n", ''),
+    ('a plain quote that makes way is not cancelled', 'matching',
+     'if known >= 0: light.drops, light.moved,', 'if False: light.drops, light.moved,'),
+    ('a plain quote within the tolerance moves', 'matching',
+     'lots > 0 and 0 <= outside <= slack: continue', 'lots > 0 and outside == 0: continue'),
+    ('a plain order that was refused is thought to rest', 'matching',
+     'known = light.known_tick if light.refused_ns > time_ns else -1', 'known = light.known_tick'),
+    ('a plain quote may stand anywhere', 'matching', 'or (lots > 0 and not inside) or', 'or'),
+    ('a plain quote with another of its account is light', 'matching',
+     'if state.order_count > 0 or not rule.unlimited or', 'if not rule.unlimited or'),
+    ('limits are not asked about plain quotes', 'matching',
+     'if state.order_count > 0 or not rule.unlimited or', 'if state.order_count > 0 or'),
     ('light orders are not met', 'matching', 'if (price < tick) if index == 0 else (price > tick): continue', 'continue'),
 )]
 CHECK = """
 import test_light
-try: test_light.by_hand()
+try: test_light.by_hand(); test_light.out_of_range()
 except AssertionError: print('noticed by hand'); sys.exit()
 for seed in map(int, sys.argv[2:]):
     for whole in (True, False):

@@ -5,6 +5,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from cryptoexp.chain import coinjoin, flow, patterns
 from cryptoexp.chain.block import read_block, read_spent, with_spent
 from cryptoexp.chain.coinjoin import entropy_of, equal_ways
+from cryptoexp.chain.embedded import embedded_labels, embedded_transactions
 from cryptoexp.chain.history import History, cluster_of, descendants
 from cryptoexp.chain.labels import Label, Labels, fetch_labels, read_labels
 from cryptoexp.chain.risk import WEIGHTS, RiskConfig, judge
+from cryptoexp.chain.scenarios import scenarios as built_scenarios
 from cryptoexp.chain.scoring import ScoredTransaction, Scorer, restore
 from cryptoexp.chain.signal import Signal, Window, context_of
 from cryptoexp.chain.store import AddressStore, attach, flush
@@ -622,3 +625,26 @@ def test_clusters_are_those_of_a_history_that_forgets_nothing(moves: list[tuple[
         assert small.history.clusters.live.sets() == large.history.clusters.live.sets()
         assert small.history.clusters.settled.sets() == large.history.clusters.settled.sets()
         for number in range(12): assert small.history.account(script(number)) == large.history.account(script(number))
+
+
+# ---- detectors that are not called
+
+def spared(labels: Labels, transactions: list[Transaction]) -> int:
+    "Detectors left out, over the kinds of transactions met; each has the same signals and score as with every detector called"
+    some, every = Scorer(labels), Scorer(labels)
+    every.joint, every.others = (patterns.Row(partial(one) for one in row.detectors) for row in (some.joint, some.others))
+    for tx in transactions: assert some.step(tx) == every.step(tx)
+    assert all(asked == every.others.detectors for asked in every.others.chosen.values())
+    return sum(len(some.others.detectors) - len(asked) for asked in some.others.chosen.values())
+
+
+def test_what_a_detector_needs_changes_nothing_but_the_time() -> None:
+    assert spared(embedded_labels(), embedded_transactions(11)) > 100
+    assert spared(embedded_labels(), [one.tx for one in built_scenarios(11, 4, 40)]) > 100
+    assert set(patterns.NEEDS) <= set(patterns.DETECTORS)
+
+
+def test_what_a_detector_needs_in_a_real_block(data_folder: Path) -> None:
+    folder = data_folder/'bitcoin'
+    block = with_spent(read_block((folder/'block300025.raw').read_bytes()), read_spent((folder/'block300025-undo.raw').read_bytes()))
+    assert spared(read_labels(folder), list(block.transactions)) > 100

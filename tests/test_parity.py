@@ -325,9 +325,9 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('news of a decision\'s time comes after it', 'matching', 'if clock.next_news_ns > until_ns: return', 'if clock.next_news_ns >= until_ns: return'),
     ('rows of a decision\'s time come after it', 'matching', '_course_run(desk, local_rows, min(until_ns, clock.next_news_ns))', '_course_run(desk, local_rows, min(until_ns, clock.next_news_ns) - 1)'),
     ('news overtakes earlier news', 'matching', 'state.last_heard_ns = max(due, state.last_heard_ns)', 'state.last_heard_ns = due'),
-    ('the end does not wait for answers', 'matching', 'max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns', 'clock.end_ns <= time_ns', 2),
+    ('the end does not wait for answers', 'matching', 'max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns', 'clock.end_ns <= time_ns', 3),
     ('one decision more at the end', 'matching',
-     'max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns', 'max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) + rule.interval_ns <= time_ns', 2),
+     'max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns', 'max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) + rule.interval_ns <= time_ns', 3),
     ('the clock starts with our first row', 'backtest', '(prepared.start_ns if whole else prepared.first_ns)', '(prepared.first_ns + 1)'),
     ('an order is cancelled before it is confirmed', 'matching', 'if rule.await_confirmation and order.confirmed_ns > time_ns:', 'if False:'),
     ('a confirmation of a decision\'s time comes after it', 'matching',
@@ -351,7 +351,7 @@ from parity import differences, instrument_of_case, ours, prepared_files
 def late(*_): raise TimeoutError('no end')
 signal.signal(signal.SIGALRM, late)
 for number, (case, outcome) in enumerate(pickle.loads(Path(sys.argv[2]).read_bytes())):
-    signal.alarm(240)
+    signal.alarm(420)
     try: found = differences(case, outcome, ours(case, prepared_files(case.tapes, instrument_of_case(case), number % 3 != 2)))
     except (AssertionError, IndexError, ArithmeticError, RuntimeError, TimeoutError) as error: found = [repr(error)]
     if found: print('noticed by', number, case.strategy, found[0]); break

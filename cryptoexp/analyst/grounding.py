@@ -144,8 +144,8 @@ MEASURE_WORDS = Vocabulary(SPELLINGS)
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou15
 DURATION = re.compile(
-    rf"(?<![\d.,])(?:(?P<count>\d{{1,4}})|(?P<word>(?<![a-z])(?:{'|'.join(SMALL)})|[{''.join(HAN_DIGITS)}]))[ -]?(?P<unit>days?|d|hours?|h|hrs?|weeks?|w"
-    rf"|months?|years?|y|[天日周年]|个?小时|个月|期)(?![a-z])|(?:(?<![a-z])(?:the|a|one|past|last|this)|过去|近|最近|一)\s?"
+    rf"(?<![\d.,])(?:(?P<count>\d{{1,4}})|(?P<word>(?<![a-z])(?:{'|'.join(SMALL)})|[{''.join(HAN_DIGITS)}]))[ -]?"
+    rf"(?P<unit>days?|d|hours?|h|hrs?|weeks?|w|months?|years?|y|[天日周年]|个?小时|个月|期)(?![a-z])|(?:(?<![a-z])(?:the|a|one|past|last|this)|过去|近|最近|一)\s?"
     rf"(?P<whole>day|week|month|year|天|周|个月|年)(?![a-z])")
 LENGTHS = {'d': 1.0, 'h': 1 / 24, 'w': 7.0, 'm': 30.0, 'y': 365.0, '天': 1.0, '日': 1.0, '周': 7.0, '年': 365.0, '个小时': 1 / 24,
            '小时': 1 / 24, '个月': 30.0}

@@ -53,7 +53,7 @@ def each_can_pay(context: Context, people: int) -> bool | None:   # None: not kn
 INSCRIBED = bytes.fromhex('0063036f7264')   # how an inscription begins, see the room of the carriers
 def payers(context: Context) -> int:   # different addresses; where they are unknown the number of inputs, at most as many
     "How many people may have paid"
-    return len(context.keys_in) if context.values_in is None else len(set(context.keys_in))
+    return len(context.keys_in) if context.values_in is None else len(context.payers)
 
 def letters(context: Context) -> str: return 'S' if context.values_in is None else 'P'
 
@@ -93,8 +93,8 @@ def whirlpool(tx: Transaction, context: Context) -> Signal | None:
 def whirlpool_entry(tx: Transaction, context: Context) -> Signal | None:
     "The transaction that cuts a coin into pieces for a pool, tx0 (GraphSense)"
     others = len(context.values) - context.repeats
-    if any(output.script[:2] == b'\x6a\x5d' or b'omni' in output.script[:7] for output in tx.outputs): return None   # another protocol
     if context.kinds.count('op_return') != 1 or not 1 <= context.repeats <= 70 or not 1 <= others <= 2: return None
+    if any(output.script[:2] == b'\x6a\x5d' or b'omni' in output.script[:7] for output in tx.outputs): return None   # another protocol
     pool = next((pool for pool in POOL_FEES if pool + 100 <= context.common <= pool + 110_000), None)
     if pool is None: return None
     rest = [value for value in context.values if value != context.common]
@@ -106,12 +106,12 @@ def distinct(context: Context) -> bool: return len(set(context.keys)) == len(con
 
 def wasabi_1(tx: Transaction, context: Context) -> Signal | None:
     "Ten or more inputs, and about half of the outputs 0.1 BTC or its doubles (Stütz and others, 2022)"
-    base, paying = context.common, payers(context)
+    base = context.common
     if len(tx.inputs) < 10 or not 8_000_000 <= base <= 12_000_000 or not distinct(context): return None
     factors = ((value, (value + base // 2) // base) for value in context.values if value > base)
     doubles = Counter(by for value, by in factors if by > 1 and by.bit_count() == 1 and 1_000 * abs(value - by * base) <= value)
     if not 9_500_000 <= base <= 10_500_000 and len(doubles) < 2: return None     # the amount drifted; then its doubles must tell
-    levels, people = doubles.total(), context.repeats
+    levels, people, paying = doubles.total(), context.repeats, payers(context)
     if people < 2 or people + levels < (len(context.values) - 1) / 2 or not people <= paying <= 7 * people: return None
     confidence = 0.95 if context.values_in else 0.7
     return found('wasabi_1', people / 10, confidence, letters(context), people=people, amount=base, levels=levels)
@@ -155,7 +155,7 @@ ENTRIES = frozenset(('whirlpool_entry',))   # made by one owner: they need not k
 
 def joint_confidence(signals: Sequence[Signal]) -> float:   # 0: no suspicion
     "How sure we are that several people made it"
-    return max((signal.confidence for signal in signals if signal.code not in ENTRIES), default=0.0)
+    return max([signal.confidence for signal in signals if signal.code not in ENTRIES], default=0.0)
 
 # %% ../../nbs/chain/13_coinjoin.ipynb #c25
 class Entropy(msgspec.Struct, frozen=True):

@@ -68,10 +68,9 @@ def foreign_of(keys: Sequence[bytes], payers: set[bytes | None], labels: Labels)
 
 def votes_of(tx: Transaction, context: Context) -> dict[str, int]:   # rule -> place among the spendable outputs
     "What each rule singles out, at first sight"
-    keys, payers = context.keys, set(context.keys_in)
-    said: dict[str, int] = {}
+    keys, payers, said = context.keys, context.payers, dict[str, int]()
     if not payers.isdisjoint(keys) and (place := only([key in payers for key in keys])) is not None: said['reuse'] = place
-    foreign = [] if context.labels.by_script.keys().isdisjoint(keys) else foreign_of(keys, payers, context.labels)
+    foreign = foreign_of(keys, payers, context.labels) if context.named else []
     if foreign and (place := only([not one for one in foreign])) is not None: said['unlabelled'] = place
     kinds_in = context.kinds_in
     if kinds_in and len(kinds_in) == len(payers_in := context.keys_in) and kinds_in.count(kind := kinds_in[0]) == len(payers_in):
@@ -93,10 +92,10 @@ def elected(
     if not said: return None
     weights: dict[int, int] = {}
     for rule, place in said.items(): weights[place] = weights.get(place, 0) + VOTES[rule]
-    weight, total = max(weights.values()), sum(weights.values())
-    leading = [place for place, its in weights.items() if its == weight]
-    if not weight or len(leading) > 1: return None
-    best = leading[0]
+    counted = list(weights.values())
+    weight, total = max(counted), sum(counted)
+    if not weight or counted.count(weight) > 1: return None
+    best = list(weights)[counted.index(weight)]
     if said.get('reuse') == best: confidence = 0.98
     elif weight >= 3 and weight >= 0.75 * total: confidence = 0.85
     elif weight >= 2 and weight >= total * 2 / 3: confidence = 0.65
@@ -119,7 +118,7 @@ def change_of(
         said = votes_of(tx, context)
     spenders = context.history.spenders
     if spenders and not spenders.keys().isdisjoint([(tx.txid, index) for index in context.places]):     # a feed may tell a spender first
-        foreign = foreign_of(context.keys, set(context.keys_in), context.labels)
+        foreign = foreign_of(context.keys, context.payers, context.labels)
         later = later_votes(context.history, tx.txid, context.places, len(tx.inputs), locked_of(tx), rate_of(context))
         said = said | {rule: place for rule, place in later.items() if not (foreign and foreign[place])}
     return elected(said, context.places)
@@ -215,11 +214,12 @@ def paid_by(
     change: Change | None,
 ) -> Paid:
     "The value of a transaction net of change and of payments to oneself"
-    numbers, payers = context.history.clusters.live.number, set(context.keys_in)
-    own = {numbers[key] for key in payers if key in numbers}
+    numbers, payers = context.history.clusters.live.number, context.payers
+    own = {numbers[key] for key in payers if key in numbers} if not numbers.keys().isdisjoint(payers) else ()
     left, to_self = (change.place if change and change.confidence >= SURE_CHANGE else None), 0
-    for place, (key, value) in enumerate(zip(context.keys, context.values)):
-        if place != left and (key in payers or numbers.get(key, -1) in own): to_self += value
+    if own or not payers.isdisjoint(context.keys):
+        for place, (key, value) in enumerate(zip(context.keys, context.values)):
+            if place != left and (key in payers or numbers.get(key, -1) in own): to_self += value
     kept = context.values[left] if left is not None else 0
     known = left is not None or to_self > 0 or len(context.values) < 2 or context.coinbase
     return Paid(sum(context.values) - kept - to_self, kept, to_self, not known)
@@ -235,8 +235,7 @@ def peel_length(
     if len(tx.inputs) != 1 or len(context.values) != 2 or context.coinbase: return 0
     if min(context.values) < LEAST_PAID or min(context.values) == max(context.values): return 0
     if context.keys_in[0] in context.keys: return 0       # the rest stays where it was: a purse, and no trail
-    one = tx.inputs[0]
-    parent = context.history.entries.get(one.txid) if one.txid is not None else None
+    one, parent = tx.inputs[0], context.parents[0]
     if parent is None or not parent.chain: return 1
     rest = max(range(len(parent.outputs)), key=lambda index: parent.outputs[index].value)
     return parent.chain + 1 if one.index == rest else 1
@@ -339,10 +338,9 @@ def taint_of(
     hops: int = 4,                  # at most
 ) -> Taint:                         # `CLEAN` for nearly all
     "What of a transaction comes from sanctioned addresses"
-    entries, listed = context.history.entries, context.labels.listed
-    parents = [(place, parent) for place, one in enumerate(tx.inputs)
-               if one.txid is not None and (parent := entries.get(one.txid)) is not None and parent.distance]
-    if not parents and listed.isdisjoint(context.keys_in): return CLEAN
+    listed = context.labels.listed
+    parents = [(place, parent) for place, parent in enumerate(context.parents) if parent is not None and parent.distance]
+    if not parents and (not context.named or listed.isdisjoint(context.payers)): return CLEAN
     coins: dict[int, Coin] = {}
     for place, parent in parents:
         index = tx.inputs[place].index

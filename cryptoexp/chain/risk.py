@@ -112,9 +112,10 @@ def significance_of(
     day_volume: int | None,     # satoshi; None: not known
 ) -> Significance:
     "Compare an amount"
-    place, known = log_value(value), len(window) >= LEAST_SEEN
+    place, seen = log_value(value), len(window)
+    known = seen >= LEAST_SEEN
     return Significance(value, upper_bound, window.percentile(place) if known else None, robust_z(window, place),
-                        value / day_volume if day_volume else None, len(window))
+                        value / day_volume if day_volume else None, seen)
 
 def large_value(
     significance: Significance,
@@ -171,14 +172,17 @@ def judge(
 ) -> Judgement:
     "Add the signals up"
     weights, best = config.weights, dict[str, tuple[float, str]]()
-    parts = [(round(weight * signal.score * signal.confidence, 1), signal.code) for signal in signals
-             if (weight := weights.get(signal.code))]
-    for points, code in parts:
-        group = GROUPS.get(code, code)
-        if group not in best or (points, code) > best[group]: best[group] = (points, code)
-    kept = sorted((Part(code, points, best[GROUPS.get(code, code)] == (points, code)) for points, code in parts),
-                  key=lambda part: (-part.points, part.code))
-    score = min(100.0, round(sum([part.points for part in kept if part.counts]), 1))
+    told = [(round(weight * signal.score * signal.confidence, 1), signal.code) for signal in signals
+            if (weight := weights.get(signal.code))]
+    if not told: return Judgement(0, VERDICTS[0], False, ())
+    for part in told:
+        group = GROUPS.get(part[1], part[1])
+        if group not in best or part > best[group]: best[group] = part
+    counting = set(best.values())
+    kept = [Part(code, points, (points, code) in counting) for points, code in told]
+    if len(kept) > 1: kept.sort(key=lambda part: (-part.points, part.code))
+    points = sum([part.points for part in kept if part.counts])
+    score = min(100.0, round(points, 1) if len(kept) > 1 else points)      # of one part it is rounded already
     return Judgement(score, verdict_of(score, config), score >= config.alert_at, tuple(kept))
 
 # %% ../../nbs/chain/17_risk.ipynb #c17

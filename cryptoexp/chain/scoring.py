@@ -18,7 +18,7 @@ from .flow import (
     CLEAN, TAINT_RULES, Change, ancestor_rate, change_of, has_change, kept, noted, paid_by, peel_length, taint_of, votes_of)
 from .history import Account, Entry, History, rivals
 from .labels import Labels
-from .patterns import DETECTORS
+from .patterns import DETECTORS, Row, traits_of
 from cryptoexp.chain.risk import (
     GROUPS, Figure, Judgement, RiskConfig, Significance, bitcoin_text, judge, judgement_figures, known, large_value, log_value, sentence,
     signal_figures, significance_of, unusual_amount, unusual_transaction, value_figures,
@@ -174,8 +174,8 @@ class Scorer:
         self.watched = set(watched)
         self.history = history or History()
         self.history.labelled = self.history.clusters.labelled = lambda key: key in self.labels.by_script or key in self.watched
-        self.joint = tuple(detector for detector in detectors if detector in COINJOINS)
-        self.others = tuple(detector for detector in detectors if detector not in COINJOINS)
+        self.joint = Row(detector for detector in detectors if detector in COINJOINS)
+        self.others = Row(detector for detector in detectors if detector not in COINJOINS)
         self.fees, self.values = Window(self.config.window), Window(self.config.window)
         self.hours: dict[int, int] = {}                 # hour since the epoch -> satoshi paid
         self.height: int | None = None                  # of the last block
@@ -195,7 +195,7 @@ class Scorer:
 def day_volume(scorer: Scorer) -> int | None:   # satoshi; None: not told, and not seen for a whole day
     "The volume of the last 24 hours"
     if scorer.told_volume is not None: return scorer.told_volume
-    if not scorer.hours or max(scorer.hours) - min(scorer.hours) < DAY_HOURS: return None
+    if len(scorer.hours) < 2 or max(scorer.hours) - min(scorer.hours) < DAY_HOURS: return None
     return sum(value for hour, value in scorer.hours.items() if hour > max(scorer.hours) - DAY_HOURS)
 
 # %% ../../nbs/chain/18_scoring.ipynb #c12
@@ -211,19 +211,19 @@ def time_of(
 
 def learn(scorer: Scorer, context: Context, time: int, value: int) -> None:
     "The windows and volumes after a transaction"
-    rate, hour = context.fee_rate, time // HOUR
+    rate, hour, hours = context.fee_rate, time // HOUR, scorer.hours
     if not context.coinbase:
         if rate is not None and rate > 0: scorer.fees.add(math.log2(rate))
         scorer.values.add(log_value(value))
-        scorer.hours[hour] = scorer.hours.get(hour, 0) + value
-        if len(scorer.hours) > DAY_HOURS + 2: del scorer.hours[min(scorer.hours)]
-    scorer.last_time = max(scorer.last_time, time)
+        hours[hour] = hours.get(hour, 0) + value
+        if len(hours) > DAY_HOURS + 2: del hours[min(hours)]
+    if time > scorer.last_time: scorer.last_time = time
 
 def form_paid(context: Context, change: Change | None) -> str | None:   # None: nobody can spend what it pays
     "The form of the script that gets the most, the change left out"
-    values, own = context.values, change.place if change is not None else -1
+    values = context.values
     if not values: return None
-    place = values.index(max(values))
+    place, own = values.index(max(values)), change.place if change is not None else -1
     if place == own and len(values) > 1: place = max((value, other) for other, value in enumerate(values) if other != own)[1]
     return context.kinds[context.places[place]]
 
@@ -233,9 +233,9 @@ def standing_out(scorer: 'Scorer', tx: Transaction, context: Context, change: Ch
     value, config, form = significance.value, scorer.config, form_paid(context, change)
     z = scorer.forms.look(form, time // HOUR % DAY_HOURS, log_value(value)) if form and value else None
     odd = scorer.usual.look(features_of(tx, context, value), config.unusual_percent / 100)
-    large = large_value(significance, config)
-    told = (large or unusual_amount(z, form or '', value, config), unusual_transaction(odd, config))
-    return [signal for signal in told if signal is not None]
+    amount = large_value(significance, config) or (unusual_amount(z, form or '', value, config) if z is not None else None)
+    other = unusual_transaction(odd, config) if odd is not None else None
+    return [signal for signal in (amount, other) if signal is not None] if amount or other else []
 
 def hiding(tx: Transaction, context: Context) -> Entropy | None:
     "The entropy of a joint transaction, where it is small enough"
@@ -253,15 +253,16 @@ def step(
     if tx.txid in history.entries: return None
     at = time_of(tx, time, scorer.last_time)
     context = context_of(tx, at, history, scorer.labels, scorer.fees, scorer.height, scorer.next_block_rate)
-    context.rivals = len(rivals(history, tx)) if history.spenders else 0
+    context.rivals = len(rivals(history, tx))
     context.chain = peel_length(tx, context)
     if tx.effective_fee_rate is None: context.relatives = ancestor_rate(history, tx, context.fee_rate)
     if (taint := taint_of(tx, context, config.hops)) is not CLEAN:
         context.taint_rule, (context.tainted, context.distance) = config.taint, taint.by(config.taint)
         context.taints = {rule: taint.by(rule)[0] for rule in TAINT_RULES}
-    signals = [signal for detector in scorer.joint if (signal := detector(tx, context)) is not None]
-    context.joint = joint_confidence(signals)
-    signals += [signal for detector in scorer.others if (signal := detector(tx, context)) is not None]
+    traits = traits_of(tx, context)
+    signals = [signal for detector in scorer.joint.asked(traits) if (signal := detector(tx, context)) is not None]
+    context.joint = joint_confidence(signals) if signals else 0.0
+    signals += [signal for detector in scorer.others.asked(traits) if (signal := detector(tx, context)) is not None]
     said = votes_of(tx, context) if has_change(context) else None
     change = change_of(tx, context, said) if said is not None else None
     paid = paid_by(tx, context, change)
@@ -275,8 +276,8 @@ def step(
         kept(entry, taint)
     if tx.block is None: follow(scorer, context.fee_rate, at, paid.value)
     learn(scorer, context, at, paid.value)
-    return ScoredTransaction(tx.txid, at, judge(signals, config), significance, tuple(signals), tx.fee, context.fee_rate, change, entropy,
-                 'S' if context.values_in is None and not context.coinbase else 'P', tx.source)
+    return ScoredTransaction(tx.txid, at, judge(signals, config), significance, tuple(signals), context.fee, context.fee_rate, change,
+                 entropy, 'S' if context.values_in is None and not context.coinbase else 'P', tx.source)
 
 # %% ../../nbs/chain/18_scoring.ipynb #c22
 def value_figure(

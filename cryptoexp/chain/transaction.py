@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COIN', 'MOST_SATOSHI', 'NO_TXID', 'NO_INDEX', 'Outpoint', 'LONGEST', 'INPUT_HEAD', 'OUTPUT_HEAD', 'UNSIGNED',
            'SIGNED', 'Output', 'PreviousOutput', 'Input', 'BlockPlace', 'Transaction', 'input_value', 'fee_of',
-           'fee_rate_of', 'has_witness', 'signals_replacement', 'confirmations', 'with_previous', 'outputs_by_outpoint',
-           'ParseError', 'read_length', 'write_length', 'read_inputs', 'read_outputs', 'read_witnesses',
-           'double_sha256', 'id_of', 'read_transaction', 'parse_transaction', 'transaction_bytes', 'untold']
+           'fee_rate_of', 'has_witness', 'signals_replacement', 'confirmations', 'outpoints_of', 'with_previous',
+           'outputs_by_outpoint', 'ParseError', 'read_length', 'write_length', 'read_inputs', 'read_outputs',
+           'read_witnesses', 'double_sha256', 'id_of', 'read_transaction', 'parse_transaction', 'transaction_bytes',
+           'untold']
 
 # %% ../../nbs/chain/01_transaction.ipynb #c04
 import hashlib
@@ -87,7 +88,7 @@ class Transaction(msgspec.Struct, frozen=True):
     @property
     def vsize(self) -> int | None: return None if self.weight is None else -(-self.weight // 4)   # virtual bytes
     @property
-    def fee_rate(self) -> float | None: return fee_rate_of(self)         # satoshi a virtual byte; None: unknown
+    def fee_rate(self) -> float | None: return fee_rate_of(self, self.fee)   # satoshi a virtual byte; None: unknown
     @property
     def data_class(self) -> str: return 'S' if self.input_value is None and not self.is_coinbase else 'P'
     @property
@@ -111,9 +112,8 @@ def fee_of(tx: Transaction) -> int | None:   # satoshi; 0 for a coinbase, which 
     spent = tx.input_value
     return tx.told_fee if spent is None else spent - tx.output_value
 
-def fee_rate_of(tx: Transaction) -> float | None:   # satoshi a virtual byte; None: fee or weight unknown
+def fee_rate_of(tx: Transaction, fee: int | None) -> float | None:   # satoshi a virtual byte; None: fee or weight unknown
     "The fee a virtual byte, of this transaction alone"
-    fee = tx.fee
     return None if fee is None or not tx.weight else fee * 4 / tx.weight
 
 def has_witness(tx: Transaction) -> bool | None:   # None: not told
@@ -136,6 +136,10 @@ def confirmations(
 
 # %% ../../nbs/chain/01_transaction.ipynb #c11
 Outpoint = tuple[str, int]
+
+def outpoints_of(tx: Transaction) -> list[Outpoint]:
+    "The outputs a transaction spends, as far as it was told"
+    return [(one.txid, one.index) for one in tx.inputs if one.txid is not None and one.index is not None]
 
 def with_previous(
     tx: Transaction,

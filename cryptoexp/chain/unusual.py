@@ -10,8 +10,10 @@ __all__ = ['KEPT', 'EVERY', 'LARGEST', 'TREES', 'DEPTH', 'PERIOD', 'FIRST', 'END
 # %% ../../nbs/chain/12b_unusual.ipynb #un04
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import getitem
 from typing import Any
 import msgspec
 import numpy as np
@@ -26,10 +28,10 @@ class Level(msgspec.Struct):
     count: int = 0
 
     def add(self, value: float, memory: int) -> None:   # memory: values after which the weight of one has fallen to about a seventh
-        self.count += 1
-        weight = max(2 / (memory + 1), 1 / self.count)
-        distance = value - self.mean
-        self.mean += weight * distance
+        count, mean, least = self.count + 1, self.mean, 2 / (memory + 1)
+        weight = least if count * least >= 1 else 1 / count
+        distance = value - mean
+        self.count, self.mean = count, mean + weight * distance
         self.variance = (1 - weight) * (self.variance + weight * distance * distance)
 
     def z(self, value: float) -> float:   # standard deviations; 0 where it is the mean, infinite where nothing ever differed from it
@@ -86,10 +88,11 @@ def walks_of(
     roots: Sequence[Node],
     features: int,
 ) -> Walks:               # the features of a point -> the leaf of each tree
-    "All trees as one Python expression, which is quicker to follow than a loop over their nodes"
+    "All trees as one Python expression, quicker to follow than a loop over nodes; a cut beyond 0 to 1, where no point is, is left out"
     def written(node: Node) -> str:
         if isinstance(node, int): return str(node)
         feature, cut, below, above = node
+        if cut <= 0 or cut > 1: return written(above if cut <= 0 else below)
         return f'({written(above)} if f{feature} >= {cut!r} else {written(below)})'
     names = ', '.join(f'f{feature}' for feature in range(features))
     walks: Walks = eval(f'lambda {names}: ({"".join(written(root) + ", " for root in roots)})')   # made of our own numbers only
@@ -149,14 +152,23 @@ class HalfSpaceTrees:
     ):
         self.depth, self.period = depth, period
         self.roots, self.walks = planted(features, trees, depth, seed)
-        self.masses = Masses([[0] * 2 ** depth for _ in range(trees)], size=min(first, period))
+        self.counted = Masses([[0] * 2 ** depth for _ in range(trees)], size=min(first, period))
+        self.fell: list[tuple[int, ...]] = []      # leaves of points that are not yet among those of the window that runs
         self.profile: list[list[float]] = []
+    @property
+    def masses(self) -> Masses:
+        "What was counted, with every point"
+        for counts, leaves in zip(self.counted.now, zip(*self.fell)):
+            for leaf, number in Counter(leaves).items(): counts[leaf] += number
+        self.fell.clear()
+        return self.counted
     def look(self, point: Sequence[float]) -> float | None: return look(self, point)
     def restore(self, masses: Masses) -> None:
         shape = {(len(self.roots), 2 ** self.depth)}
         if {(len(part), *{len(row) for row in part}) for part in (masses.now, masses.before) if part} != shape:
             raise ValueError(f'these are the masses of other trees, not of {len(self.roots)} with {2 ** self.depth} leaves')
-        self.masses, self.profile = masses, densities(masses.before, masses.past) if masses.before else []
+        self.counted, self.profile = masses, densities(masses.before, masses.past) if masses.before else []
+        self.fell.clear()
 
 # %% ../../nbs/chain/12b_unusual.ipynb #un16
 def look(
@@ -164,17 +176,15 @@ def look(
     point: Sequence[float],
 ) -> float | None:          # 1: as crowded as if all were spread evenly; None: the first window has not passed
     "Score a point by the window before, and count it in the window that runs"
-    masses, profile, total = trees.masses, trees.profile, 0.0
-    scores: Sequence[Sequence[float]] = profile or masses.now
-    for leaf, counts, told in zip(trees.walks(*point), masses.now, scores):
-        total += told[leaf]
-        counts[leaf] += 1
-    masses.seen += 1
-    if masses.seen == masses.size:
+    leaves, profile = trees.walks(*point), trees.profile
+    trees.fell.append(leaves)
+    trees.counted.seen += 1
+    if trees.counted.seen == trees.counted.size:
+        masses = trees.masses
         masses.before, masses.now, masses.past = masses.now, [[0] * len(counts) for counts in masses.now], masses.size
         masses.seen, masses.size = 0, min(2 * masses.size, trees.period)
         trees.profile = densities(masses.before, masses.past)
-    return total / len(trees.roots) if profile else None
+    return sum(map(getitem, profile, leaves)) / len(leaves) if profile else None
 
 # %% ../../nbs/chain/12b_unusual.ipynb #un22
 def rank_of(
@@ -182,7 +192,8 @@ def rank_of(
     score: float,
 ) -> float | None:       # 0 to 1; None: too few were seen
     "Share of the last scores, with this one, that are as low or lower"
-    return (window.at_most(score) + 1) / (len(window) + 1) if len(window) >= LEAST_SEEN else None
+    seen = len(window)
+    return (window.at_most(score) + 1) / (seen + 1) if seen >= LEAST_SEEN else None
 
 # %% ../../nbs/chain/12b_unusual.ipynb #un25
 SCALES: dict[str, tuple[float, float]] = {   # feature -> what is 0 and what is 1
@@ -194,7 +205,7 @@ SCALES: dict[str, tuple[float, float]] = {   # feature -> what is 0 and what is 
     'largest': (0.0, 1.0),        # share of the largest output
     'alike': (0.0, 1.0),          # share of the outputs that have the most common amount
     'forms': (1.0, 5.0)}          # different forms of script
-RANGES = tuple(SCALES.values())
+RANGES = tuple([(low, high, high - low) for low, high in SCALES.values()])
 
 def features_of(
     tx: Transaction,
@@ -202,14 +213,14 @@ def features_of(
     value: int,                  # satoshi paid to somebody else
 ) -> list[float | None]:         # in the order of `SCALES`, 0 to 1; None: not known
     "A transaction as a point"
-    values, rate, inputs, outputs = context.values, context.fee_rate, len(tx.inputs), len(tx.outputs)
-    total, log2 = sum(values), math.log2
+    values, rate, inputs, outputs, log2 = context.values, context.fee_rate, len(tx.inputs), len(tx.outputs), math.log2
+    total, weight = sum(values), tx.weight
     raw = (math.log10(value + 1), log2(rate) if rate is not None and rate > 0 else None, log2(inputs or 1), log2(outputs or 1),
-           log2(tx.weight / (inputs + outputs)) if tx.weight and inputs + outputs else None,
+           log2(weight / (inputs + outputs)) if weight and inputs + outputs else None,
            max(values) / total if total else None, context.repeats / len(values) if values else None,
-           len({*context.kinds, *context.kinds_in}))
-    return [None if number is None else 0.0 if number <= low else 1.0 if number >= high else (number - low) / (high - low)
-            for number, (low, high) in zip(raw, RANGES)]
+           len(set(context.kinds).union(context.kinds_in)))
+    return [None if number is None else 0.0 if number <= low else 1.0 if number >= high else (number - low) / span
+            for number, (low, high, span) in zip(raw, RANGES)]
 
 # %% ../../nbs/chain/12b_unusual.ipynb #un26
 LEVEL_EVERY, LEVEL_MEMORY = 4, 250    # of so many transactions the levels learn one; values after which one has faded
@@ -235,17 +246,18 @@ class Usual:
         least: float = 1.0,             # rank from which on nothing is answered
     ) -> Odd | None:                    # None: too few were seen, or the rank is larger
         "Compare a transaction with the last ones, and learn of it"
-        levels, odd, point = self.levels, None, [one for one in told if one is not None]
+        trees, levels, odd = self.trees, self.levels, None
+        point = [one for one in told if one is not None]
         if len(point) < len(told):
             point = [(level.mean if level.count else 0.5) if one is None else one for one, level in zip(told, levels)]
-        score = self.trees.look(point)
+        score = look(trees, point)
         if score is not None:
             rank = rank_of(self.scores, score)
             if rank is not None and rank <= least:
                 far = max(zip([abs(level.z(one)) for one, level in zip(point, levels)], SCALES), key=lambda pair: pair[0])
                 odd = Odd(rank, far[1], len(self.scores))
             self.scores.add(score)
-        if self.trees.masses.seen % LEVEL_EVERY == 0:
+        if trees.counted.seen % LEVEL_EVERY == 0:
             for one, level in zip(told, levels):
                 if one is not None: level.add(one, LEVEL_MEMORY)
         return odd

@@ -1311,15 +1311,15 @@ def _rests(desk: Desk, config: int, index: int) -> bool:
     return desk.resting[index, config] != (NO_BID if index == 0 else NO_ASK)
 
 @inner
-def _light_edge(desk: Desk, index: int) -> None:
+def _light_edge(sides: Any, resting: np.ndarray, index: int) -> None:
     "The best of the light bids (index 0) or asks that rest"
-    best = desk.resting[index, 0]
+    best = resting[index, 0]
     if index == 0:
-        for config in range(1, desk.clock[0].configs): best = max(best, desk.resting[0, config])
-        desk.sides[0].light_bid = best
+        for config in range(1, resting.shape[1]): best = max(best, resting[0, config])
+        sides[0].light_bid = best
     else:
-        for config in range(1, desk.clock[0].configs): best = min(best, desk.resting[1, config])
-        desk.sides[0].light_ask = best
+        for config in range(1, resting.shape[1]): best = min(best, resting[1, config])
+        sides[0].light_ask = best
 
 @inner
 def _light_slot(desk: Desk, config: int, index: int) -> int:
@@ -1328,11 +1328,9 @@ def _light_slot(desk: Desk, config: int, index: int) -> int:
 
 # %% ../../nbs/trading/03_matching.ipynb #lighta
 @inner
-def _arrive_light(desk: Desk, config: int, index: int) -> None:
-    light = desk.light[2 * config + index]
-    light.turn, light.told, light.row, light.arrived_ns = 1 - light.turn, -1, desk.clock[0].row_now, light.due_ns
-    desk.resting[index, config] = light.tick = light.next_tick
-    light.order_id, light.lots = light.known_id, light.known_lots
+def _arrive_light(light: Any, row: int) -> None:
+    light.turn, light.told, light.row, light.arrived_ns = 1 - light.turn, -1, row, light.due_ns
+    light.tick, light.order_id, light.lots = light.next_tick, light.known_id, light.known_lots
 
 @inner
 def _write_out(desk: Desk, config: int, index: int) -> int:
@@ -1346,32 +1344,35 @@ def _write_out(desk: Desk, config: int, index: int) -> int:
     return slot
 
 # %% ../../nbs/trading/03_matching.ipynb #lightb
-@inner
-def _light_arrivals(desk: Desk, until_ns: int) -> None:
+@rare
+def _light_arrivals(clocks: Any, sides: Any, edges: np.ndarray, every_rule: Any, states: Any, lights: Any, resting: np.ndarray,
+                    until_ns: int) -> None:
     "Changes of light orders that reach the exchange up to a moment"
-    clock, bid, ask = desk.clock[0], desk.edges[0, AT_EXCHANGE, 0, BEST], desk.edges[0, AT_EXCHANGE, 1, BEST]
-    due = NEVER
-    for place in range(desk.light.size):
-        light, config, index = desk.light[place], place >> 1, place & 1
-        if light.moved == 0: continue
-        if light.due_ns <= until_ns:
-            state = desk.state[config]
-            state.last_heard_ns = max(state.last_heard_ns, light.due_ns + desk.rules[config].response_ns)
-            if light.drops and _rests(desk, config, index):
-                desk.resting[index, config] = NO_BID if index == 0 else NO_ASK
-                light.gone_ns = state.last_heard_ns
-            elif light.drops: state.late_cancels += 1
-            if light.next_tick >= 0:
-                if (light.next_tick >= ask) if index == 0 else (light.next_tick <= bid):   # it would take
-                    state.expired += 1
-                    light.refused_ns = state.last_heard_ns
-                else: _arrive_light(desk, config, index)
-            light.drops = light.moved = light.moved - 1
-            light.next_tick, light.due_ns = -1, light.stop_ns
-        if light.moved: due = min(due, light.due_ns)
+    clock, bid, ask = clocks[0], edges[0, AT_EXCHANGE, 0, BEST], edges[0, AT_EXCHANGE, 1, BEST]
+    due, row = NEVER, clock.row_now
+    for config in range(states.size):
+        state, response_ns = states[config], every_rule[config].response_ns
+        for index in range(2):
+            light, nowhere = lights[2 * config + index], NO_BID if index == 0 else NO_ASK
+            if light.moved == 0: continue
+            if light.due_ns <= until_ns:
+                heard_ns = state.last_heard_ns = max(state.last_heard_ns, light.due_ns + response_ns)
+                if light.drops and resting[index, config] != nowhere: resting[index, config], light.gone_ns = nowhere, heard_ns
+                elif light.drops: state.late_cancels += 1
+                if light.next_tick >= 0:
+                    if (light.next_tick >= ask) if index == 0 else (light.next_tick <= bid):   # it would take
+                        state.expired += 1
+                        light.refused_ns = heard_ns
+                    else:
+                        resting[index, config] = light.next_tick
+                        _arrive_light(light, row)
+                light.drops = light.moved = light.moved - 1
+                light.next_tick, light.due_ns = -1, light.stop_ns
+            if light.moved: due = min(due, light.due_ns)
     clock.light_due_ns = due
-    _light_edge(desk, 0)
-    _light_edge(desk, 1)
+    _light_edge(sides, resting, 0)
+    _light_edge(sides, resting, 1)
+
 
 # %% ../../nbs/trading/03_matching.ipynb #light04
 @inner
@@ -1505,7 +1506,7 @@ def _meet(desk: Desk, rows: Rows, row: int, index: int, tick: int) -> None:
         if kind == TRADE and desk.state[config].order_count == 0: _print_light(desk, rows, config, index, row)
         else: _unfold(desk, rows, config, index, row)
         if not _rests(desk, config, index): left = True
-    if left: _light_edge(desk, index)
+    if left: _light_edge(desk.sides, desk.resting, index)
 
 @inner
 def _print_light(desk: Desk, rows: Rows, config: int, index: int, row: int) -> None:
@@ -2119,36 +2120,126 @@ def _conclude_light(desk: Desk, config: int, code: int, time_ns: int) -> None:
         for index in range(2): desk.answers[config, 0, index, 0, LOTS] = desk.wishes[0, index, 0, LOTS]
     _light_wishes(desk, config, rule.tolerance, time_ns)
 
+# %% ../../nbs/trading/03_matching.ipynb #lean02
+@rare
+def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts: Any, views: Any, due: np.ndarray, asking: np.ndarray,
+                 first: int) -> int:
+    "Views for those from `first` on that are due, in a usable market; answers the first that takes more than a look, else their number"
+    clock, side, time_ns, count = clocks[0], sides[0], clocks[0].time_ns, asking[0]
+    bid, ask, bought, sold = side.local_bid - side.shift, side.local_ask - side.shift, side.bought_lots, side.sold_lots
+    for config in range(first, states.size):
+        state, account, rules, view = states[config], accounts[config], every_rule[config:config + 1], views[config]
+        if state.next_decision_ns > time_ns: continue
+        over = clock.parity_end and max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns
+        if over or state.stopped or state.halted or (not clock.marking and not rules[0].unlimited):
+            asking[0] = count
+            return config
+        state.next_decision_ns += rules[0].interval_ns
+        equity = state.last_equity_e8 = _worth_now(sides, every_rule, states, accounts, config)
+        view.usable, view.time_ns, view.bid_tick, view.ask_tick = 1, time_ns, bid, ask
+        view.bid_lots, view.ask_lots, view.position_lots = side.bid_lots, side.ask_lots, account.known_position_lots
+        view.equity, view.share, view.order_lots = equity / MONEY_SCALE, 0.0, 0
+        if not rules[0].unlimited:
+            if equity > 0: view.share = mid_worth_e8(bid, ask, account.known_position_lots, rules[0]) / equity
+            view.order_lots = standard_lots(equity, bid, ask, rules)
+        view.bought_lots, view.sold_lots = bought - account.seen_bought, sold - account.seen_sold
+        view.filled_buy_lots, view.filled_sell_lots = account.filled_buy_lots, account.filled_sell_lots
+        due[count, 0] = config
+        count += 1
+    asking[0] = count
+    return int(states.size)
+
+# %% ../../nbs/trading/03_matching.ipynb #plain01
+@inner
+def _plain(side: Any, rule: Any, state: Any, lights: Any, answers: np.ndarray, config: int) -> bool:
+    "Whether the wishes of a configuration can become light orders without asking anybody"
+    if state.order_count > 0 or not rule.unlimited or rule.max_lots <= 0: return False
+    for index in range(2):
+        tick, lots, force = answers[config, 0, index, 0, TICK], answers[config, 0, index, 0, LOTS], answers[config, 0, index, 0, FORCE]
+        inside = rule.min_tick <= tick <= rule.max_tick and side.bottom <= tick + side.shift < side.top
+        if force != POST_ONLY or lots < 0 or (lots > 0 and not inside) or lights[2 * config + index].moved: return False
+    return True
+
+# %% ../../nbs/trading/03_matching.ipynb #plain02
+@rare
+def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts: Any, lights: Any, answers: np.ndarray,
+                  due: np.ndarray, bound: np.ndarray, first: int, count: int) -> int:
+    "The answers from place `first` on become light orders; answers the first place that takes more than that, else `count`"
+    clock, side, time_ns, least = clocks[0], sides[0], clocks[0].time_ns, clocks[0].light_due_ns
+    bid, ask, told = side.exchange_bid, side.exchange_ask, side.exchange_bid != NO_BID and side.exchange_ask != NO_ASK
+    for place in range(first, count):
+        config, code = due[place, 0], due[place, 1]
+        state, account, rule = states[config], accounts[config], every_rule[config]
+        if not _plain(side, rule, state, lights, answers, config):
+            clock.light_due_ns = least
+            return place
+        due_ns, slack, numbers, dropped = time_ns + rule.entry_ns, 0, state.next_order_id, 0
+        if rule.tolerance > 0.0: slack = int(rule.tolerance * 0.5 * (side.local_bid + side.local_ask - 2 * side.shift))
+        for index in range(2):
+            light, lots = lights[2 * config + index], min(answers[config, 0, index, 0, LOTS], rule.max_lots)
+            tick = answers[config, 0, index, 0, TICK] + side.shift
+            known = light.known_tick if light.refused_ns > time_ns else -1
+            outside = (tick - known) * (1 - 2 * index)
+            if known >= 0 and lots > 0 and 0 <= outside <= slack: continue
+            if known >= 0: light.drops, light.moved, light.due_ns, dropped = 1, 1, due_ns, dropped + 1
+            light.known_tick = -1
+            if lots <= 0: continue
+            light.known_tick = light.next_tick = tick
+            light.known_id, light.known_lots, light.refused_ns, light.moved, light.due_ns = numbers, lots, NEVER, 1, due_ns
+            numbers += 1
+        sent = numbers - state.next_order_id
+        if sent + dropped > 0: least, state.last_sent_ns = min(least, due_ns), max(state.last_sent_ns, due_ns)
+        state.next_order_id, state.orders_sent, state.cancels_sent = numbers, state.orders_sent + sent, state.cancels_sent + dropped
+        state.heard_count, state.decisions = 0, state.decisions + 1
+        if 0 <= code < bound.shape[1]: bound[config, code] += 1
+        account.seen_bought, account.seen_sold, account.filled_buy_lots, account.filled_sell_lots = side.bought_lots, side.sold_lots, 0, 0
+        if not told: continue
+        account.last_bid, account.last_ask = bid - side.shift, ask - side.shift
+        if account.first_ask == 0: account.first_bid, account.first_ask = account.last_bid, account.last_ask
+    clock.light_due_ns = least
+    return count
+
 # %% ../../nbs/trading/03_matching.ipynb #many03
+@inner
+def _turn_one(desk: Desk, config: int, usable: bool) -> None:
+    "What one configuration of many does before it is asked, where it takes more than a look"
+    clock, state, time_ns = desk.clock[0], desk.state[config], desk.clock[0].time_ns
+    if clock.parity_end and max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns:   # nothing is to come any more
+        state.next_decision_ns = NEVER
+        return
+    state.next_decision_ns += desk.rules[config].interval_ns
+    if usable and not state.stopped and _look_light(desk, config, time_ns):
+        desk.due[desk.asking[0], 0] = config
+        desk.asking[0] += 1
+    else: _note_touch(desk, config)
+
 @inner
 def _turn_together(desk: Desk, rows: Rows, many: Any) -> None:
     "One decision of all configurations that are due"
-    clock, side, time_ns, count, configs = desk.clock[0], desk.sides[0], desk.clock[0].time_ns, 0, desk.clock[0].configs
-    usable = _usable(side)
+    clock, side, time_ns, configs = desk.clock[0], desk.sides[0], desk.clock[0].time_ns, desk.clock[0].configs
+    usable, config, place, desk.asking[0] = _usable(side), 0, 0, 0
     if usable and side.touch_row != clock.local_row: _lots_here(desk, rows, side.local_bid, side.local_ask)
-    for config in range(configs):
-        state = desk.state[config]
-        if state.next_decision_ns > time_ns: continue
-        if clock.parity_end and max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns:   # nothing is to come any more
-            state.next_decision_ns = NEVER
-            continue
-        state.next_decision_ns += desk.rules[config].interval_ns
-        if usable and not state.stopped and _look_light(desk, config, time_ns):
-            desk.due[count, 0] = config
-            count += 1
-        else: _note_touch(desk, config)
+    while True:
+        if usable: config = _look_at_all(desk.clock, desk.sides, desk.rules, desk.state, desk.accounts, desk.views, desk.due, desk.asking,
+                                         config)
+        if config >= configs: break
+        if desk.state[config].next_decision_ns <= time_ns: _turn_one(desk, config, usable)
+        config += 1
+    count, seen = desk.asking[0], desk.seen
     if count == 0: return
-    desk.asking[0] = count
-    seen = desk.seen
     many(desk.views, seen.depth, seen.orders, seen.fills, seen.signals, desk.parameters, desk.scratch, desk.answers, desk.due, desk.asking)
     clock.settled, clock.settled_bid, clock.settled_ask = clock.steady, side.local_bid, side.local_ask
     if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: clock.settled = 0
-    for place in range(count):
-        config = desk.due[place, 0]
-        _conclude_light(desk, config, desk.due[place, 1], time_ns)
+    while True:
+        place = _conclude_all(desk.clock, desk.sides, desk.rules, desk.state, desk.accounts, desk.light, desk.answers, desk.due, desk.bound,
+                              place, count)
+        if place >= count: break
+        config, place = desk.due[place, 0], place + 1
+        _conclude_light(desk, config, desk.due[place - 1, 1], time_ns)
         _note_touch(desk, config)
         if desk.state[config].order_count > 0: clock.settled = 0
     if count < configs or min(clock.light_due_ns, clock.next_request_ns, clock.next_news_ns) < NEVER: clock.settled = 0
+
 
 # %% ../../nbs/trading/03_matching.ipynb #c142
 def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, quoter: Quoter, many: Any) -> int:
@@ -2158,7 +2249,8 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             if max(clock.fill_count, clock.finished_count, clock.sample_count, clock.refused_count) > MOST_OUTPUT - SPARE: return FULL
             horizon = _horizon(desk, exchange_rows, local_rows, until_ns)
             if not _exchange_run(desk, exchange_rows, horizon): return OVERRUN if clock.overrun else FULL
-            if clock.light_due_ns <= horizon: _light_arrivals(desk, horizon)
+            if clock.light_due_ns <= horizon:
+                _light_arrivals(desk.clock, desk.sides, desk.edges, desk.rules, desk.state, desk.light, desk.resting, horizon)
             if clock.next_request_ns <= horizon: _serve_requests(desk, exchange_rows, horizon)
             if clock.funding_at < desk.funding.shape[0]: _settle_fundings(desk, horizon)
             _hear(desk, local_rows, horizon)

@@ -145,6 +145,7 @@ VERDICT_WORDS = {'ordinary': ('ordinary', '普通'), 'notable': ('notable', '值
                  'severe': ('of severe risk', '风险严重')}
 PAID = {   # what the amount is, see `value_is`
     'exact': ('It pays [[value]] to somebody else', '它的支付金额为 [[value]]'),
+    'guess': ('It pays [[value]] to somebody else, if its change is guessed right', '若找零判断正确，它的支付金额为 [[value]]'),
     'most': ('It pays at most [[value]] to somebody else', '它的支付金额至多为 [[value]]'),
     'joint': ('[[value]] went through it', '经过它的支付金额为 [[value]]')}
 COMPARED: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -387,6 +388,8 @@ def labels_of(labels: str | Path | Labels | None, source: Source, network: Netwo
     if isinstance(labels, Labels): return labels
     if labels is not None:
         known = read_labels(labels, network)
+        for file in known.files:
+            if file.wrong: logger.warning('labels: {:,} in {} can not be used, the first: {}', file.wrong, file.file, file.first_problem)
         if not known.by_script:
             raise ValueError(f'the folder {labels} holds no label of an address of {network.name}: put TagPacks or lists of sanctions '
                              f'there, or fetch them by `cryptoexp labels update --out {labels}`')

@@ -154,9 +154,9 @@ def test_every_pattern_is_told_and_nothing_of_it_struck(code: str) -> None:
 def test_an_amount_is_called_what_it_is() -> None:
     told = dict[str, ScoredTransaction]()
     for event in embedded(): told.setdefault(str(event_facts(event)['value_is'].value), event)
-    assert set(told) == {'exact', 'most', 'joint'} and told['most'].significance.upper_bound
+    assert set(told) == {'exact', 'guess', 'most', 'joint'} and told['most'].significance.upper_bound
     words = {'exact': ('It pays', '它的支付金额为'), 'most': ('It pays at most', '它的支付金额至多为'),
-             'joint': ('went through it', '经过它的支付金额为')}
+             'guess': ('if its change is guessed right', '若找零判断正确'), 'joint': ('went through it', '经过它的支付金额为')}
     for kind, event in told.items():
         facts = event_facts(event)
         for language, said in zip(LANGUAGES, words[kind], strict=True):

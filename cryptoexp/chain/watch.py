@@ -13,7 +13,7 @@ from .events import (
     AnyEvent, BlockConnected, BlockDisconnected, Conditions, Confirmed, Gap, Removed, Replaced, Seen, Unreadable)
 from .history import descendants, rivals
 from .reasons import reason_in
-from .scoring import ScoredTransaction, Scorer, Shift
+from .scoring import ScoredTransaction, Scorer, Shift, value_is
 from .sources import Movement, movements
 from .transaction import COIN, BlockPlace, Transaction
 
@@ -74,7 +74,8 @@ def goes_on(event: ScoredTransaction, min_score: float) -> bool:
 
 def worth(watch: Watch, event: ScoredTransaction, moved: tuple[Movement, ...]) -> bool:
     "Whether somebody should hear of a transaction"
-    if moved or (watch.min_btc is not None and event.value >= watch.min_btc * COIN): return True
+    most = event.value + (event.left_out if value_is(event) == 'guess' else 0)   # what is paid should the guess be wrong
+    if moved or (watch.min_btc is not None and most >= watch.min_btc * COIN): return True
     if event.score < watch.min_score: return False
     again = goes_on(event, watch.min_score)
     watch.counts['chain goes on'] += again

@@ -10,7 +10,7 @@ __all__ = ['SUBJECT', 'HEADINGS', 'FLOW', 'RISK', 'SIGNIFICANT', 'UNTOLD', 'Chos
            'judgement_dict', 'to_dict', 'words_of', 'Monitor', 'BTCTransactionMonitor', 'check', 'is_offline',
            'BlockFiles', 'source_of', 'watch_of', 'labels_of', 'folder_of', 'model_of', 'Desk', 'written', 'failed',
            'asking', 'save', 'saving', 'gone_on', 'pump', 'ended_by', 'worked', 'broken', 'streamed', 'opened',
-           'remembered', 'stop', 'stopped_by_signals', 'run', 'history_of', 'titled', 'event_named', 'events_frame',
+           'remembered', 'stop', 'history_of', 'titled', 'event_named', 'events_frame', 'stopped_by_signals', 'run',
            'to_exchange', 'signal_rows', 'with_signals']
 
 # %% ../nbs/11_btc_agent.ipynb #ba04
@@ -605,29 +605,6 @@ def stop(monitor: BTCTransactionMonitor) -> None:
     if monitor.loop is None: return
     with contextlib.suppress(RuntimeError): monitor.loop.call_soon_threadsafe(monitor.stopping.set)
 
-# %% ../nbs/11_btc_agent.ipynb #ba37s
-@contextlib.contextmanager
-def stopped_by_signals(monitor: BTCTransactionMonitor) -> Iterator[None]:
-    "Ctrl-C and SIGTERM stop the monitor, in the main thread; a second Ctrl-C is one"
-    def end(number: int, frame: Any) -> None:
-        if monitor.ending and number == signal.SIGINT: raise KeyboardInterrupt
-        monitor.stop()
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError): before[number] = signal.signal(number, end)
-    try: yield
-    finally:
-        monitor.ending = False
-        for number, handler in before.items(): signal.signal(number, handler)
-
-def run(monitor: BTCTransactionMonitor) -> None:
-    "Print what is worth telling, a line each, until the monitor is stopped; the process is taken to be the monitor's own"
-    large_blocks_apart()
-    async def whole() -> None:
-        async with aclosing(monitor.stream()) as stream:
-            async for told in stream: print(words_of(told, monitor.language), flush=True)
-    with stopped_by_signals(monitor): blocking(whole())
-
 # %% ../nbs/11_btc_agent.ipynb #ba48
 def history_of(monitor: Monitor, address: str | None) -> pd.DataFrame:
     "All addresses in memory, or the timeline of one; raises `AddressError`"
@@ -657,6 +634,29 @@ def events_frame(told: Iterable[Told], language: str = 'en') -> pd.DataFrame:
                  codes=', '.join(part.code for part in one.event.judgement.parts if part.points) if one.event else '',
                  reasons=' '.join(one.event.reasons(language)) if one.event else one.why(language), source=one.source) for one in told]
     return pd.DataFrame(rows, columns='time kind txid score verdict btc codes reasons source'.split())
+
+# %% ../nbs/11_btc_agent.ipynb #ba37s
+@contextlib.contextmanager
+def stopped_by_signals(monitor: BTCTransactionMonitor) -> Iterator[None]:
+    "Ctrl-C and SIGTERM stop the monitor, in the main thread; a second Ctrl-C is one"
+    def end(number: int, frame: Any) -> None:
+        if monitor.ending and number == signal.SIGINT: raise KeyboardInterrupt
+        monitor.stop()
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError): before[number] = signal.signal(number, end)
+    try: yield
+    finally:
+        monitor.ending = False
+        for number, handler in before.items(): signal.signal(number, handler)
+
+def run(monitor: BTCTransactionMonitor) -> None:
+    "Print what is worth telling, a line each, until the monitor is stopped; the process is taken to be the monitor's own"
+    large_blocks_apart()
+    async def whole() -> None:
+        async with aclosing(monitor.stream()) as stream:
+            async for told in stream: print(words_of(told, monitor.language), flush=True)
+    with stopped_by_signals(monitor): blocking(whole())
 
 # %% ../nbs/11_btc_agent.ipynb #ba51
 def to_exchange(event: ScoredTransaction) -> int:   # satoshi; negative: away from one

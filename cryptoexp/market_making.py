@@ -6,8 +6,8 @@
 __all__ = ['OFFLINE', 'VENUES', 'Source', 'LOOK_INTERVAL', 'LOOK_AT_SWITCH', 'SWITCH', 'LONGEST_WAIT', 'HOUR_NS', 'ask_binance',
            'ask_coinbase', 'ask_sources', 'is_file', 'open_feed', 'base_latency_ns', 'MarketMaker', 'fetch',
            'quote_rows', 'seen', 'whole_steps', 'place', 'look_once', 'tell', 'act', 'heed_switch', 'take_turn',
-           'within', 'run_session', 'rows_of', 'way_there_and_back', 'named', 'begin', 'settle', 'resumed', 'rebuilt',
-           'go_on', 'replayed', 'stopped_by_signals', 'status_of', 'MarketMakingConfig', 'MarketData']
+           'within', 'run_session', 'rows_of', 'way_there_and_back', 'stopped_by_signals', 'named', 'begin', 'settle',
+           'resumed', 'rebuilt', 'go_on', 'replayed', 'status_of', 'MarketMakingConfig', 'MarketData']
 
 # %% ../nbs/10_market_making.ipynb #c03
 import asyncio
@@ -371,6 +371,24 @@ def way_there_and_back(config: MarketMakingConfig, feed: Feed) -> list[str]:
     if measured != measured: return []
     return [f'a small request to the venue and its answer took {measured:.1f} ms (median); simulated orders took {simulated:g} ms']
 
+# %% ../nbs/10_market_making.ipynb #c22
+@contextlib.contextmanager
+def stopped_by_signals(maker: MarketMaker) -> 'Any':
+    "Ctrl-C and SIGTERM stop the session while the block runs, SIGUSR1 pulls the kill switch; other threads hear no signals"
+    loop, listening, task = asyncio.get_running_loop(), [], asyncio.current_task()
+    def leave() -> None:
+        maker.stop()
+        if maker.feed is None and maker._journal is None and task: task.cancel()   # a feed is being opened: nothing has to end in order
+    reactions = {signal.SIGINT: leave, signal.SIGTERM: leave}
+    if hasattr(signal, 'SIGUSR1'): reactions[signal.SIGUSR1] = functools.partial(maker.kill, 'the signal SIGUSR1')
+    for number, reaction in reactions.items():
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            loop.add_signal_handler(number, reaction)
+            listening.append(number)
+    try: yield
+    finally:
+        for number in listening: loop.remove_signal_handler(number)
+
 # %% ../nbs/10_market_making.ipynb #r02
 def named(source: Source) -> str | list[str]:
     "A source as it is written down: a name, or whole paths"
@@ -465,24 +483,6 @@ def replayed(
         maker.folder = new_run_folder(out, f'replay-of-{Path(folder).name}')
         maker.paths = maker.result.write(maker.folder)
     return maker, maker.result
-
-# %% ../nbs/10_market_making.ipynb #c22
-@contextlib.contextmanager
-def stopped_by_signals(maker: MarketMaker) -> 'Any':
-    "Ctrl-C and SIGTERM stop the session while the block runs, SIGUSR1 pulls the kill switch; other threads hear no signals"
-    loop, listening, task = asyncio.get_running_loop(), [], asyncio.current_task()
-    def leave() -> None:
-        maker.stop()
-        if maker.feed is None and maker._journal is None and task: task.cancel()   # a feed is being opened: nothing has to end in order
-    reactions = {signal.SIGINT: leave, signal.SIGTERM: leave}
-    if hasattr(signal, 'SIGUSR1'): reactions[signal.SIGUSR1] = functools.partial(maker.kill, 'the signal SIGUSR1')
-    for number, reaction in reactions.items():
-        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-            loop.add_signal_handler(number, reaction)
-            listening.append(number)
-    try: yield
-    finally:
-        for number in listening: loop.remove_signal_handler(number)
 
 # %% ../nbs/10_market_making.ipynb #c24
 def status_of(maker: MarketMaker) -> dict[str, Any]:

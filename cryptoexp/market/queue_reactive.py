@@ -545,6 +545,18 @@ class Removal:
         if self.side not in (1, -1) or not self.lots >= 1:
             raise ValueError(f'a removal is of side 1 (bids) or -1 (asks) and of one lot or more, not of side {self.side}, {self.lots}')
 
+# %% ../../nbs/market/08a_queue_reactive.ipynb #q44b
+def _standing(state: MarketState) -> np.ndarray:
+    "The notes that build the book as it stands: a clear, then every order, each queue from its front"
+    when, orders = (state.whole[NOW], state.whole[LOCAL]), state.orders
+    rows = [(CLEAR, *when, 0, 0, 0, 0)]
+    for tick, side in sorted({(int(tick), int(side)) for tick, side in orders[:state.whole[LIVE], (TICK, SIDE)]}):
+        index = state.levels[tick & MASK, FIRST]
+        while index >= 0:
+            rows.append((ADD_ORDER, *when, side, tick, orders[index, LOTS], orders[index, ORDER]))
+            index = orders[index, BEHIND]
+    return np.array(rows, np.int64)
+
 # %% ../../nbs/market/08a_queue_reactive.ipynb #q45
 class QueueReactiveMarket:
     "A seeded market, SYNTHETIC: an endless stream of rows that does not depend on how it is cut"
@@ -616,17 +628,6 @@ def regime(
     return replace(QueueReactiveParameters(), **REGIMES[name])
 
 # %% ../../nbs/market/08a_queue_reactive.ipynb #q68
-def _standing(state: MarketState) -> np.ndarray:
-    "The notes that build the book as it stands: a clear, then every order, each queue from its front"
-    when, orders = (state.whole[NOW], state.whole[LOCAL]), state.orders
-    rows = [(CLEAR, *when, 0, 0, 0, 0)]
-    for tick, side in sorted({(int(tick), int(side)) for tick, side in orders[:state.whole[LIVE], (TICK, SIDE)]}):
-        index = state.levels[tick & MASK, FIRST]
-        while index >= 0:
-            rows.append((ADD_ORDER, *when, side, tick, orders[index, LOTS], orders[index, ORDER]))
-            index = orders[index, BEHIND]
-    return np.array(rows, np.int64)
-
 def orders_told(
     market: QueueReactiveMarket,   # made with by_order=True, else ValueError
 ) -> np.ndarray:                   # rows of hftbacktest's layout (EVENT_DTYPE): adds, cancels, fills, prices in USDT, quantities in BTC

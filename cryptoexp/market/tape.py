@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['ENOUGH_POINTS', 'ENOUGH_SPAN_NS', 'MOST_DRIFT', 'LARGEST_STEP_BACK_NS', 'LONGEST_PAUSE_NS', 'READ_BYTES', 'LOOKS',
-           'DOUBTS', 'Streams', 'ENOUGH_AGREEMENT', 'METADATA', 'FORMAT', 'ROW_GROUP', 'COLUMNS', 'EVENT_DTYPE',
-           'EXCHANGE_BIT', 'LOCAL_BIT', 'BUY_BIT', 'SELL_BIT', 'ADD_ORDER', 'CANCEL_ORDER', 'MODIFY_ORDER',
-           'FILL_ORDER', 'lower_hull', 'Clock', 'fit_clock', 'fill_times', 'Tape', 'timeline', 'describe', 'read_lines',
-           'looks_like', 'not_a_recording', 'make_tape', 'read_recording', 'on_one_clock', 'agreement', 'crossings',
-           'quote_times', 'fuse', 'fuse_if_possible', 'save_tape', 'load_tape', 'load', 'to_hftbacktest',
-           'from_hftbacktest', 'instrument_of', 'save_hftbacktest', 'load_hftbacktest', 'open_hftbacktest',
-           'tape_by_order']
+           'DOUBTS', 'ENOUGH_AGREEMENT', 'Streams', 'EVENT_DTYPE', 'EXCHANGE_BIT', 'LOCAL_BIT', 'BUY_BIT', 'SELL_BIT',
+           'ADD_ORDER', 'CANCEL_ORDER', 'MODIFY_ORDER', 'FILL_ORDER', 'METADATA', 'FORMAT', 'ROW_GROUP', 'COLUMNS',
+           'lower_hull', 'Clock', 'fit_clock', 'fill_times', 'Tape', 'timeline', 'describe', 'read_lines', 'looks_like',
+           'not_a_recording', 'make_tape', 'agreement', 'crossings', 'quote_times', 'fuse', 'fuse_if_possible',
+           'read_recording', 'on_one_clock', 'to_hftbacktest', 'from_hftbacktest', 'instrument_of', 'save_hftbacktest',
+           'load_hftbacktest', 'tape_by_order', 'save_tape', 'load_tape', 'load', 'open_hftbacktest']
 
 # %% ../../nbs/market/05_tape.ipynb #c03
 import html
@@ -351,17 +350,13 @@ def make_tape(
     return Tape(fill_times(events, clock), instrument, clock, problems=problems, notes=dict(sync.counts))
 
 # %% ../../nbs/market/05_tape.ipynb #c42
-Streams = Literal['fused', 'diff-only']  # best quotes drive the best prices between diffs, where they can; or the diffs alone make the book
-
-def read_recording(
+def _read_files(
     paths: str | Path | Sequence[str | Path],                  # one file, or several that continue each other, in any order
     instrument: Instrument | None = None,                      # None: read off the data
     progress: Callable[[float], None] | None = None,           # told the fraction read, 0 to 1
     base_latency_ns: int = 1_000_000,                          # what the fastest message took
-    streams: Streams = 'fused',                                # where the two can't be fused: diff-only, and the tape's notes say why
 ) -> Tape:
-    "Make a tape of raw Binance recordings"
-    _check_streams(streams)
+    "A tape of raw Binance recordings as `make_tape` makes it: its book follows the diffs"
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not files: raise ValueError('no file to read')
     problems: list[str] = []
@@ -376,24 +371,7 @@ def read_recording(
         read.append((int(messages.local_ns[0]), path.name, messages))
     read.sort(key=lambda one: one[0])
     tape = make_tape(binance.Messages.concat([messages for _, _, messages in read]), symbol, instrument, base_latency_ns)
-    tape = replace(tape, source=tuple(name for _, name, _ in read), problems=problems + tape.problems)
-    return fuse_if_possible(tape) if streams == 'fused' else replace(tape, notes={**tape.notes, 'diff-only': 'as asked'})
-
-def _check_streams(streams: str | None) -> None:
-    if streams not in (None, *get_args(Streams)): raise ValueError(f'streams is {streams!r}; it is one of {", ".join(get_args(Streams))}')
-
-# %% ../../nbs/market/05_tape.ipynb #one02
-def on_one_clock(
-    tapes: Sequence[Tape],               # of one recorder, whose times run on one clock
-    base_latency_ns: int = 1_000_000,    # what the fastest message of all took
-) -> list[Tape]:                         # the same tapes, all with the same clock; ValueError for none
-    "Fit one clock over the depth and trade messages of several tapes"
-    if not tapes: raise ValueError('no tape to fit a clock over')
-    timed = [tape.events[((tape.events.kind == DEPTH) | (tape.events.kind == TRADE))
-                         & ((tape.events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)) == 0) & (tape.events.flags >= LAST)] for tape in tapes]
-    clock = fit_clock(np.concatenate([rows.local_ns for rows in timed]), np.concatenate([rows.exchange_ns for rows in timed]),
-                      base_latency_ns)
-    return [replace(tape, clock=clock) for tape in tapes]
+    return replace(tape, source=tuple(name for _, name, _ in read), problems=problems + tape.problems)
 
 # %% ../../nbs/market/05_tape.ipynb #c49
 def agreement(
@@ -635,103 +613,36 @@ def fuse_if_possible(
         told = f'diff-only, best quotes and diffs can\'t be fused: {error}'
         return replace(tape, problems=[*tape.problems, told], notes={**tape.notes, 'diff-only': str(error)})
 
-# %% ../../nbs/market/05_tape.ipynb #c86
-METADATA, FORMAT, ROW_GROUP = b'cryptoexp.tape', 1, 1_000_000
-COLUMNS = ('flags', 'exchange_ns', 'local_ns', 'tick', 'lots', 'id')
+# %% ../../nbs/market/05_tape.ipynb #c82b
+Streams = Literal['fused', 'diff-only']  # best quotes drive the best prices between diffs, where they can; or the diffs alone make the book
 
-def save_tape(tape: Tape, path: Path) -> Path:
-    "Write a tape to Parquet; raises `StorageError` where the place can't be written to"
-    about = dict(format=FORMAT, instrument=to_dict(tape.instrument), clock=vars(tape.clock), source=list(tape.source),
-                 synthetic=tape.synthetic, problems=tape.problems, notes=tape.notes)
-    table = pa.table(dict(zip(COLUMNS, tape.events.columns))).replace_schema_metadata({METADATA: json.dumps(about).encode()})
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression='zstd', compression_level=3, row_group_size=ROW_GROUP, write_page_checksum=True,
-                   use_dictionary=['flags', 'tick', 'lots'],
-                   column_encoding=dict.fromkeys(('exchange_ns', 'local_ns', 'id'), 'DELTA_BINARY_PACKED'))
-    return replace_bytes(path, buffer.getvalue())
-
-# %% ../../nbs/market/05_tape.ipynb #c87a
-_Lost = tuple[int, int]  # (before which of the rows that are left, how many rows)
-
-def _salvaged(data: pa.Buffer, name: str, problems: list[str]) -> tuple[pa.Table, list[_Lost]]:
-    "The row groups that can be read; what pyarrow raises where none can"
-    file = pq.ParquetFile(data, page_checksum_verification=True)
-    parts, lost, begin, kept = list[pa.Table](), list[_Lost](), 0, 0
-    failure: Exception = OSError('no row group can be read')
-    for number in range(file.num_row_groups):
-        size = file.metadata.row_group(number).num_rows
-        try:
-            part = file.read_row_group(number)
-            if len(part) != size: raise OSError(f'{len(part)} rows instead of {size}')
-            parts.append(part)
-            kept += size
-        except (pa.ArrowException, OSError) as error:
-            failure = error
-            lost.append((kept, size))
-            problems.append(f'{name}: row group {number + 1} of {file.num_row_groups} (rows {begin:,} to {begin + size - 1:,}) is damaged '
-                            f'and left out ({str(error).strip()}); the book is stale from there to the next resync')
-        begin += size
-    if not kept: raise failure
-    return pa.concat_tables(parts), lost
-
-def _with_holes(events: Events, lost: Sequence[_Lost]) -> Events:
-    "Where rows are lost, the message before ends, and a control row says that the book is stale"
-    if not lost: return events
-    places, flags = [place for place, _ in lost], events.flags.copy()
-    flags[[place - 1 for place in places if place]] |= LAST
-    near = [max(place - 1, 0) for place in places]
-    stale = from_rows([(CONTROL | LAST, int(events.exchange_ns[row]), int(events.local_ns[row]), STALE, 0, 0) for row in near])
-    columns = zip((flags, *events.columns[1:]), stale.columns)
-    return Events(*(np.insert(column, places, row) for column, row in columns))
-
-# %% ../../nbs/market/05_tape.ipynb #c88
-def load_tape(
-    path: Path,
-    strict: bool = False,  # whether a damaged part is an error; default: it is left out, marked and listed on the tape
+def read_recording(
+    paths: str | Path | Sequence[str | Path],                  # one file, or several that continue each other, in any order
+    instrument: Instrument | None = None,                      # None: read off the data
+    progress: Callable[[float], None] | None = None,           # told the fraction read, 0 to 1
+    base_latency_ns: int = 1_000_000,                          # what the fastest message took
+    streams: Streams = 'fused',                                # where the two can't be fused: diff-only, and the tape's notes say why
 ) -> Tape:
-    "Read a tape from Parquet; ValueError for a file that is no tape, or of which nothing can be read"
-    if not path.is_file(): raise FileNotFoundError(f'{path} is not there' if not path.exists() else f'{path} is a folder')
-    data, problems = pa.py_buffer(path.read_bytes()), list[str]()
-    try:
-        try: table, lost = pq.read_table(data, page_checksum_verification=True), list[_Lost]()
-        except (pa.ArrowException, OSError):
-            if strict: raise
-            table, lost = _salvaged(data, path.name, problems)
-    except (pa.ArrowException, OSError) as error:
-        if bytes(data[:4]) == b'PAR1': raise ValueError(f'{path} is damaged: {error}. Make it again from the recording') from error
-        raise ValueError(f'{path} is not a tape: it looks like {looks_like(bytes(data[:64]))}') from error
-    about = (table.schema.metadata or {}).get(METADATA)
-    if about is None or tuple(table.column_names) != COLUMNS:
-        raise ValueError(f'{path} is a Parquet file but not a tape: columns {", ".join(table.column_names[:8])}')
-    told = json.loads(about)
-    if told['format'] != FORMAT: raise ValueError(f'{path} is of tape format {told["format"]}, not {FORMAT}: update cryptoexp')
-    clock = Clock(**{**told['clock'], 'residual_ns': tuple(told['clock']['residual_ns'])})
-    events = _with_holes(Events(*(np.ascontiguousarray(table[name].to_numpy()) for name in COLUMNS)), lost)
-    notes = told['notes'] | ({'rows lost': sum(count for _, count in lost)} if lost else {})
-    return Tape(events, from_dict(told['instrument']), clock, tuple(told['source']), told['synthetic'], told['problems'] + problems, notes)
-
-# %% ../../nbs/market/05_tape.ipynb #c88a
-def load(
-    path: str | Path | Sequence[str | Path],         # a tape in Parquet, a file of hftbacktest (.npz), or one or several recordings
-    instrument: Instrument | None = None,            # of recordings: None reads it off the data; a tape brings its own
-    progress: Callable[[float], None] | None = None,
-    base_latency_ns: int = 1_000_000,                # of recordings: what their fastest message took, declared
-    streams: Streams | None = None,                  # None: a recording is fused where it can be, a tape is as it was saved
-) -> Tape:
-    "Open whatever it is, by its first bytes"
+    "Make a tape of raw Binance recordings"
     _check_streams(streams)
-    paths = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
-    if len(paths) == 1 and paths[0].is_file():
-        with paths[0].open('rb') as file: begin = file.read(4)
-        if begin == b'PAR1': return _as_asked(load_tape(paths[0]), streams, paths[0])
-        if begin == b'PK\x03\x04' and paths[0].suffix == '.npz': return open_hftbacktest(paths[0], instrument)
-    return read_recording(paths, instrument, progress, base_latency_ns, streams or 'fused')
+    tape = _read_files(paths, instrument, progress, base_latency_ns)
+    return fuse_if_possible(tape) if streams == 'fused' else replace(tape, notes={**tape.notes, 'diff-only': 'as asked'})
 
-def _as_asked(tape: Tape, streams: Streams | None, path: Path) -> Tape:
-    if streams == 'fused' and not tape.fused: return fuse_if_possible(tape)
-    if streams == 'diff-only' and tape.fused:
-        raise ValueError(f'{path} is a fused tape, which can\'t be taken apart: read the recording it was made of, diff-only')
-    return tape
+def _check_streams(streams: str | None) -> None:
+    if streams not in (None, *get_args(Streams)): raise ValueError(f'streams is {streams!r}; it is one of {", ".join(get_args(Streams))}')
+
+# %% ../../nbs/market/05_tape.ipynb #one02
+def on_one_clock(
+    tapes: Sequence[Tape],               # of one recorder, whose times run on one clock
+    base_latency_ns: int = 1_000_000,    # what the fastest message of all took
+) -> list[Tape]:                         # the same tapes, all with the same clock; ValueError for none
+    "Fit one clock over the depth and trade messages of several tapes"
+    if not tapes: raise ValueError('no tape to fit a clock over')
+    timed = [tape.events[((tape.events.kind == DEPTH) | (tape.events.kind == TRADE))
+                         & ((tape.events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)) == 0) & (tape.events.flags >= LAST)] for tape in tapes]
+    clock = fit_clock(np.concatenate([rows.local_ns for rows in timed]), np.concatenate([rows.exchange_ns for rows in timed]),
+                      base_latency_ns)
+    return [replace(tape, clock=clock) for tape in tapes]
 
 # %% ../../nbs/market/05_tape.ipynb #c96
 EVENT_DTYPE = np.dtype([('ev', '<u8'), ('exch_ts', '<i8'), ('local_ts', '<i8'), ('px', '<f8'), ('qty', '<f8'),
@@ -963,24 +874,6 @@ def load_hftbacktest(path: str | Path) -> np.ndarray:
     if data.dtype != EVENT_DTYPE: raise ValueError(f'{place} holds {data.dtype}, not events of hftbacktest')
     return data
 
-# %% ../../nbs/market/05_tape.ipynb #c112b
-def open_hftbacktest(
-    path: str | Path,
-    instrument: Instrument | None = None,  # None: its grid is read off the data
-    symbol: str | None = None,             # None: the letters and digits that the name begins with
-) -> Tape:
-    "A tape of an npz file of hftbacktest, of levels or of orders; ValueError where nothing tells what it is of"
-    place, data = Path(path), load_hftbacktest(path)
-    if instrument is None:
-        named = symbol or re.match('[A-Za-z0-9]*', place.name)[0].upper()  # type: ignore[index]
-        try: instrument = instrument_of(data, named)
-        except ValueError as error: raise ValueError(f'{place}: {error}. A file of hftbacktest does not say what it is of: '
-                                                      'name its symbol (on the command line --symbol BTCUSDT)') from error
-    try:
-        if ((data['ev'] & 0xff) >= ADD_ORDER).any(): return tape_by_order(data, instrument, (place.name,))
-        return Tape(from_hftbacktest(data, instrument), instrument, source=(place.name,))
-    except ValueError as error: raise ValueError(f'{place}: {error}') from error
-
 # %% ../../nbs/market/05_tape.ipynb #c117
 _BID, _PLACE, _LEFT, _OWED, _NEXT, _BEFORE = range(6)   # an order: its level, what is left, fills not confirmed yet, neighbours
 _UNKNOWN, _TWICE, _TOO_MUCH, _A_PART, _OTHER_SIDE, _OTHER_PRICE = range(1, 7)
@@ -1108,3 +1001,119 @@ def tape_by_order(
     levels, notes = _levels_of(data, instrument)
     return Tape(from_hftbacktest(levels, instrument), instrument, source=tuple(source), synthetic=synthetic,
                 notes={'by_order': True, **notes})
+
+# %% ../../nbs/market/05_tape.ipynb #c86
+METADATA, FORMAT, ROW_GROUP = b'cryptoexp.tape', 1, 1_000_000
+COLUMNS = ('flags', 'exchange_ns', 'local_ns', 'tick', 'lots', 'id')
+
+def save_tape(tape: Tape, path: Path) -> Path:
+    "Write a tape to Parquet; raises `StorageError` where the place can't be written to"
+    about = dict(format=FORMAT, instrument=to_dict(tape.instrument), clock=vars(tape.clock), source=list(tape.source),
+                 synthetic=tape.synthetic, problems=tape.problems, notes=tape.notes)
+    table = pa.table(dict(zip(COLUMNS, tape.events.columns))).replace_schema_metadata({METADATA: json.dumps(about).encode()})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression='zstd', compression_level=3, row_group_size=ROW_GROUP, write_page_checksum=True,
+                   use_dictionary=['flags', 'tick', 'lots'],
+                   column_encoding=dict.fromkeys(('exchange_ns', 'local_ns', 'id'), 'DELTA_BINARY_PACKED'))
+    return replace_bytes(path, buffer.getvalue())
+
+# %% ../../nbs/market/05_tape.ipynb #c87a
+_Lost = tuple[int, int]  # (before which of the rows that are left, how many rows)
+
+def _salvaged(data: pa.Buffer, name: str, problems: list[str]) -> tuple[pa.Table, list[_Lost]]:
+    "The row groups that can be read; what pyarrow raises where none can"
+    file = pq.ParquetFile(data, page_checksum_verification=True)
+    parts, lost, begin, kept = list[pa.Table](), list[_Lost](), 0, 0
+    failure: Exception = OSError('no row group can be read')
+    for number in range(file.num_row_groups):
+        size = file.metadata.row_group(number).num_rows
+        try:
+            part = file.read_row_group(number)
+            if len(part) != size: raise OSError(f'{len(part)} rows instead of {size}')
+            parts.append(part)
+            kept += size
+        except (pa.ArrowException, OSError) as error:
+            failure = error
+            lost.append((kept, size))
+            problems.append(f'{name}: row group {number + 1} of {file.num_row_groups} (rows {begin:,} to {begin + size - 1:,}) is damaged '
+                            f'and left out ({str(error).strip()}); the book is stale from there to the next resync')
+        begin += size
+    if not kept: raise failure
+    return pa.concat_tables(parts), lost
+
+def _with_holes(events: Events, lost: Sequence[_Lost]) -> Events:
+    "Where rows are lost, the message before ends, and a control row says that the book is stale"
+    if not lost: return events
+    places, flags = [place for place, _ in lost], events.flags.copy()
+    flags[[place - 1 for place in places if place]] |= LAST
+    near = [max(place - 1, 0) for place in places]
+    stale = from_rows([(CONTROL | LAST, int(events.exchange_ns[row]), int(events.local_ns[row]), STALE, 0, 0) for row in near])
+    columns = zip((flags, *events.columns[1:]), stale.columns)
+    return Events(*(np.insert(column, places, row) for column, row in columns))
+
+# %% ../../nbs/market/05_tape.ipynb #c88
+def load_tape(
+    path: Path,
+    strict: bool = False,  # whether a damaged part is an error; default: it is left out, marked and listed on the tape
+) -> Tape:
+    "Read a tape from Parquet; ValueError for a file that is no tape, or of which nothing can be read"
+    if not path.is_file(): raise FileNotFoundError(f'{path} is not there' if not path.exists() else f'{path} is a folder')
+    data, problems = pa.py_buffer(path.read_bytes()), list[str]()
+    try:
+        try: table, lost = pq.read_table(data, page_checksum_verification=True), list[_Lost]()
+        except (pa.ArrowException, OSError):
+            if strict: raise
+            table, lost = _salvaged(data, path.name, problems)
+    except (pa.ArrowException, OSError) as error:
+        if bytes(data[:4]) == b'PAR1': raise ValueError(f'{path} is damaged: {error}. Make it again from the recording') from error
+        raise ValueError(f'{path} is not a tape: it looks like {looks_like(bytes(data[:64]))}') from error
+    about = (table.schema.metadata or {}).get(METADATA)
+    if about is None or tuple(table.column_names) != COLUMNS:
+        raise ValueError(f'{path} is a Parquet file but not a tape: columns {", ".join(table.column_names[:8])}')
+    told = json.loads(about)
+    if told['format'] != FORMAT: raise ValueError(f'{path} is of tape format {told["format"]}, not {FORMAT}: update cryptoexp')
+    clock = Clock(**{**told['clock'], 'residual_ns': tuple(told['clock']['residual_ns'])})
+    events = _with_holes(Events(*(np.ascontiguousarray(table[name].to_numpy()) for name in COLUMNS)), lost)
+    notes = told['notes'] | ({'rows lost': sum(count for _, count in lost)} if lost else {})
+    return Tape(events, from_dict(told['instrument']), clock, tuple(told['source']), told['synthetic'], told['problems'] + problems, notes)
+
+# %% ../../nbs/market/05_tape.ipynb #c88a
+def load(
+    path: str | Path | Sequence[str | Path],         # a tape in Parquet, a file of hftbacktest (.npz), or one or several recordings
+    instrument: Instrument | None = None,            # of recordings: None reads it off the data; a tape brings its own
+    progress: Callable[[float], None] | None = None,
+    base_latency_ns: int = 1_000_000,                # of recordings: what their fastest message took, declared
+    streams: Streams | None = None,                  # None: a recording is fused where it can be, a tape is as it was saved
+) -> Tape:
+    "Open whatever it is, by its first bytes"
+    _check_streams(streams)
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
+    if len(paths) == 1 and paths[0].is_file():
+        with paths[0].open('rb') as file: begin = file.read(4)
+        if begin == b'PAR1': return _as_asked(load_tape(paths[0]), streams, paths[0])
+        if begin == b'PK\x03\x04' and paths[0].suffix == '.npz': return open_hftbacktest(paths[0], instrument)
+    return read_recording(paths, instrument, progress, base_latency_ns, streams or 'fused')
+
+def _as_asked(tape: Tape, streams: Streams | None, path: Path) -> Tape:
+    if streams == 'fused' and not tape.fused: return fuse_if_possible(tape)
+    if streams == 'diff-only' and tape.fused:
+        raise ValueError(f'{path} is a fused tape, which can\'t be taken apart: read the recording it was made of, diff-only')
+    return tape
+
+# %% ../../nbs/market/05_tape.ipynb #c112b
+def open_hftbacktest(
+    path: str | Path,
+    instrument: Instrument | None = None,  # None: its grid is read off the data
+    symbol: str | None = None,             # None: the letters and digits that the name begins with
+) -> Tape:
+    "A tape of an npz file of hftbacktest, of levels or of orders; ValueError where nothing tells what it is of"
+    place, data = Path(path), load_hftbacktest(path)
+    if instrument is None:
+        named = symbol or re.match('[A-Za-z0-9]*', place.name)[0].upper()  # type: ignore[index]
+        try: instrument = instrument_of(data, named)
+        except ValueError as error: raise ValueError(f'{place}: {error}. A file of hftbacktest does not say what it is of: '
+                                                      'name its symbol (on the command line --symbol BTCUSDT)') from error
+    try:
+        if ((data['ev'] & 0xff) >= ADD_ORDER).any(): return tape_by_order(data, instrument, (place.name,))
+        return Tape(from_hftbacktest(data, instrument), instrument, source=(place.name,))
+    except ValueError as error: raise ValueError(f'{place}: {error}') from error

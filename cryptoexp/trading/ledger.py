@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['COUNTERS', 'TABLES', 'MINUTE_NS', 'TRADE_COLUMNS', 'ORDER_COLUMNS', 'REFUSAL_COLUMNS', 'FUNDING_COLUMNS',
-           'PARTICIPATION', 'MANY_CROSSED', 'FEW_FILLS', 'LIBRARIES', 'nothing', 'Session', 'count_minutes',
-           'session_of', 'find_fundings', 'fundings_of', 'whole_and_decimals', 'decimal_text', 'grid_texts',
-           'time_texts', 'Account', 'share_of', 'new_account', 'two_sided', 'fill_mids', 'touches', 'start_mid',
+           'PARTICIPATION', 'MANY_CROSSED', 'FEW_FILLS', 'LIBRARIES', 'whole_and_decimals', 'decimal_text', 'plain',
+           'grid_texts', 'time_texts', 'nothing', 'Session', 'count_minutes', 'session_of', 'find_fundings',
+           'fundings_of', 'Account', 'share_of', 'new_account', 'two_sided', 'fill_mids', 'touches', 'start_mid',
            'open_account', 'history', 'closing', 'trade_log', 'order_log', 'refusal_log', 'Totals', 'totals',
-           'funding_log', 'participation', 'warnings', 'plain', 'bps', 'order_counts', 'manifest', 'summary',
-           'csv_text', 'write_run']
+           'funding_log', 'participation', 'warnings', 'bps', 'order_counts', 'manifest', 'summary', 'csv_text',
+           'write_run']
 
 # %% ../../nbs/trading/04_ledger.ipynb #c03
 import json
@@ -35,6 +35,47 @@ from .limits import REFUSALS, fee_e8, make_rules, mid_worth_e8, worth_e8
 from .matching import Engine
 from .quoting import BOUND
 from .venue import Venue, money_numbers
+
+# %% ../../nbs/trading/04_ledger.ipynb #c17
+def whole_and_decimals(
+    step: Decimal,      # such as Decimal('0.25')
+) -> tuple[int, int]:   # 25 and 2
+    "A step as a whole number of units, and the decimals of the unit"
+    _, digits, exponent = step.as_tuple()
+    number, decimals = int(''.join(map(str, digits))), -int(exponent)
+    while decimals > 0 and number % 10 == 0: number, decimals = number // 10, decimals - 1
+    return (number, decimals) if decimals >= 0 else (number * 10 ** -decimals, 0)
+
+def decimal_text(
+    units: int,      # any size
+    decimals: int,   # how many of its digits stand behind the point
+) -> str:
+    "A whole number with its decimal point moved, in plain notation without trailing zeros"
+    whole, part = divmod(abs(units), 10 ** decimals)
+    digits = f'{part:0{decimals}d}'.rstrip('0') if part else ''
+    return ('-' if units < 0 else '') + (f'{whole}.{digits}' if digits else str(whole))
+
+def plain(value: Decimal | None) -> str | None:
+    "A decimal in plain notation without trailing zeros"
+    if value is None: return None
+    numerator, decimals = whole_and_decimals(value) if value else (0, 0)
+    return decimal_text(-numerator if value < 0 else numerator, decimals)
+
+def grid_texts(
+    counts: pd.Series,  # ticks or lots, integers
+    step: Decimal,      # the size of one
+) -> list[str]:         # price or amount of each
+    "Prices or amounts as text; each different one is spelled once"
+    size, decimals = whole_and_decimals(step)
+    known = {count: decimal_text(count * size, decimals) for count in counts.unique().tolist()}
+    return [known[count] for count in counts.tolist()]
+
+def time_texts(
+    times: pd.Series,  # ns since the epoch, int64; 0: it never came
+) -> list[str]:        # ISO 8601, UTC, nine decimals; empty for 0
+    "Times as text, to the nanosecond"
+    stamps = np.datetime_as_string(times.to_numpy(np.int64).astype('datetime64[ns]'), unit='ns').tolist()
+    return [f'{stamp}Z' if time else '' for stamp, time in zip(stamps, times.tolist())]
 
 # %% ../../nbs/trading/04_ledger.ipynb #c06
 COUNTERS = ('orders_sent', 'cancels_sent', 'late_cancels', 'market_lots', 'own_lots', 'max_drawdown', 'max_exposure', 'halted',
@@ -158,41 +199,6 @@ def fundings_of(engine: Engine) -> pd.DataFrame:   # columns as TABLES['fundings
     settled = engine.venue.funding[:int(engine.desk.clock[0].funding_at)]
     return find_fundings(settled, engine.instrument.lots(engine.config.initial_base), engine.fills, engine.samples, engine.desk.rules[0],
                          int(engine.desk.state[0].funding_e8))
-
-# %% ../../nbs/trading/04_ledger.ipynb #c17
-def whole_and_decimals(
-    step: Decimal,      # such as Decimal('0.25')
-) -> tuple[int, int]:   # 25 and 2
-    "A step as a whole number of units, and the decimals of the unit"
-    _, digits, exponent = step.as_tuple()
-    number, decimals = int(''.join(map(str, digits))), -int(exponent)
-    while decimals > 0 and number % 10 == 0: number, decimals = number // 10, decimals - 1
-    return (number, decimals) if decimals >= 0 else (number * 10 ** -decimals, 0)
-
-def decimal_text(
-    units: int,      # any size
-    decimals: int,   # how many of its digits stand behind the point
-) -> str:
-    "A whole number with its decimal point moved, in plain notation without trailing zeros"
-    whole, part = divmod(abs(units), 10 ** decimals)
-    digits = f'{part:0{decimals}d}'.rstrip('0') if part else ''
-    return ('-' if units < 0 else '') + (f'{whole}.{digits}' if digits else str(whole))
-
-def grid_texts(
-    counts: pd.Series,  # ticks or lots, integers
-    step: Decimal,      # the size of one
-) -> list[str]:         # price or amount of each
-    "Prices or amounts as text; each different one is spelled once"
-    size, decimals = whole_and_decimals(step)
-    known = {count: decimal_text(count * size, decimals) for count in counts.unique().tolist()}
-    return [known[count] for count in counts.tolist()]
-
-def time_texts(
-    times: pd.Series,  # ns since the epoch, int64; 0: it never came
-) -> list[str]:        # ISO 8601, UTC, nine decimals; empty for 0
-    "Times as text, to the nanosecond"
-    stamps = np.datetime_as_string(times.to_numpy(np.int64).astype('datetime64[ns]'), unit='ns').tolist()
-    return [f'{stamp}Z' if time else '' for stamp, time in zip(stamps, times.tolist())]
 
 # %% ../../nbs/trading/04_ledger.ipynb #c20
 @dataclass
@@ -484,12 +490,6 @@ def warnings(session: Session) -> list[str]:
 
 # %% ../../nbs/trading/04_ledger.ipynb #c52
 LIBRARIES = ('numpy', 'numba', 'pandas', 'pyarrow')
-
-def plain(value: Decimal | None) -> str | None:
-    "A decimal in plain notation without trailing zeros"
-    if value is None: return None
-    numerator, decimals = whole_and_decimals(value) if value else (0, 0)
-    return decimal_text(-numerator if value < 0 else numerator, decimals)
 
 def bps(part: Decimal | None, whole: Decimal) -> float | None:
     "A part in basis points of a whole; None where there is no whole"

@@ -55,7 +55,7 @@ async def facts_of_coins(folder: Path) -> None:
                 await asyncio.gather(*(gathered(wrapper, coin.id, client) for coin in KNOWN))
             passed, asked = time.monotonic() - begin, len(server.asked)
             told(f'ten coins at once, {asked} questions, 50 ms each, {per_minute} a minute', f'{passed:.1f} s')
-            least = max(0, asked - per_minute // 3) / ((per_minute - per_minute // 3) / 60)
+            least = max(0, asked - client.session.burst) / client.session.rate
             told('  the rate limit alone allows no less than', f'{least:.1f} s')
 
 

@@ -41,7 +41,10 @@ def install() -> str:   # empty: it is there; otherwise why it can't be
         if (CACHE/'installed').exists(): return ''
         if (CACHE/'failed').exists(): return (CACHE/'failed').read_text()
         (CACHE/'package.json').write_text(json.dumps(PACKAGE))
-        done = subprocess.run(['npm', 'install', '--no-audit', '--no-fund'], cwd=CACHE, capture_output=True, text=True, timeout=900)
+        prefix = Path(shutil.which('node') or '').resolve().parent.parent   # headers beside the program need not be fetched
+        beside = {'npm_config_nodedir': str(prefix)} if (prefix/'include'/'node'/'node.h').exists() else {}
+        done = subprocess.run(['npm', 'install', '--no-audit', '--no-fund'], cwd=CACHE, capture_output=True, text=True, timeout=900,
+                              env=os.environ | beside)
         if done.returncode or not (CACHE/'node_modules'/'bcoin'/'bin'/'node').exists():
             reason = f'npm could not install bcoin: {done.stderr.strip()[-300:]}'
             (CACHE/'failed').write_text(reason)

@@ -203,7 +203,8 @@ def judgement_dict(event: ScoredTransaction, language: str) -> dict[str, Any]:
     told = [dict(code=one.code, points=points.get(one.code, 0.0), score=one.score, confidence=one.confidence, data=one.data,
                  values=one.values) for one in event.signals]
     return dict(score=event.score, verdict=event.verdict, alert=event.alert, value_btc=event.value / COIN,
-                value_is_upper_bound=event.significance.upper_bound, signals=told, reasons=event.reasons(language))
+                value_is_upper_bound=event.significance.upper_bound, signals=told,
+                listed=[dict(address=address, list=file) for address, file in event.listed], reasons=event.reasons(language))
 
 def to_dict(
     told: Told | Analysis,

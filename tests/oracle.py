@@ -186,7 +186,7 @@ class Oracle:
         bid, ask = self.exchange_touch
         self.fills.append((self.now, order.order_id, order.side, tick, lots, maker, fee, -1 if bid is None else bid,
                            1 << 62 if ask is None else ask, reason))
-        if order.purpose == 'manual':  # whoever enters an order by hand is told of its fills at once
+        if order.purpose == 'manual' and order.arrived_ns == self.now:  # whoever enters an order by hand is told at once what it took
             self.learn(order, tick, lots, fee)
             self.tell(order)
         else: self.tell(order, tick, lots, fee)

@@ -81,6 +81,9 @@ def test_known_answers(data_folder: Path) -> None:
     listed = [event for event in events.values() if 'sanctioned_direct' in codes(event)]
     assert [event.txid[:16] for event in listed] == ['41f366c2afcc222f']
     assert listed[0].verdict == 'severe' and listed[0].alert and '0.38796959 BTC' in listed[0].reasons()[0]
+    assert listed[0].listed and all(address in (folder/file).read_text() for address, file in listed[0].listed)   # it can be looked up
+    assert all(listed[0].listed[0][0] in listed[0].reasons(language)[0] for language in ('en', 'zh'))
+    assert not any(event.listed for event in events.values() if event is not listed[0])
     later = Scorer()
     largest = max((event for tx in read_block((folder/'block702861.raw').read_bytes()).transactions if (event := later.step(tx))),
                   key=lambda event: event.value)

@@ -28,6 +28,7 @@ class Label(msgspec.Struct, frozen=True):
     file: str                  # in which it stood
     sanctioned: bool = False   # whether it is of a list of sanctions
     confidence: str = ''       # as the list calls it; empty: not told
+    address: str = ''          # as the list writes it; empty: made up
 
 SANCTIONS = re.compile(r'sanction|\bofac\b', re.IGNORECASE)
 BITCOIN = frozenset({'BTC', 'XBT'})   # the names under which the lists mean bitcoin
@@ -78,7 +79,7 @@ def read_tagpack(
             told = ' '.join(str(whole.get(name) or '') for name in ('title', 'label', 'description', 'source', 'category'))
             name, category = plain_words(whole.get('label') or whole.get('title')), plain_words(whole.get('category')) or 'unknown'
             yield script, Label(name, category, plain_words(whole.get('source'), 120), file, bool(SANCTIONS.search(told)),
-                                plain_words(whole.get('confidence')))
+                                plain_words(whole.get('confidence')), str(tag['address']).strip())
 
 # %% ../../nbs/chain/10_labels.ipynb #c12
 def read_address_list(
@@ -92,7 +93,7 @@ def read_address_list(
     for line in data.decode('utf-8', 'replace').splitlines():
         text = line.partition('#')[0].strip()
         if text and (script := script_or_none(text, network, wrong)):
-            yield script, Label('sanctioned address', 'sanctioned', 'list of sanctioned addresses', file, True)
+            yield script, Label('sanctioned address', 'sanctioned', 'list of sanctioned addresses', file, True, address=text)
 
 def read_sdn(
     data: bytes,
@@ -112,8 +113,9 @@ def read_sdn(
             kind = named(mark, 'idType')
             if mark.tag.rpartition('}')[2] != 'id' or not kind.startswith('Digital Currency Address'): continue
             if kind.rpartition(' ')[2] not in BITCOIN: other()
-            elif script := script_or_none(named(mark, 'idNumber'), network, wrong):
-                yield script, Label(plain_words(named(entry, 'lastName')), 'sanctioned', 'US Treasury, OFAC SDN list', file, True)
+            elif script := script_or_none(number := named(mark, 'idNumber'), network, wrong):
+                name = plain_words(named(entry, 'lastName'))
+                yield script, Label(name, 'sanctioned', 'US Treasury, OFAC SDN list', file, True, address=number)
 
 READERS: Mapping[str, Callable[..., Found]] = {'.yaml': read_tagpack, '.yml': read_tagpack, '.txt': read_address_list, '.xml': read_sdn}
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'PAYS', 'SETTLED', 'MINUTE', 'SPIKE', 'DAY_HOURS', 'HOUR', 'VERSION', 'ScoredTransaction', 'reasons_of',
-           'value_is', 'facts_of', 'Shift', 'middle', 'spiked', 'follow', 'Scorer', 'day_volume', 'time_of', 'learn',
-           'form_paid', 'standing_out', 'hiding', 'step', 'value_figure', 'Saved', 'snapshot', 'restore']
+           'value_is', 'facts_of', 'listed_in', 'named_on', 'Shift', 'middle', 'spiked', 'follow', 'Scorer',
+           'day_volume', 'time_of', 'learn', 'form_paid', 'standing_out', 'hiding', 'step', 'value_figure', 'Saved',
+           'snapshot', 'restore']
 
 # %% ../../nbs/chain/18_scoring.ipynb #c04
 from collections import OrderedDict
@@ -47,6 +48,7 @@ class ScoredTransaction(msgspec.Struct, frozen=True, gc=False):
     data: str                        # S or P: what was known of the transaction
     source: str                      # who told it
     left_out: int = 0                # satoshi not counted as paid, being taken for change
+    listed: tuple[tuple[str, str], ...] = ()   # addresses on a list of sanctions as the list writes them, and its file
 
     @property
     def score(self) -> float: return self.judgement.score
@@ -69,7 +71,7 @@ def reasons_of(
     by_code = {signal.code: signal for signal in event.signals}
     telling = [part.code for part in event.judgement.parts if part.points > 0]
     telling += [code for code in by_code if code in TOLD and code not in telling]
-    if telling: return [sentence(by_code[code], language) for code in telling]
+    if telling: return [f'{sentence(by_code[code], language)}{named_on(event, code, language)}' for code in telling]
     amount, english, chinese = bitcoin_text(event.value), *PAYS[value_is(event)]
     return [f'没有发现值得注意的特征；{chinese} {amount}。' if language == 'zh' else f'Nothing stands out; it {english} {amount}.']
 
@@ -101,6 +103,20 @@ def facts_of(event: ScoredTransaction) -> list[Figure]:
         figures.append(known('entropy', 'entropy', '熵', bits, 'bits', 'Boltzmann, ways to pay', 'not computed'))
     seen = {figure.id for figure in figures}
     return figures + [figure for signal in event.signals for figure in signal_figures(signal) if figure.id not in seen]
+
+# %% ../../nbs/chain/18_scoring.ipynb #listed02
+def listed_in(context: Context) -> tuple[tuple[str, str], ...]:   # address and file; empty also where a label is made up
+    "Who of those that take part stands on a list of sanctions"
+    if not context.named: return ()
+    keys = [key for key in dict.fromkeys((*context.keys_in, *context.keys)) if key is not None and context.labels.sanctioned(key)]
+    return tuple([(label.address, label.file) for key in keys for label in context.labels.of(key) if label.sanctioned and label.address])
+
+def named_on(event: ScoredTransaction, code: str, language: str) -> str:
+    "What follows the sentence of `sanctioned_direct`: the first entry, and how many more there are"
+    if code != 'sanctioned_direct' or not event.listed: return ''
+    (address, file), more = event.listed[0], len(event.listed) - 1
+    if language == 'zh': return f' 名单：{file}，地址 {address}{f"，另有 {more} 条" if more else ""}。'
+    return f' It is {address} in {file}{f", and {more} more" if more else ""}.'
 
 # %% ../../nbs/chain/18_scoring.ipynb #sh02
 MINUTE = 60 * 10**9
@@ -282,7 +298,7 @@ def step(
     if tx.block is None: follow(scorer, context.fee_rate, at, paid.value)
     learn(scorer, context, at, paid.value)
     return ScoredTransaction(tx.txid, at, judge(signals, config), significance, tuple(signals), context.fee, context.fee_rate, change,
-                 entropy, 'S' if context.values_in is None and not context.coinbase else 'P', tx.source, paid.change)
+                 entropy, 'S' if context.values_in is None and not context.coinbase else 'P', tx.source, paid.change, listed_in(context))
 
 # %% ../../nbs/chain/18_scoring.ipynb #c22
 def value_figure(

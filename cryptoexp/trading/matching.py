@@ -352,7 +352,7 @@ def _tell(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, fee: int) -
     order = desk.orders[slot]
     config = order.config
     state, due = desk.state[config], _heard_at(desk, config, time_ns)
-    if order.purpose == MANUAL and lots > 0:
+    if order.purpose == MANUAL and lots > 0 and order.arrived_ns == time_ns:   # it took as it was entered
         _learn_at_once(desk, slot, tick, lots, fee)
         lots = 0
         if order.status < FILLED: return
@@ -2260,6 +2260,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
                 if horizon < until_ns or min(clock.next_request_ns, clock.light_due_ns) <= until_ns: continue
                 if clock.settled: _wake(desk)
                 return DRY
+            if clock.next_request_ns <= horizon: continue   # sent without latency as we heard: it arrives before we decide
             if clock.settled and _calm(desk): continue
             clock.deciding, clock.at_config = 1, 0
             if clock.light:

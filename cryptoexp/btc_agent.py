@@ -280,8 +280,9 @@ class Monitor:
         self.watch.add(script_of(address, self.network), address)
 
     def history(self, address: str | None = None) -> pd.DataFrame: return history_of(self, address)
-    def graph(self, txid: str, hops: int = 2) -> FlowGraph:
-        return flow_graph(self.watch.scorer.history, self.labels, txid, hops, self.network)
+    def graph(self, txid: str, hops: int = 2) -> FlowGraph:   # a txid, or how one that was told begins
+        whole = txid if txid in self.watch.scorer.history.entries else event_named(self, txid).txid
+        return flow_graph(self.watch.scorer.history, self.labels, whole, hops, self.network)
     def events(self) -> pd.DataFrame: return events_frame(self.told, self.language)
     def history_figure(self, address: str) -> 'Figure': return titled(self, timeline_figure(self.history(address), address))
     def graph_figure(self, txid: str) -> 'Figure':

@@ -421,3 +421,6 @@ def interrupted() -> int:
     "Ctrl-C where no session has begun that it could end in order: a word, and the status that shells give for it"
     print('cryptoexp: interrupted', file=sys.stderr)
     return 130
+
+# %% ../nbs/20_cli.ipynb #mm02
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -96,6 +96,34 @@ def digest(engine: Engine) -> str:
     return hashlib.sha256(''.join(getattr(engine, table).to_csv(index=False) for table in TABLES).encode()).hexdigest()
 
 
+def test_a_cancel_without_latency_comes_before_the_decision_of_its_moment() -> None:
+    "A stale book at 201 ms cancels the offer of all five coins; it is whole again at the same nanosecond, and they are offered anew"
+    def offers(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+        wishes[0, 1, 0, :2] = 112, 5
+        return 0
+    config = settings(entry_latency_ms=0., response_latency_ms=0., initial_base=5., refresh_interval=0.1)
+    engine = play(offers, control(201, STALE), control(201, RESUME), config=config, until_ms=540, finish=False)
+    assert engine.orders.status.tolist() == ['cancelled'] and not len(engine.refused)
+    assert engine.samples.quote_ask_tick.tolist() == [112, 112] and int(engine.desk.state[0].orders_sent) == 2
+
+
+def test_what_an_order_by_hand_rests_for_is_news() -> None:
+    "It is told at once what it takes; a later print at 100 is heard of after the response latency of 30 ms"
+    engine = play(silent, config=settings(entry_latency_ms=5., response_latency_ms=30.), until_ms=300, finish=False)
+    assert enter_order(engine, 1, 110, 4)[1] == '' and enter_order(engine, 1, 100, 3)[1] == ''
+    account = engine.desk.accounts[0]
+    assert (int(account.position_lots), int(account.known_position_lots)) == (4, 4)
+    engine.feed(from_rows([happens(400, TRADE | SELL, 100, 13), control(420, 0)]))
+    engine.feed(from_rows([control(700, 0)]))
+    assert (int(account.position_lots), int(account.known_position_lots)) == (7, 7)
+    assert engine.fills.time_ns.tolist()[-1] == 400*MS
+    before = play(silent, config=settings(entry_latency_ms=5., response_latency_ms=30.), until_ms=300, finish=False)
+    assert enter_order(before, 1, 100, 3)[1] == ''
+    before.feed(from_rows([happens(400, TRADE | SELL, 100, 13), control(420 + 250, 0)]))   # the exchange is held back by 250 ms
+    state = before.desk.accounts[0]
+    assert (int(state.position_lots), int(state.known_position_lots)) == (3, 0)
+
+
 # 1. Against the oracle
 
 @pytest.mark.parametrize('block', range(8))
@@ -538,6 +566,8 @@ def test_a_stop_is_noticed_after_an_order_by_hand() -> None:
 
 MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be noticed
     ('nothing', 'matching', 'order.remaining -= lots', 'order.remaining -= lots'),
+    ('a cancel without latency comes after the decision', 'matching', 'if clock.next_request_ns <= horizon: continue', 'if False: continue'),
+    ('what an order by hand rests for is known at once', 'matching', ' and lots > 0 and order.arrived_ns == time_ns:', ' and lots > 0:'),
     ('a print does not shrink as it fills', 'matching', 'budget[config, 1] = left - size', 'budget[config, 1] = left'),
     ('the queue ahead is not served first', 'matching',
      'available = left if through else int(np.floor(left - order.front + 1e-9))', 'available = left'),
@@ -630,7 +660,8 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
 
 BY_HAND = ('test_every_level_of_ours_is_watched', 'test_working_bids_hold_their_cash', 'test_cash_covers_fees_of_parts',
            'test_an_older_order_is_served_before_a_younger_one',
-           'test_two_orders_of_one_price_share_the_queue', 'test_a_stop_is_noticed_when_the_fill_is_heard_of')
+           'test_two_orders_of_one_price_share_the_queue', 'test_a_stop_is_noticed_when_the_fill_is_heard_of',
+           'test_a_cancel_without_latency_comes_before_the_decision_of_its_moment', 'test_what_an_order_by_hand_rests_for_is_news')
 CHECK = """
 import signal
 from oracle import *

@@ -185,7 +185,7 @@ def fingerprint(tx: Transaction, context: Context) -> Signal | None:
     "What the wallet program left behind (am-i-exposed)"
     if context.coinbase: return None
     sizes = [size for _, size in signatures(tx, context) if size]
-    long, order = max(sizes, default=0) > 32, 'sorted' if is_sorted(tx) else 'unsorted'
+    long, order = max(sizes, default=0) > 32, {True: 'sorted', False: 'unsorted', None: 'unknown'}[is_sorted(tx)]
     if order == 'sorted' and len(tx.inputs) < 3 and len(tx.outputs) < 3: order = 'unknown'      # of two, one order in two is sorted
     version = 'unknown' if tx.version is None else tx.version
     return found('fingerprint', 0, 1.0, 'S', version=version, locktime=locktime_word(tx.locktime, context.height),
@@ -193,16 +193,15 @@ def fingerprint(tx: Transaction, context: Context) -> Signal | None:
                  signatures='mixed' if long else 'short' if len(sizes) >= MANY_SIGNATURES else 'unknown',
                  input_kinds=len(set(context.kinds_in)))
 
-def is_sorted(tx: Transaction) -> bool:
-    "Whether outputs and inputs are in the order of BIP 69; inputs that were not told are in none"
+def is_sorted(tx: Transaction) -> bool | None:   # None: what it spends was not told
+    "Whether outputs and inputs are in the order of BIP 69"
     inputs, outputs = tx.inputs, tx.outputs
     if len(outputs) > 1:
         if outputs[0].value > outputs[1].value: return False
         paid = [(output.value, output.script) for output in outputs]
         if paid != sorted(paid): return False
-    if len(inputs) == 1: return inputs[0].outpoint is not None
     spent = outpoints_of(tx)
-    return len(spent) == len(inputs) and spent == sorted(spent)
+    return None if len(spent) < len(inputs) else len(spent) < 2 or spent == sorted(spent)
 
 # %% ../../nbs/chain/16_patterns.ipynb #c23s
 def locktime_word(locktime: int | None, tip: int | None) -> str:

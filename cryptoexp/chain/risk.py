@@ -34,13 +34,17 @@ WEIGHTS: Mapping[str, float] = {
     'consolidation': 3, 'batch_payment': 3, 'exchange_withdrawal': 3, 'deposit_sweep': 3, 'address_reuse': 3, 'replaceable': 0,
     'rare_script': 5, 'multisig': 0, 'taproot_script': 0, 'annex': 5, 'fingerprint': 0, 'data_output': 1,
     'omni': 1, 'inscription': 1, 'fake_keys': 2, 'fake_hashes': 2}
+
+# %% ../../nbs/chain/17_risk.ipynb #c07g
 GROUPS: Mapping[str, str] = {
     **dict.fromkeys(('whirlpool', 'whirlpool_entry', 'wasabi_1', 'wasabi_2', 'joinmarket', 'coinjoin_equal',
-                                  'coinjoin_many_equal', 'stonewall', 'payjoin'), 'joint'),
+                     'coinjoin_many_equal', 'stonewall', 'payjoin'), 'joint'),
     **dict.fromkeys(('sanctioned_direct', 'sanctioned_cluster', 'sanctioned_one_hop', 'tainted'), 'sanctions'),
     **dict.fromkeys(('fee_high', 'overpaid'), 'fee'), **dict.fromkeys(('dust_campaign', 'dust_output'), 'dust'),
     **dict.fromkeys(('data_output', 'omni', 'inscription', 'fake_keys', 'fake_hashes'), 'data'),
     **dict.fromkeys(('batch_payment', 'exchange_withdrawal'), 'payout')}
+
+# %% ../../nbs/chain/17_risk.ipynb #c07v
 VERDICTS = ('ordinary', 'notable', 'elevated', 'severe')
 
 RULES: Mapping[str, Rule] = {
@@ -340,6 +344,8 @@ DATA_REASONS: Mapping[str, tuple[str, str]] = {
     'fake_hashes': (
         '{outputs:of its outputs holds|of its outputs hold} no hash of a script but data, {bytes:byte|bytes} of it.',
         '它有 {outputs} 个输出的脚本哈希并非真正的哈希，实为 {bytes} 字节数据。')}
+
+# %% ../../nbs/chain/17_risk.ipynb #c22s
 SENTENCES: Mapping[str, tuple[str, str]] = {**PARTY_REASONS, **JOINT_REASONS, **PAST_REASONS, **DUST_AND_FEE_REASONS, **SHAPE_REASONS,
                                             **DATA_REASONS}
 WITHOUT: Mapping[str, tuple[str, str, str]] = {   # where this value is missing, nothing or none: the other sentence

@@ -39,6 +39,7 @@ def coin_of(tx: Transaction, index: int) -> Coin:
     "An output of a transaction made before"
     return Coin(tx.outputs[index].value, tx.outputs[index].script, (tx.txid, index), None)
 
+# %% ../../nbs/chain/21_embedded.ipynb #em07s
 def signature(generator: random.Random, flag: int = 1) -> bytes:   # DER of 71 bytes, and the flag; it signs nothing
     "What looks like a signature"
     first, second = (bytes((generator.randrange(1, 0x80),)) + generator.randbytes(31) for _ in range(2))
@@ -75,6 +76,7 @@ class Mint:
         whole = parse_transaction(transaction_bytes(drawn), SYNTHETIC)
         return msgspec.structs.replace(whole, inputs=drawn.inputs, effective_fee_rate=effective)
 
+# %% ../../nbs/chain/21_embedded.ipynb #em08o
 def ordinary(mint: Mint) -> Transaction:
     "A payment and its change at the usual fee"
     drawn = mint.generator
@@ -89,6 +91,7 @@ def embedded_labels() -> Labels:
             ('synthetic person under sanctions', 'sanctioned', True))
     return Labels({named(name): (Label(name, category, SYNTHETIC, 'embedded', listed),) for name, category, listed in told})
 
+# %% ../../nbs/chain/21_embedded.ipynb #em10p
 EXCHANGE, MIXER, LISTED = (named(name) for name in (
     'synthetic exchange', 'synthetic mixing service', 'synthetic person under sanctions'))
 Story = Callable[[Mint], list[Transaction]]
@@ -122,6 +125,7 @@ def joints(mint: Mint) -> list[Transaction]:
     payjoin = mint.pay(mint.coins(9_000_000, 700_000), mint.outs(6_700_000, 2_998_000))
     return [mix, entry, wasabi, newer, joined, wall, payjoin]
 
+# %% ../../nbs/chain/21_embedded.ipynb #em12s
 def shapes(mint: Mint) -> list[Transaction]:
     "Gathering, paying out, peeling, dust"
     gathered = mint.pay(mint.coins(*[400_000 + 137 * place for place in range(40)]), mint.outs(15_900_000))
@@ -158,6 +162,7 @@ def carriers(mint: Mint) -> list[Transaction]:
             mint.pay(mint.coins(30_000), mint.outs(10_000), witness=(mint.generator.randbytes(64), leaf, b'\xc0' + bytes(32))),
             mint.pay(mint.coins(400_000), [Output(10_000, keys), *mint.outs(386_000)])]
 
+# %% ../../nbs/chain/21_embedded.ipynb #em13h
 def habits(mint: Mint) -> list[Transaction]:
     "Fees, scripts, signatures, old coins, addresses used again, an output spent twice"
     me, drawn = mint.somebody(), mint.coin

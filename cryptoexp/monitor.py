@@ -69,6 +69,7 @@ def number(text: str) -> float:   # raises ArgumentTypeError
     if not 0 <= value < math.inf: raise argparse.ArgumentTypeError(f'{text!r} is no number from 0 on')
     return value
 
+# %% ../nbs/23_monitor.ipynb #mo09o
 def add_options(add: Any, seconds: Callable[[str], float]) -> None:
     "The options of `monitor`"
     add('--source', nargs='+', default=['blockchain.info'], metavar='SOURCE', help=' '.join(SOURCE_WORDS.split()))
@@ -123,6 +124,7 @@ def endpoint_of(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if rest: raise ValueError(f'{" ".join(rest)!r} does not belong to --source {name}')
     return name, more
 
+# %% ../nbs/23_monitor.ipynb #mo11m
 def monitor_of(arguments: argparse.Namespace) -> 'BTCTransactionMonitor':
     "The monitor as the options say; raises `ConfigError`, ValueError or FileNotFoundError"
     from cryptoexp.analyst.llm import ModelSettings, settings_from_environment
@@ -205,6 +207,7 @@ def status_of(monitor: 'BTCTransactionMonitor', width: int) -> 'Text':
     text.truncate(width - 1, overflow='ellipsis')
     return text
 
+# %% ../nbs/23_monitor.ipynb #ml01l
 @contextlib.contextmanager
 def live_lines(monitor: 'BTCTransactionMonitor', title: str, level: str) -> Iterator[Callable[[Any], None]]:
     "Something to call with each event, which shows it above a line that counts; the log is shown there too"
@@ -250,6 +253,7 @@ def shown(monitor: 'BTCTransactionMonitor', arguments: argparse.Namespace) -> It
     if arguments.json: yield lambda told: print(json.dumps(to_dict(told, monitor.language), ensure_ascii=False), flush=True)
     else: yield lambda told: print(words_of(told, monitor.language), flush=True)
 
+# %% ../nbs/23_monitor.ipynb #mo14s
 SUMMARY = (   # counter -> what it says of one, and of several, and in Chinese
     ('withdrawn', 'withdrawn', 'withdrawn', '已撤回'), ('gap', 'gap', 'gaps', '缺口'),
     ('unreadable', 'message that could not be read', 'messages that could not be read', '无法读取的消息'),

@@ -61,6 +61,7 @@ class ScoredTransaction(msgspec.Struct, frozen=True, gc=False):
     def reasons(self, language: str = 'en') -> list[str]: return reasons_of(self, language)
     def figures(self) -> list[Figure]: return facts_of(self)
 
+# %% ../../nbs/chain/18_scoring.ipynb #c08t
 TOLD = frozenset(('known_party',))   # patterns that explain, whatever they weigh
 
 def reasons_of(
@@ -230,6 +231,7 @@ def time_of(
     if tx.first_seen is not None: return tx.first_seen
     return tx.block.time if tx.block is not None and tx.block.time is not None else last
 
+# %% ../../nbs/chain/18_scoring.ipynb #c12l
 def learn(scorer: Scorer, context: Context, time: int, value: int) -> None:
     "The windows and volumes after a transaction"
     rate, hour, hours = context.fee_rate, time // HOUR, scorer.hours

@@ -66,6 +66,7 @@ def said(path: Path) -> Iterator[None]:
         advice = 'move the file away to start anew' if isinstance(error, sqlite3.DatabaseError) else 'check the disk'
         raise StorageError(0, f'the addresses in {path} can\'t be used: {error}; {advice}') from error
 
+# %% ../../nbs/chain/19_store.ipynb #c08r
 def read_account(store: AddressStore, key: bytes) -> Account | None:
     "The account of a key; None: it is not there"
     with said(store.path):
@@ -90,6 +91,7 @@ def keep_accounts(store: AddressStore, accounts: Iterable[tuple[bytes, Account]]
             store.base.execute('ROLLBACK')
             raise
 
+# %% ../../nbs/chain/19_store.ipynb #c08l
 def relink(
     store: AddressStore,
     links: Mapping[bytes, bytes],   # key -> another key of its cluster

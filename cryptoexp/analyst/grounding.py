@@ -257,6 +257,7 @@ def signed(claim: Claim, value: float, falls: bool) -> bool:
 SIDE = re.compile(   # what may stand between a name and its number
     r'(?:[ (-]{0,2}\d{1,3}(?:[,/ ]{1,2}(?:\d{1,3}|daily|hourly|\d-hour|日线|\d{1,2} 小时线?|\d{1,3} (?:days|天|日)))*(?![.,'
     r']?\d)[)]?)?[\s,]*'
+    r'(?:(?:over|during|for|in|across)\s(?:the\s(?:past|last)\s)?\d{1,4}[ -]?(?:days?|hours?|weeks?|months?|years?)\b[\s,]*)?'
     r'(?:of\s[a-z-]{2,24}(?=\s)|of|is|was|are|were|at|now|currently|today|reads?|stands?|has|have|had|been|reached|reading|the|a|an|its'
     r'|it|in'
     r'|on|for|by|around|about|roughly|near|only|just|still|then|price|lines?|value|level|ratio|figure|coefficient|rate|score|index'
@@ -473,9 +474,13 @@ def of_its_period(reader: Reader, one: Mention, meant: list[str], said: set[str]
     return (right or meant, '') if right or not most else ([], next(key for key, count in shared.items() if count == most))
 
 def rival_of(reader: Reader, one: Mention | None, units: Iterable[str]) -> str:
-    "The first of the facts that the name at a number means and that are measured as the number is; empty: none"
+    "Of the facts that the name at a number means and that are measured as the number is, the one of its window, else the first; or none"
     rivals = (one[3] or (one[2] if one[4] == ALWAYS else frozenset())) if one else frozenset()
-    return next((key for key in sorted(rivals) if fits(reader.facts[key], units)), '')
+    keys = [key for key in sorted(rivals) if fits(reader.facts[key], units)]
+    if one is None or not keys: return ''
+    first = bisect_left(reader.time_starts, one[0] - 14)
+    said = {days for start, _, days in reader.times[first:first + 3] if start < one[1] + 24}
+    return next((key for key in keys if reader.lexicon.windows[key] & said), keys[0])
 
 def unborne(reader: Reader, claim: Claim, units: Iterable[str], near: list[tuple[float, Fact]], hint: str) -> Verdict:
     "The verdict on a claim whose value no fact has, or only with the opposite sign"

@@ -6,13 +6,14 @@
 __all__ = ['SLOT', 'UNIT_WORDS', 'MEASURES', 'WEAK', 'NOUNS', 'STOP', 'WEAKLY', 'FIRMLY', 'ALWAYS', 'Meaning', 'Mention',
            'SPELLINGS', 'MEASURE_WORDS', 'DURATION', 'LENGTHS', 'FALLS', 'NUMBERED', 'WHOLE', 'IN_DAYS', 'SAME_AS',
            'SIDE', 'BACK', 'SENTENCE', 'THRESHOLD', 'PAUSE', 'Names', 'LEAD', 'UP_TO_THREE', 'LEVEL_IDS',
-           'NO_LEVEL_IDS', 'BELOW', 'WHY', 'ONE_COSTS', 'NO_HINT', 'ASKED', 'ADVICE', 'SET_ASIDE', 'STRUCK', 'GONE',
-           'WITHHELD', 'ROUNDS', 'Section', 'Draft', 'render', 'Vocabulary', 'alternatives', 'begins_of_durations',
-           'durations', 'Lexicon', 'lexicon_of', 'claimable', 'fits', 'Values', 'signed', 'Reader', 'owners', 'Sheet',
-           'binds', 'phrase', 'subject', 'periods', 'window_beside', 'without_window', 'kin', 'distinct', 'is_window',
-           'is_level', 'is_price', 'on_its_side', 'Verdict', 'Checked', 'of_its_period', 'rival_of', 'unborne',
-           'of_subject', 'misplaced', 'may_get_there', 'is_one_coin', 'judged', 'of_its_window', 'check',
-           'repair_request', 'better', 'taken_out', 'strike']
+           'NO_LEVEL_IDS', 'BELOW', 'WHY', 'COPULAS', 'COMPARED', 'ONE_COSTS', 'NO_HINT', 'ASKED', 'ADVICE',
+           'SET_ASIDE', 'STRUCK', 'GONE', 'WITHHELD', 'ROUNDS', 'Section', 'Draft', 'render', 'Vocabulary',
+           'alternatives', 'begins_of_durations', 'durations', 'Lexicon', 'lexicon_of', 'claimable', 'fits', 'Values',
+           'signed', 'Reader', 'owners', 'Sheet', 'binds', 'phrase', 'subject', 'periods', 'window_beside',
+           'without_window', 'kin', 'distinct', 'is_window', 'is_level', 'is_price', 'on_its_side', 'Verdict',
+           'Checked', 'of_its_period', 'rival_of', 'unborne', 'of_subject', 'misplaced', 'may_get_there',
+           'measured_otherwise', 'is_one_coin', 'judged', 'of_its_window', 'check', 'repair_request', 'better',
+           'taken_out', 'strike']
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou04
 import re
@@ -255,7 +256,8 @@ def signed(claim: Claim, value: float, falls: bool) -> bool:
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grou21
 SIDE = re.compile(   # what may stand between a name and its number
-    r'(?:[ (-]{0,2}\d{1,3}(?:[,/ ]{1,2}(?:\d{1,3}|daily|hourly|\d-hour|日线|\d{1,2} 小时线?|\d{1,3} (?:days|天|日)))*(?![.,'
+    r'(?:[ (-]{0,2}\d{1,3}(?:[,/ ]{1,2}(?:\d{1,3}|daily|hourly|days?|hours?|天|日|小时'
+    r'|\d-hour|日线|\d{1,2} 小时线?|\d{1,3} (?:days|天|日)))*(?![.,'
     r']?\d)[)]?)?[\s,]*'
     r'(?:(?:over|during|for|in|across)\s(?:the\s(?:past|last)\s)?\d{1,4}[ -]?(?:days?|hours?|weeks?|months?|years?)\b[\s,]*)?'
     r'(?:of\s[a-z-]{2,24}(?=\s)|of|is|was|are|were|at|now|currently|today|reads?|stands?|has|have|had|been|reached|reading|the|a|an|its'
@@ -463,6 +465,9 @@ class Checked:
     def __str__(self) -> str: return f'grounded {self.k} of {self.n}'
 
 # %% ../../nbs/analyst/02_grounding.ipynb #grn07
+COPULAS = (' is', ' was', ' equals', '=', ':', '为', '是')   # behind a name: what follows is its value, unless it is compared
+COMPARED = re.compile(
+    r'\s?(?:lower|higher|below|above|beneath|under|over|off|away|from|of|more|less|down|up|short|ahead|behind|[a-z]{3,9}er\b|的)')
 ONE_COSTS = re.compile(r'\s?(?:is|was|costs?|trades?|fetches|buys|=|约|等于|现?价|值)')
 
 def of_its_period(reader: Reader, one: Mention, meant: list[str], said: set[str]) -> tuple[list[str], str]:
@@ -520,6 +525,11 @@ def may_get_there(reader: Reader, keys: list[str], future: Foretold | None) -> b
     "Whether the sentence speaks of the future, and one of the facts is a level: a price may get there that is elsewhere now"
     return future is not None and any(is_level(reader.facts[key]) for key in keys)
 
+def measured_otherwise(reader: Reader, claim: Claim, span: tuple[int, int], one: Mention) -> bool:
+    "Whether a number is said to be the value of a name that is measured otherwise: \"the RSI is 61,843 USD\""
+    if not one[3] or any(fits(reader.facts[key], claim.unit.split('|')) for key in one[3]): return False
+    return reader.text[one[1]:span[0]].rstrip().endswith(COPULAS) and not COMPARED.match(reader.text, span[1])
+
 def is_one_coin(reader: Reader, claim: Claim, span: tuple[int, int]) -> bool:
     "Whether a figure is the one coin whose price is told: \"1 BTC costs\""
     return claim.value == 1 and bool(coins_in(claim.unit)) and bool(ONE_COSTS.match(reader.text, span[1]))
@@ -545,7 +555,8 @@ def judged(reader: Reader, claim: Claim, span: tuple[int, int], before: int, aft
     future = reader.forecasts.of(*span, sentence)
     if one and not meant and (beside or not (supported or may_get_there(reader, keys, future))):
         hint = rival_of(reader, one, units)
-        if hint or (one[4] == ALWAYS and not one[2]): return Verdict(claim, hint, 'other fact')
+        unexplained = (one[4] == ALWAYS and not one[2]) or (beside and measured_otherwise(reader, claim, span, one))
+        if hint or unexplained: return Verdict(claim, hint, 'other fact')
     days = window_beside(reader, *span, before, after) if claim.unit == '%' else None
     timed = [key for key in keys if days in lexicon.windows[key]]
     if short and not supported and not timed: return Verdict(claim, keys[0], 'few digits')

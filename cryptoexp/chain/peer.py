@@ -64,6 +64,7 @@ def read_inventory(payload: bytes) -> list[tuple[int, str]]:   # kinds and hashe
     if count > MOST_ITEMS or len(payload) != place + 36 * count: raise ValueError(f'an inventory of {count:,} in {len(payload):,} bytes')
     return [(int.from_bytes(payload[at:at + 4], 'little'), payload[at + 4:at + 36][::-1].hex()) for at in range(place, len(payload), 36)]
 
+# %% ../../nbs/chain/06_peer.ipynb #c10l
 def locator_bytes(version: int, hashes: list[str]) -> bytes:
     "The question for the headers after some blocks we know"
     return version.to_bytes(4, 'little') + write_length(len(hashes)) + b''.join(bytes.fromhex(one)[::-1] for one in hashes) + bytes(32)
@@ -75,6 +76,7 @@ def read_headers(payload: bytes) -> list[Header]:   # raises ValueError
     if count > 2_000 or len(payload) != place + 81 * count: raise ValueError(f'{count:,} headers in {len(payload):,} bytes')
     return [read_header(payload, at) for at in range(place, len(payload), 81)]
 
+# %% ../../nbs/chain/06_peer.ipynb #c10p
 PROTOCOL, AGENT = 70016, b'/cryptoexp/'
 
 def version_bytes(

@@ -34,7 +34,7 @@ from cryptoexp.trading.matching import (
     may_be_light, new_desk, one_setting, order_table, plain_table, refused_table,
     rows_of, run_desk, Desk,
 )
-from .quoting import STANDING, Quoter, compile_many, compile_quoter, fields_read
+from .quoting import MARKET, STANDING, Quoter, compile_many, compile_quoter, fields_read
 from .report import MONEY_HORIZONS, markout_money, one_line, performance, report_page, show
 from .venue import Venue
 
@@ -411,6 +411,16 @@ class Runs(Output):
     opening: np.ndarray   # lots held at the start, shape (configs, assets)
     cash_e8: np.ndarray   # cash at the start, shape (configs,)
 
+# %% ../../nbs/trading/06_backtest.ipynb #reads02
+def _tell_what_matters(clock: Any, rules: Any, quoter: Quoter, funded: bool) -> None:
+    "What the model reads, and whether its answer stands as long as what it reads (see light orders)"
+    read = fields_read(quoter) or frozenset(MARKET.names or ())
+    clock.alike = (rules == rules[0]).all()
+    clock.reads_worth = bool(read & {'equity', 'share', 'order_lots'})
+    clock.reads_lots = bool(read & {'bid_lots', 'ask_lots'})
+    clock.reads_flow = bool(read & {'bought_lots', 'sold_lots', 'filled_buy_lots', 'filled_sell_lots'})
+    clock.steady = not funded and (rules.interval_ns == rules.interval_ns[0]).all() and read <= STANDING
+
 # %% ../../nbs/trading/06_backtest.ipynb #c45
 def run_configurations(
     prepared: Prepared,
@@ -445,8 +455,7 @@ def run_configurations(
     clock.cautious = not whole and (prepared.controls or (every_message and stops))
     clock.light = not record and not own_orders and function is not None and may_be_light(desk)
     many = compile_many(quoter) if clock.light else None
-    if clock.light and (funding is None or not len(funding)) and (rules.interval_ns == rules.interval_ns[0]).all():
-        clock.steady = (fields_read(quoter) or {'unknown'}) <= STANDING   # see light orders
+    if clock.light: _tell_what_matters(clock, rules, quoter, funding is not None and len(funding) > 0)
     desk.sides.stale = np.array(prepared.resumes) & (not whole)
     desk.state.next_decision_ns = (prepared.start_ns if whole else prepared.first_ns) + rules.interval_ns[::assets]
     clock.next_decision_ns = desk.state.next_decision_ns.min()

@@ -88,19 +88,19 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'overrun', 'band_low', 'band_high',
     'funding_at', 'refused_count', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded',
     'best_at', 'light', 'light_due_ns', 'steady', 'settled', 'settled_bid', 'settled_ask', 'calm', 'calm_bid', 'calm_ask', 'calm_bought',
-    'calm_sold', 'skipped')])
+    'calm_sold', 'skipped', 'alike', 'reads_worth', 'reads_lots', 'reads_flow')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
     'bought_lots', 'sold_lots', 'market_lots', 'own_bid', 'own_bid_low', 'own_ask', 'own_ask_high', 'own_count', 'taken_levels',
     'touch_row', 'bid_lots', 'ask_lots', 'light_bid', 'light_ask')])
 ACCOUNT = np.dtype([(name, 'i8') for name in (   # one configuration in one market
-    'position_lots', 'known_position_lots', 'seen_bought', 'seen_sold', 'filled_buy_lots', 'filled_sell_lots', 'own_lots', 'fills',
-    'first_bid', 'first_ask', 'last_bid', 'last_ask')])
+    'known_position_lots', 'first_bid', 'first_ask', 'last_bid', 'last_ask', 'position_lots', 'own_lots', 'fills',
+    'seen_bought', 'seen_sold', 'filled_buy_lots', 'filled_sell_lots')])
 STATE = np.dtype([(name, 'i8') for name in (     # one configuration
-    'next_decision_ns', 'next_news_ns', 'next_request_ns', 'last_heard_ns', 'last_sent_ns', 'stopped', 'halted', 'order_count',
-    'heard_count', 'decisions', 'last_equity_e8', 'known_cash_e8', 'request_head', 'request_tail', 'news_head', 'news_tail',
-    'next_order_id', 'orders_sent', 'cancels_sent', 'late_cancels', 'cash_e8', 'fees_e8', 'maker_e8', 'taker_e8',
+    'next_decision_ns', 'last_heard_ns', 'last_sent_ns', 'stopped', 'halted', 'order_count', 'decisions', 'next_order_id',
+    'orders_sent', 'cancels_sent', 'next_news_ns', 'next_request_ns', 'heard_count', 'last_equity_e8', 'known_cash_e8', 'late_cancels',
+    'news_head', 'news_tail', 'request_head', 'request_tail', 'cash_e8', 'fees_e8', 'maker_e8', 'taker_e8',
     'fills', 'taken_count', 'expired', 'waited', 'start_e8', 'peak_e8', 'position_lots', 'known_position_lots',
     'own_lots', 'market_lots', 'funding_e8')] + [('max_drawdown', 'f8'), ('max_exposure', 'f8')])
 
@@ -2093,13 +2093,8 @@ def _look_light(desk: Desk, config: int, time_ns: int) -> bool:
     if state.halted and _in_a_hurry(desk, config, time_ns): return False
     view.usable, view.time_ns = 1, time_ns
     view.bid_tick, view.ask_tick = side.local_bid - side.shift, side.local_ask - side.shift
-    view.bid_lots, view.ask_lots = side.bid_lots, side.ask_lots
-    view.position_lots, view.equity = account.known_position_lots, state.last_equity_e8 / MONEY_SCALE
-    view.share, view.order_lots = 0.0, 0
-    if not free:
-        worth = mid_worth_e8(view.bid_tick, view.ask_tick, view.position_lots, rules[0])
-        if state.last_equity_e8 > 0: view.share = worth / state.last_equity_e8
-        view.order_lots = standard_lots(state.last_equity_e8, view.bid_tick, view.ask_tick, rules)
+    view.bid_lots, view.ask_lots, view.position_lots = side.bid_lots, side.ask_lots, account.known_position_lots
+    _show_worth(desk.sides, desk.rules, desk.state, desk.accounts, desk.views, config)
     view.bought_lots, view.sold_lots = side.bought_lots - account.seen_bought, side.sold_lots - account.seen_sold
     view.filled_buy_lots, view.filled_sell_lots = account.filled_buy_lots, account.filled_sell_lots
     return True
@@ -2121,29 +2116,38 @@ def _conclude_light(desk: Desk, config: int, code: int, time_ns: int) -> None:
     _light_wishes(desk, config, rule.tolerance, time_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #lean02
+@inner
+def _show_worth(sides: Any, every_rule: Any, states: Any, accounts: Any, views: Any, config: int) -> None:
+    "What an account is worth, in the view of its model"
+    state, account, side, rules, view = states[config], accounts[config], sides[0], every_rule[config:config + 1], views[config]
+    equity = state.last_equity_e8 = _worth_now(sides, every_rule, states, accounts, config)
+    bid, ask = side.local_bid - side.shift, side.local_ask - side.shift
+    view.equity, view.share, view.order_lots = equity / MONEY_SCALE, 0.0, 0
+    if rules[0].unlimited: return
+    if equity > 0: view.share = mid_worth_e8(bid, ask, account.known_position_lots, rules[0]) / equity
+    view.order_lots = standard_lots(equity, bid, ask, rules)
+
 @rare
 def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts: Any, views: Any, due: np.ndarray, asking: np.ndarray,
                  first: int) -> int:
     "Views for those from `first` on that are due, in a usable market; answers the first that takes more than a look, else their number"
     clock, side, time_ns, count = clocks[0], sides[0], clocks[0].time_ns, asking[0]
-    bid, ask, bought, sold = side.local_bid - side.shift, side.local_ask - side.shift, side.bought_lots, side.sold_lots
+    bid, ask, bid_lots, ask_lots = side.local_bid - side.shift, side.local_ask - side.shift, side.bid_lots, side.ask_lots
+    ending, worth, flow, step = clock.parity_end and clock.end_ns <= time_ns, clock.reads_worth, clock.reads_flow, 1 - clock.alike
     for config in range(first, states.size):
-        state, account, rules, view = states[config], accounts[config], every_rule[config:config + 1], views[config]
+        state, account, view, rule = states[config], accounts[config], views[config], every_rule[step * config]
         if state.next_decision_ns > time_ns: continue
-        over = clock.parity_end and max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns
-        if over or state.stopped or state.halted or (not clock.marking and not rules[0].unlimited):
+        over = ending and max(state.last_heard_ns, state.last_sent_ns) <= time_ns
+        if over or state.stopped or state.halted or (not clock.marking and not rule.unlimited):
             asking[0] = count
             return config
-        state.next_decision_ns += rules[0].interval_ns
-        equity = state.last_equity_e8 = _worth_now(sides, every_rule, states, accounts, config)
+        state.next_decision_ns += rule.interval_ns
         view.usable, view.time_ns, view.bid_tick, view.ask_tick = 1, time_ns, bid, ask
-        view.bid_lots, view.ask_lots, view.position_lots = side.bid_lots, side.ask_lots, account.known_position_lots
-        view.equity, view.share, view.order_lots = equity / MONEY_SCALE, 0.0, 0
-        if not rules[0].unlimited:
-            if equity > 0: view.share = mid_worth_e8(bid, ask, account.known_position_lots, rules[0]) / equity
-            view.order_lots = standard_lots(equity, bid, ask, rules)
-        view.bought_lots, view.sold_lots = bought - account.seen_bought, sold - account.seen_sold
-        view.filled_buy_lots, view.filled_sell_lots = account.filled_buy_lots, account.filled_sell_lots
+        view.position_lots, view.bid_lots, view.ask_lots = account.known_position_lots, bid_lots, ask_lots
+        if worth: _show_worth(sides, every_rule, states, accounts, views, config)
+        if flow:
+            view.bought_lots, view.sold_lots = side.bought_lots - account.seen_bought, side.sold_lots - account.seen_sold
+            view.filled_buy_lots, view.filled_sell_lots = account.filled_buy_lots, account.filled_sell_lots
         due[count, 0] = config
         count += 1
     asking[0] = count
@@ -2167,9 +2171,10 @@ def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, account
     "The answers from place `first` on become light orders; answers the first place that takes more than that, else `count`"
     clock, side, time_ns, least = clocks[0], sides[0], clocks[0].time_ns, clocks[0].light_due_ns
     bid, ask, told = side.exchange_bid, side.exchange_ask, side.exchange_bid != NO_BID and side.exchange_ask != NO_ASK
+    flow, step = clock.reads_flow, 1 - clock.alike
     for place in range(first, count):
         config, code = due[place, 0], due[place, 1]
-        state, account, rule = states[config], accounts[config], every_rule[config]
+        state, account, rule = states[config], accounts[config], every_rule[step * config]
         if not _plain(side, rule, state, lights, answers, config):
             clock.light_due_ns = least
             return place
@@ -2190,9 +2195,11 @@ def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, account
         sent = numbers - state.next_order_id
         if sent + dropped > 0: least, state.last_sent_ns = min(least, due_ns), max(state.last_sent_ns, due_ns)
         state.next_order_id, state.orders_sent, state.cancels_sent = numbers, state.orders_sent + sent, state.cancels_sent + dropped
-        state.heard_count, state.decisions = 0, state.decisions + 1
+        state.decisions += 1
         if 0 <= code < bound.shape[1]: bound[config, code] += 1
-        account.seen_bought, account.seen_sold, account.filled_buy_lots, account.filled_sell_lots = side.bought_lots, side.sold_lots, 0, 0
+        if flow:
+            account.seen_bought, account.seen_sold = side.bought_lots, side.sold_lots
+            state.heard_count = account.filled_buy_lots = account.filled_sell_lots = 0
         if not told: continue
         account.last_bid, account.last_ask = bid - side.shift, ask - side.shift
         if account.first_ask == 0: account.first_bid, account.first_ask = account.last_bid, account.last_ask
@@ -2218,7 +2225,7 @@ def _turn_together(desk: Desk, rows: Rows, many: Any) -> None:
     "One decision of all configurations that are due"
     clock, side, time_ns, configs = desk.clock[0], desk.sides[0], desk.clock[0].time_ns, desk.clock[0].configs
     usable, config, place, desk.asking[0] = _usable(side), 0, 0, 0
-    if usable and side.touch_row != clock.local_row: _lots_here(desk, rows, side.local_bid, side.local_ask)
+    if usable and clock.reads_lots and side.touch_row != clock.local_row: _lots_here(desk, rows, side.local_bid, side.local_ask)
     while True:
         if usable: config = _look_at_all(desk.clock, desk.sides, desk.rules, desk.state, desk.accounts, desk.views, desk.due, desk.asking,
                                          config)
@@ -2253,7 +2260,8 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
                 _light_arrivals(desk.clock, desk.sides, desk.edges, desk.rules, desk.state, desk.light, desk.resting, horizon)
             if clock.next_request_ns <= horizon: _serve_requests(desk, exchange_rows, horizon)
             if clock.funding_at < desk.funding.shape[0]: _settle_fundings(desk, horizon)
-            _hear(desk, local_rows, horizon)
+            heeded = clock.marking or desk.here.controls.size > 0 or horizon >= min(until_ns, clock.next_decision_ns, clock.next_news_ns)
+            if heeded or not clock.light: _hear(desk, local_rows, horizon)   # else nobody asks before the next time
             clock.time_ns = max(clock.time_ns, horizon)
             if clock.overrun: return OVERRUN
             if clock.next_decision_ns > horizon:

@@ -415,7 +415,7 @@ class Runs(Output):
 def _tell_what_matters(clock: Any, rules: Any, quoter: Quoter, funded: bool) -> None:
     "What the model reads, and whether its answer stands as long as what it reads (see light orders)"
     read = fields_read(quoter) or frozenset(MARKET.names or ())
-    clock.alike = (rules == rules[0]).all()
+    clock.alike = rules.tobytes() == rules[:1].tobytes() * len(rules)
     clock.reads_worth = bool(read & {'equity', 'share', 'order_lots'})
     clock.reads_lots = bool(read & {'bid_lots', 'ask_lots'})
     clock.reads_flow = bool(read & {'bought_lots', 'sold_lots', 'filled_buy_lots', 'filled_sell_lots'})

@@ -88,7 +88,8 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'overrun', 'band_low', 'band_high',
     'funding_at', 'refused_count', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded',
     'best_at', 'light', 'light_due_ns', 'steady', 'settled', 'settled_bid', 'settled_ask', 'calm', 'calm_bid', 'calm_ask', 'calm_bought',
-    'calm_sold', 'skipped', 'alike', 'reads_worth', 'reads_lots', 'reads_flow')])
+    'calm_sold', 'skipped', 'alike', 'reads_worth', 'reads_lots', 'reads_flow', 'then_row',
+    'then_level', 'then_count', 'then_lots')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
@@ -133,7 +134,7 @@ class Desk(NamedTuple):
     orders: Any     # ORDER, shape (configs * (slots + 4),): the last four of each configuration are for its light orders
     views: Any      # quoting.MARKET, shape (configs,): what each model is shown where all are asked by one call (see light orders)
     answers: np.ndarray    # int64, shape (configs, 1, 2, 1, 3): what each wishes
-    due: np.ndarray        # int64, shape (configs, 2): which are asked, and their answers
+    due: np.ndarray        # int64, shape (configs, 2): whether each is asked, and its answer
     asking: np.ndarray     # int64, shape (2,): how many, and which of them now
     resting: np.ndarray    # int64, shape (2, configs): where a light order of a configuration rests; NO_BID, NO_ASK: nowhere
     light: Any      # LIGHT, shape (2 * configs,): the light bid and the light ask of each configuration
@@ -1581,14 +1582,18 @@ def _count_then(course: Course, known: int, index: int, tick: int, row: int) -> 
 @inner
 def _tell_light(desk: Desk, rows: Rows, slot: int, index: int, now: int) -> None:
     "Tell a light order what its level has gone through up to row `now`, beginning with what stood before it when it arrived"
-    course, order = desk.there, desk.orders[slot]
+    course, order, clock = desk.there, desk.orders[slot], desk.clock[0]
     light, rule, tick = desk.light[2 * order.config + index], desk.rules[order.config], order.tick
-    first, count = course.first[index, tick], light.told
+    first, count, level = course.first[index, tick], light.told, 2 * tick + index
     if count < 0:
-        count = _count_then(course, desk.place[AT_EXCHANGE, index, tick], index, tick, light.row - 1)
-        order.queue_ahead_lots = _lots_after(course, rows, index, tick, count)
-        order.front, order.traded = order.queue_ahead_lots * rule.lot_up / rule.lot_down, 0.0
-    lots, last = _lots_after(course, rows, index, tick, count), _happened(desk, rows, index, tick, now)
+        if clock.then_row != light.row or clock.then_level != level:   # else another account's has arrived there with it
+            clock.then_row, clock.then_level = light.row, level
+            clock.then_count = _count_then(course, desk.place[AT_EXCHANGE, index, tick], index, tick, light.row - 1)
+            clock.then_lots = _lots_after(course, rows, index, tick, clock.then_count)
+        count, lots = clock.then_count, clock.then_lots
+        order.queue_ahead_lots, order.front, order.traded = lots, lots * rule.lot_up / rule.lot_down, 0.0
+    else: lots = _lots_after(course, rows, index, tick, count)
+    last = _happened(desk, rows, index, tick, now)
     while count < last:
         at = course.by_tick[first + count] >> 1
         count += 1
@@ -2131,58 +2136,67 @@ def _show_worth(sides: Any, every_rule: Any, states: Any, accounts: Any, views: 
 def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts: Any, views: Any, due: np.ndarray, asking: np.ndarray,
                  first: int) -> int:
     "Views for those from `first` on that are due, in a usable market; answers the first that takes more than a look, else their number"
-    clock, side, time_ns, count = clocks[0], sides[0], clocks[0].time_ns, asking[0]
+    clock, side, time_ns, count, rule = clocks[0], sides[0], clocks[0].time_ns, asking[0], every_rule[0]
     bid, ask, bid_lots, ask_lots = side.local_bid - side.shift, side.local_ask - side.shift, side.bid_lots, side.ask_lots
-    ending, worth, flow, step = clock.parity_end and clock.end_ns <= time_ns, clock.reads_worth, clock.reads_flow, 1 - clock.alike
-    for config in range(first, states.size):
-        state, account, view, rule = states[config], accounts[config], views[config], every_rule[step * config]
+    ending, worth, flow, alike = clock.parity_end and clock.end_ns <= time_ns, clock.reads_worth, clock.reads_flow, clock.alike
+    interval_ns, to_weigh = rule.interval_ns, not clock.marking and not rule.unlimited
+    for config in range(max(0, first), states.size):
+        state, account, view = states[config], accounts[config], views[config]
+        due[config, 0] = 0
         if state.next_decision_ns > time_ns: continue
+        if not alike: interval_ns, to_weigh = every_rule[config].interval_ns, not clock.marking and not every_rule[config].unlimited
         over = ending and max(state.last_heard_ns, state.last_sent_ns) <= time_ns
-        if over or state.stopped or state.halted or (not clock.marking and not rule.unlimited):
+        if over or state.stopped or state.halted or to_weigh:
             asking[0] = count
             return config
-        state.next_decision_ns += rule.interval_ns
+        state.next_decision_ns += interval_ns
         view.usable, view.time_ns, view.bid_tick, view.ask_tick = 1, time_ns, bid, ask
         view.position_lots, view.bid_lots, view.ask_lots = account.known_position_lots, bid_lots, ask_lots
         if worth: _show_worth(sides, every_rule, states, accounts, views, config)
         if flow:
             view.bought_lots, view.sold_lots = side.bought_lots - account.seen_bought, side.sold_lots - account.seen_sold
             view.filled_buy_lots, view.filled_sell_lots = account.filled_buy_lots, account.filled_sell_lots
-        due[count, 0] = config
+        due[config, 0] = 1
         count += 1
     asking[0] = count
     return int(states.size)
 
 # %% ../../nbs/trading/03_matching.ipynb #plain01
 @inner
-def _plain(side: Any, rule: Any, state: Any, lights: Any, answers: np.ndarray, config: int) -> bool:
+def _plain_limits(side: Any, rule: Any) -> tuple[int, int, int, int]:
+    "Between which ticks the plain quotes of an account lie, how many lots they have at most (0: none is plain), and what they tolerate"
+    low, high = max(rule.min_tick, side.bottom - side.shift), min(rule.max_tick, side.top - side.shift - 1)
+    slack = int(rule.tolerance * 0.5 * (side.local_bid + side.local_ask - 2 * side.shift)) if rule.tolerance > 0.0 else 0
+    return low, high, rule.max_lots if rule.unlimited else 0, slack
+
+@inner
+def _plain(lights: Any, answers: np.ndarray, config: int, low: int, high: int) -> bool:
     "Whether the wishes of a configuration can become light orders without asking anybody"
-    if state.order_count > 0 or not rule.unlimited or rule.max_lots <= 0: return False
     for index in range(2):
         tick, lots, force = answers[config, 0, index, 0, TICK], answers[config, 0, index, 0, LOTS], answers[config, 0, index, 0, FORCE]
-        inside = rule.min_tick <= tick <= rule.max_tick and side.bottom <= tick + side.shift < side.top
-        if force != POST_ONLY or lots < 0 or (lots > 0 and not inside) or lights[2 * config + index].moved: return False
+        outside = lots > 0 and (tick < low or tick > high)
+        if force != POST_ONLY or lots < 0 or outside or lights[2 * config + index].moved: return False
     return True
 
 # %% ../../nbs/trading/03_matching.ipynb #plain02
 @rare
 def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts: Any, lights: Any, answers: np.ndarray,
-                  due: np.ndarray, bound: np.ndarray, first: int, count: int) -> int:
-    "The answers from place `first` on become light orders; answers the first place that takes more than that, else `count`"
-    clock, side, time_ns, least = clocks[0], sides[0], clocks[0].time_ns, clocks[0].light_due_ns
-    bid, ask, told = side.exchange_bid, side.exchange_ask, side.exchange_bid != NO_BID and side.exchange_ask != NO_ASK
-    flow, step = clock.reads_flow, 1 - clock.alike
-    for place in range(first, count):
-        config, code = due[place, 0], due[place, 1]
-        state, account, rule = states[config], accounts[config], every_rule[step * config]
-        if not _plain(side, rule, state, lights, answers, config):
+                  due: np.ndarray, bound: np.ndarray, first: int) -> int:
+    "The answers of those from `first` on become light orders; answers the first that takes more than that, else their number"
+    clock, side, time_ns, least, shift = clocks[0], sides[0], clocks[0].time_ns, clocks[0].light_due_ns, sides[0].shift
+    bid, ask, told = side.exchange_bid - shift, side.exchange_ask - shift, side.exchange_bid != NO_BID and side.exchange_ask != NO_ASK
+    flow, alike, (low, high, most, slack), due_ns = clock.reads_flow, clock.alike, _plain_limits(side, every_rule[0]), time_ns
+    for config in range(max(0, first), states.size):
+        if not due[config, 0]: continue
+        if not alike: low, high, most, slack = _plain_limits(side, every_rule[config])
+        state, account, code = states[config], accounts[config], due[config, 1]
+        if state.order_count > 0 or most <= 0 or not _plain(lights, answers, config, low, high):
             clock.light_due_ns = least
-            return place
-        due_ns, slack, numbers, dropped = time_ns + rule.entry_ns, 0, state.next_order_id, 0
-        if rule.tolerance > 0.0: slack = int(rule.tolerance * 0.5 * (side.local_bid + side.local_ask - 2 * side.shift))
+            return config
+        due_ns, numbers, dropped = time_ns + every_rule[0 if alike else config].entry_ns, state.next_order_id, 0
         for index in range(2):
-            light, lots = lights[2 * config + index], min(answers[config, 0, index, 0, LOTS], rule.max_lots)
-            tick = answers[config, 0, index, 0, TICK] + side.shift
+            light, lots = lights[2 * config + index], min(answers[config, 0, index, 0, LOTS], most)
+            tick = answers[config, 0, index, 0, TICK] + shift
             known = light.known_tick if light.refused_ns > time_ns else -1
             outside = (tick - known) * (1 - 2 * index)
             if known >= 0 and lots > 0 and 0 <= outside <= slack: continue
@@ -2200,11 +2214,11 @@ def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, account
         if flow:
             account.seen_bought, account.seen_sold = side.bought_lots, side.sold_lots
             state.heard_count = account.filled_buy_lots = account.filled_sell_lots = 0
-        if not told: continue
-        account.last_bid, account.last_ask = bid - side.shift, ask - side.shift
-        if account.first_ask == 0: account.first_bid, account.first_ask = account.last_bid, account.last_ask
+        if told:
+            account.last_bid, account.last_ask = bid, ask
+            if account.first_ask == 0: account.first_bid, account.first_ask = bid, ask
     clock.light_due_ns = least
-    return count
+    return int(states.size)
 
 # %% ../../nbs/trading/03_matching.ipynb #many03
 @inner
@@ -2216,7 +2230,7 @@ def _turn_one(desk: Desk, config: int, usable: bool) -> None:
         return
     state.next_decision_ns += desk.rules[config].interval_ns
     if usable and not state.stopped and _look_light(desk, config, time_ns):
-        desk.due[desk.asking[0], 0] = config
+        desk.due[config, 0] = 1
         desk.asking[0] += 1
     else: _note_touch(desk, config)
 
@@ -2224,7 +2238,7 @@ def _turn_one(desk: Desk, config: int, usable: bool) -> None:
 def _turn_together(desk: Desk, rows: Rows, many: Any) -> None:
     "One decision of all configurations that are due"
     clock, side, time_ns, configs = desk.clock[0], desk.sides[0], desk.clock[0].time_ns, desk.clock[0].configs
-    usable, config, place, desk.asking[0] = _usable(side), 0, 0, 0
+    usable, config, desk.asking[0] = _usable(side), 0, 0
     if usable and clock.reads_lots and side.touch_row != clock.local_row: _lots_here(desk, rows, side.local_bid, side.local_ask)
     while True:
         if usable: config = _look_at_all(desk.clock, desk.sides, desk.rules, desk.state, desk.accounts, desk.views, desk.due, desk.asking,
@@ -2232,19 +2246,19 @@ def _turn_together(desk: Desk, rows: Rows, many: Any) -> None:
         if config >= configs: break
         if desk.state[config].next_decision_ns <= time_ns: _turn_one(desk, config, usable)
         config += 1
-    count, seen = desk.asking[0], desk.seen
+    count, seen, config = desk.asking[0], desk.seen, 0
     if count == 0: return
     many(desk.views, seen.depth, seen.orders, seen.fills, seen.signals, desk.parameters, desk.scratch, desk.answers, desk.due, desk.asking)
     clock.settled, clock.settled_bid, clock.settled_ask = clock.steady, side.local_bid, side.local_ask
     if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: clock.settled = 0
     while True:
-        place = _conclude_all(desk.clock, desk.sides, desk.rules, desk.state, desk.accounts, desk.light, desk.answers, desk.due, desk.bound,
-                              place, count)
-        if place >= count: break
-        config, place = desk.due[place, 0], place + 1
-        _conclude_light(desk, config, desk.due[place - 1, 1], time_ns)
+        config = _conclude_all(desk.clock, desk.sides, desk.rules, desk.state, desk.accounts, desk.light, desk.answers, desk.due, desk.bound,
+                               config)
+        if config >= configs: break
+        _conclude_light(desk, config, desk.due[config, 1], time_ns)
         _note_touch(desk, config)
         if desk.state[config].order_count > 0: clock.settled = 0
+        config += 1
     if count < configs or min(clock.light_due_ns, clock.next_request_ns, clock.next_news_ns) < NEVER: clock.settled = 0
 
 

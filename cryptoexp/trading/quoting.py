@@ -170,18 +170,19 @@ _model: Any = None   # stands for the model
 
 def _each(market: np.ndarray, depth: np.ndarray, orders: np.ndarray, fills: np.ndarray, signals: np.ndarray, parameters: np.ndarray,
           scratch: np.ndarray, wishes: np.ndarray, due: np.ndarray, asking: np.ndarray) -> int:
-    for place in range(asking[0]):
-        config = asking[1] = due[place, 0]
+    for config in range(due.shape[0]):
+        if not due[config, 0]: continue
+        asking[1] = config
         for side in range(2): wishes[config, 0, side, 0, 0] = wishes[config, 0, side, 0, 1] = wishes[config, 0, side, 0, 2] = 0
         view = View(market[config:config + 1], depth, orders, fills, signals)
-        due[place, 1] = _model(view, parameters[config], scratch[config], wishes[config])
+        due[config, 1] = _model(view, parameters[config], scratch[config], wishes[config])
     return 0
 
 @functools.cache
 def compile_many(
     function: Quoter,   # one that compile_quoter compiles
 ) -> Any:               # (market, depth, orders, fills, signals, parameters, scratch, wishes, due, asking) -> 0
-    "The model for many configurations of one market, one level a side: the first `asking[0]` of `due`; `asking[1]` is asked now"
+    "The model for many configurations of one market, one level a side: those that `due` marks; `asking[1]` is asked now"
     plain = getattr(function, 'py_func', function)
     inside = njit(boundscheck=True, forceinline=True, pipeline_class=Checked)(plain)
     code = _each.__code__.replace(co_filename=plain.__code__.co_filename, co_firstlineno=plain.__code__.co_firstlineno)

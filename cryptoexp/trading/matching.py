@@ -2145,8 +2145,7 @@ def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts
         due[config, 0] = 0
         if state.next_decision_ns > time_ns: continue
         if not alike: interval_ns, to_weigh = every_rule[config].interval_ns, not clock.marking and not every_rule[config].unlimited
-        over = ending and max(state.last_heard_ns, state.last_sent_ns) <= time_ns
-        if over or state.stopped or state.halted or to_weigh:
+        if ending or state.stopped or state.halted or to_weigh:
             asking[0] = count
             return config
         state.next_decision_ns += interval_ns

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numba import njit, types
@@ -24,7 +24,6 @@ from numba.typed import Dict
 
 from ..config import pa, pd, pq
 from ..durable import replace_bytes
-from . import binance
 from cryptoexp.market.book import (
     BEST_ASK, BEST_BID, NO_ASK, NO_BID, BookArrays, apply_row, empty_book, room_for, set_ask, set_bid, touch_path,
 )
@@ -42,6 +41,10 @@ __all__ = ['ENOUGH_POINTS', 'ENOUGH_SPAN_NS', 'MOST_DRIFT', 'LARGEST_STEP_BACK_N
            'not_a_recording', 'make_tape', 'agreement', 'crossings', 'quote_times', 'fuse', 'fuse_if_possible',
            'read_recording', 'on_one_clock', 'to_hftbacktest', 'from_hftbacktest', 'instrument_of', 'save_hftbacktest',
            'load_hftbacktest', 'tape_by_order', 'save_tape', 'load_tape', 'load', 'open_hftbacktest']
+
+# %% ../../nbs/market/05_tape.ipynb #late01
+if TYPE_CHECKING:   # the decoder is imported where a recording is read: a run on a prepared tape need not wait for it
+    from cryptoexp.market.binance import Messages
 
 # %% ../../nbs/market/05_tape.ipynb #c06
 def lower_hull(
@@ -301,16 +304,17 @@ def not_a_recording(path: Path, begin: bytes, reason: str = '') -> ValueError:
 
 # %% ../../nbs/market/05_tape.ipynb #c36
 def _decode_file(path: Path, advance: Callable[[int], None], symbol: str | None, problems: list[str],
-                 ) -> tuple[binance.Messages, str | None]:
+                 ) -> tuple[Messages, str | None]:
     "(messages, symbol) of one file"
     if path.is_dir(): raise IsADirectoryError(f'{path} is a folder: name the files in it')
     if not path.exists(): raise FileNotFoundError(f'{path} is not there')
-    decoder, parts, begin = binance.Decoder(symbol), [], b''
+    from cryptoexp.market.binance import Decoder, Messages
+    decoder, parts, begin = Decoder(symbol), [], b''
     for lines in read_lines(path, advance, problems):
         begin = begin or lines[0]
         parts.append(decoder.decode_lines(lines))
         if decoder.lines > 1000 and not any(map(len, parts)): break
-    messages = binance.Messages.concat(parts)
+    messages = Messages.concat(parts)
     if not len(messages):
         reasons = '; '.join(f'line {line}: {reason}' for line, reason, _ in decoder.problems.examples[:2])
         raise not_a_recording(path, begin or path.open('rb').read(64), f' ({reasons})' if reasons else '')
@@ -323,12 +327,13 @@ def _decode_file(path: Path, advance: Callable[[int], None], symbol: str | None,
 DOUBTS = ('gaps', 'trade id jumps', 'repeated trades', 'repeated best quotes', 'snapshots too old', 'levels off the grid')
 
 def make_tape(
-    messages: binance.Messages,            # in the order of arrival
+    messages: Messages,                    # in the order of arrival
     symbol: str | None,                    # needed where no instrument is given
     instrument: Instrument | None = None,  # None: read off the data
     base_latency_ns: int = 1_000_000,
 ) -> Tape:
     "Make a tape of decoded messages; its book follows the diffs, its best quotes stand beside it"
+    from cryptoexp.market.binance import DepthSync, infer_instrument
     if not (messages.kind == SNAPSHOT).any():
         raise ValueError('the recording holds no snapshot (a line with lastUpdateId), so its diffs have nothing to start from: '
                          'give the earlier file that holds one together with this one')
@@ -336,8 +341,8 @@ def make_tape(
     futures = messages.previous[messages.kind == DEPTH] >= 0
     if futures.any() and not futures.all(): raise ValueError('spot and USD-M messages in one recording: read each market on its own')
     kind = 'usdm' if futures.any() else 'spot'
-    instrument = instrument or binance.infer_instrument(messages, str(symbol), kind)
-    sync = binance.DepthSync(instrument)
+    instrument = instrument or infer_instrument(messages, str(symbol), kind)
+    sync = DepthSync(instrument)
     events = sync.push(messages)
     if not (events.kind == SNAPSHOT).any():
         raise ValueError('no snapshot of the recording fits its diffs (each is older than the first diff after it): '
@@ -357,6 +362,7 @@ def _read_files(
     base_latency_ns: int = 1_000_000,                          # what the fastest message took
 ) -> Tape:
     "A tape of raw Binance recordings as `make_tape` makes it: its book follows the diffs"
+    from cryptoexp.market.binance import Messages
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not files: raise ValueError('no file to read')
     problems: list[str] = []
@@ -370,7 +376,7 @@ def _read_files(
         messages, symbol = _decode_file(path, advance, symbol, problems)
         read.append((int(messages.local_ns[0]), path.name, messages))
     read.sort(key=lambda one: one[0])
-    tape = make_tape(binance.Messages.concat([messages for _, _, messages in read]), symbol, instrument, base_latency_ns)
+    tape = make_tape(Messages.concat([messages for _, _, messages in read]), symbol, instrument, base_latency_ns)
     return replace(tape, source=tuple(name for _, name, _ in read), problems=problems + tape.problems)
 
 # %% ../../nbs/market/05_tape.ipynb #c49
@@ -837,8 +843,9 @@ def instrument_of(
     venue: str = 'unknown',  # a file doesn't tell
 ) -> Instrument:            # inferred=True
     "The instrument whose grid the prices and quantities of a file show: the largest steps that divide them all"
+    from cryptoexp.market.binance import split_symbol
     _checked(data)
-    base, quote = split_pair(symbol) if set('/-') & set(symbol) else binance.split_symbol(symbol)
+    base, quote = split_pair(symbol) if set('/-') & set(symbol) else split_symbol(symbol)
     steps = []
     for name in ('px', 'qty'):
         values = np.unique(data[name][np.isfinite(data[name])])

@@ -9,6 +9,7 @@ import functools
 import math
 import mmap
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -2276,11 +2277,12 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
 
 # %% ../../nbs/trading/03_matching.ipynb #c144
 class _Announce(event.Listener):
-    "Says once that something is being compiled, which the cache would have known"
-    said = False
+    "Says once that something is being compiled, which the cache would have known; nothing is read then"
+    def __init__(self, reading: ExitStack) -> None: self.reading, self.said = reading, False
 
     def on_start(self, event: Any) -> None:
         from loguru import logger   # imported only where something is said
+        self.reading.close()
         if not self.said: logger.info('compiling the engine, once on this machine: a minute or two')
         self.said = True
 
@@ -2295,7 +2297,9 @@ def transition() -> Any:
     desk.name, rows.name = 'Desk', 'Rows'   # else each function is named after every field of every record in them, 18,000 letters
     signature = types.int64(desk, rows, rows, types.int64, types.FunctionType(SIGNATURE), types.FunctionType(MANY))
     compiled: Any = njit(signature, cache=True, nogil=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
-    with event.install_listener('numba:compile', _Announce()), collector_resting(): return compiled(_advance)
+    with ExitStack() as reading:
+        reading.enter_context(collector_resting())   # what is read stays; compiling leaves a gigabyte behind
+        with event.install_listener('numba:compile', _Announce(reading)): return compiled(_advance)
 
 def compile_engine() -> None:
     "Compile the transition function, or load it from the cache, before the first row arrives"

@@ -99,6 +99,8 @@ def ask(arguments: argparse.Namespace) -> int:
     except UnknownCoin as error: raise LookupError(str(error)) from None
     except CoinError as error:
         print(f'cryptoexp: {error}', file=sys.stderr)
+        if error.reason == 'unreachable' and not arguments.synthetic:
+            print('cryptoexp: add --synthetic to see how such a question is answered, on an example that needs no network', file=sys.stderr)
         return 3
     reports = list(wrapper.reports.values())
     for failure in wrapper.failures.values(): print(f'cryptoexp: {failure}', file=sys.stderr)

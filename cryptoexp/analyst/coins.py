@@ -111,7 +111,8 @@ class Choice:
 def tidied(
     asked: str,   # what the user wrote
 ) -> str:         # in small letters, without $ and spaces at its ends
-    "A coin as it is looked up; raises `UnknownCoin` where it can't be the name of one"
+    "A coin as it is looked up; raises `UnknownCoin` where it can't be the name of one, `TypeError` for what is no text"
+    if not isinstance(asked, str): raise TypeError(f'the name of a coin must be text, such as {KNOWN[0].id!r}, not {type(asked).__name__}')
     text = asked.strip().lstrip('$').strip().lower()
     if not text: raise UnknownCoin(f'the name of the coin is empty; write an id or a symbol, such as {KNOWN[0].id}')
     if len(text) > 100 or not text.isprintable():

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
-from loguru import logger
 from numba import njit, types
 from numba.core.compiler import run_frontend
+
+from ..config import collector_resting
 
 # %% ../../nbs/trading/01_quoting.ipynb #c06
 MARKET = np.dtype([
@@ -155,10 +156,12 @@ def compile_quoter(function: Quoter) -> Quoter | None:
     plain, reason = getattr(function, 'py_func', function), Exception()
     if not callable(plain): raise TypeError(f'a model is a function of view, parameters, scratch and wishes, not {function!r}')
     for cache in (True, False):   # a function that stands in no file, as in a program read from a pipe, can't be kept on disk
-        try: return njit(SIGNATURE, cache=cache, nogil=True, boundscheck=True, pipeline_class=Checked)(plain)
+        try:
+            with collector_resting(): return njit(SIGNATURE, cache=cache, nogil=True, boundscheck=True, pipeline_class=Checked)(plain)
         except Exception as error:   # Numba says no in many ways: errors of its own, and plain ones such as ValueError and AssertionError
             reason = error
             if 'cannot cache' not in str(error): break
+    from loguru import logger   # imported only where something is said
     said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
     logger.warning(f'{getattr(function, "__name__", function)} runs in Python, slower, with the same result: Numba says {said}')
     return None
@@ -189,7 +192,8 @@ def compile_many(
     each = FunctionType(code, {**globals(), '_model': inside}, f'{plain.__name__}_each')
     each.__module__, each.__qualname__ = plain.__module__, f'{plain.__qualname__}.each'
     for cache in (plain.__closure__ is None, False):
-        try: return njit(MANY, cache=cache, nogil=True, _nrt=False)(each)  # type: ignore[call-overload]
+        try:
+            with collector_resting(): return njit(MANY, cache=cache, nogil=True, _nrt=False)(each)  # type: ignore[call-overload]
         except RuntimeError as error:
             if 'cannot cache' not in str(error): raise
 

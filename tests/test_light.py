@@ -245,7 +245,6 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
      'if not alike: low, high, most, slack =', 'if False: low, high, most, slack ='),
     ('what stood before one order stood before the next', 'matching',
      'if clock.then_row != light.row or clock.then_level != level:', 'if clock.then_row == 0 or clock.then_level == 0:'),
-    ('a plain account goes on after the end', 'matching', 'if ending or state.stopped or', 'if state.stopped or'),
     ('a plain model sees its fills at once', 'matching',
      'view.position_lots, view.bid_lots, view.ask_lots = account.known_position_lots,',
      'view.position_lots, view.bid_lots, view.ask_lots = account.position_lots,'),

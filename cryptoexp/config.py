@@ -7,10 +7,11 @@ __all__ = ['FRACTION', 'RULES', 'CHECKS', 'PRESETS', 'Problem', 'ConfigError', '
            'model_problem', 'switch_problem', 'parameters_problem', 'address_problem', 'is_loopback',
            'addresses_problem', 'problems_in', 'as_declared', 'MarketMakingConfig', 'field_table', 'MarketData',
            'Preset', 'nearest', 'unknown_fields', 'read_toml', 'parse_value', 'environment_values', 'load_config',
-           'repository_root', 'data_folder', 'why_no_data']
+           'repository_root', 'data_folder', 'why_no_data', 'collector_resting', 'pa', 'pd', 'pq']
 
 # %% ../nbs/00_config.ipynb #c03
 import difflib
+import gc
 import importlib.util
 import ipaddress
 import json
@@ -18,12 +19,13 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 # %% ../nbs/00_config.ipynb #c06
@@ -438,3 +440,29 @@ def why_no_data() -> str:  # one sentence; only meaningful where data_folder() i
     root = repository_root()
     place = root.parent/'shared'/'data' if root else 'no repository around the working directory'
     return f'no recordings: CRYPTOEXP_DATA is not set and the default place is not there ({place})'
+
+# %% ../nbs/00_config.ipynb #late02
+class _Late(ModuleType):
+    "A module that is imported when something of it is first asked for"
+    def _module(self) -> ModuleType: return importlib.import_module(self.__name__)
+    def __getattr__(self, name: str) -> Any: return getattr(self._module(), name)
+    def __dir__(self) -> list[str]: return dir(self._module())
+    def __reduce__(self) -> tuple[Any, ...]: return importlib.import_module, (self.__name__,)   # what another process gets is the module
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+else: pd, pa, pq = _Late('pandas'), _Late('pyarrow'), _Late('pyarrow.parquet')
+_all_ = ['pa', 'pd', 'pq']
+
+# %% ../nbs/00_config.ipynb #late07
+@contextmanager
+def collector_resting() -> Iterator[None]:
+    "Python's cyclic garbage collector does not run meanwhile; it runs again afterwards, unless it did not run before"
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try: yield
+    finally: gc.enable()

@@ -274,7 +274,6 @@ def begin_anew(journal: Journal, records: Sequence[tuple[int, bytes]]) -> None:
         sync_folder(journal.path.parent)
 
 # %% ../nbs/02_durable.ipynb #inf03
-import asyncio
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -286,6 +285,7 @@ async def in_full(
     write: Callable[Given, Made], *arguments: Given.args, **named: Given.kwargs,
 ) -> Made:   # what it answers; CancelledError only after it has answered, its own error before that
     "Run a function in a thread, and wait for its end even if cancelled meanwhile"
+    import asyncio   # who waits for this has imported it, who writes a file need not
     work, cancelled = asyncio.ensure_future(asyncio.to_thread(write, *arguments, **named)), False
     while not work.done():
         try: await asyncio.wait([work])

@@ -644,7 +644,7 @@ MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be n
      'if desk.state[config].order_count == 0 and not _any_light(desk, config, time_ns) and enough(', 'if enough('),
     ('reducing sells all', 'matching', 'excess = int(position * (1.0 - rule.target_share / share))', 'excess = position'),
     ('the model sees its fills at once', 'matching',
-     'view.position_lots, view.equity = account.known_position_lots,', 'view.position_lots, view.equity = account.position_lots,', 2),
+     'view.position_lots, view.equity = account.known_position_lots,', 'view.position_lots, view.equity = account.position_lots,'),
     ('late rows are seen late', 'matching',
      'happened = np.maximum(events.exchange_ns, events.local_ns - self.hold_ns)', 'happened = events.exchange_ns'),
     ('a run of rows passes our orders by', 'matching',

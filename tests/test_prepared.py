@@ -1,6 +1,8 @@
 """A prepared tape takes a shorter way; it has to lead to the same place, row for row (promise 1)."""
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -100,3 +102,31 @@ def test_the_lots_at_the_touch_are_those_of_the_book() -> None:
         assert len(runs.orders) > 10
         for table in ('fills', 'orders', 'samples', 'refused'):
             assert_frame_equal(getattr(engine, table), getattr(runs, table).drop(columns=['config', 'asset']), obj=table)
+
+
+LEAN = """
+import sys
+import numpy as np
+from cryptoexp.config import MarketMakingConfig
+from cryptoexp.market.synthetic import SyntheticMarket
+from cryptoexp.trading.backtest import prepare, run_configurations
+from cryptoexp.trading.limits import make_rules
+from cryptoexp.trading.models import model_of
+from cryptoexp.trading.venue import Venue
+market = SyntheticMarket(7)
+prepared = prepare([(market.step(2_000), market.instrument)])
+model, parameters = model_of(MarketMakingConfig())
+rules = make_rules(MarketMakingConfig(), market.instrument, Venue.from_config(MarketMakingConfig()))
+runs = run_configurations(prepared, rules, parameters[None], model.quoter, model.levels, cash_e8=10**12)
+heavy = {'pandas', 'pyarrow', 'rich', 'loguru', 'matplotlib', 'joblib'}
+print(int(runs.desk.state.orders_sent[0]), sorted(heavy & set(sys.modules)))
+print(int(runs.totals().orders_sent.iloc[0]), sorted(heavy & set(sys.modules) - {'pyarrow'}))
+"""
+
+
+def test_a_run_does_not_wait_for_what_shows_tables() -> None:
+    "A fresh process prepares a tape and runs a model without importing pandas, until it is asked for a table"
+    done = subprocess.run([sys.executable, '-W', 'error::ImportWarning', '-c', LEAN], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    (sent, before), (told, after) = (line.split(' ', 1) for line in done.stdout.splitlines())
+    assert int(sent) > 0 and (told, before, after) == (sent, '[]', "['pandas']")

@@ -13,10 +13,8 @@ __all__ = ['DECIMALS', 'LARGEST', 'NOT_A_NUMBER', 'TOO_LARGE', 'TOO_FINE', 'FAUL
            'BinanceStream', 'stream_names', 'example_lines', 'snapshot_line']
 
 # %% ../../nbs/market/03_binance.ipynb #c03
-import gc
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from itertools import chain
@@ -27,7 +25,7 @@ import numpy as np
 import orjson
 from numba import njit
 
-from ..config import MarketData
+from ..config import MarketData, collector_resting
 from .events import (BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, concat,
                                      from_rows)
 from .instrument import Instrument, common_step, decimal, read_listing
@@ -355,15 +353,6 @@ def _columns(stamps: Sequence[int], parsed: list[Any], symbol: str | None, apart
 # %% ../../nbs/market/03_binance.ipynb #c42
 CHUNK = 1024  # lines decoded at a time
 
-@contextmanager
-def _collector_resting() -> Iterator[None]:
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try: yield
-    finally: gc.enable()
-
 # %% ../../nbs/market/03_binance.ipynb #c44
 Problem = tuple[int, str, bytes]  # (line, reason, text)
 
@@ -446,7 +435,7 @@ class Decoder:
 
     def _in_chunks(self, lines: Sequence[Any], split: Callable[[Any, int], tuple[_Texts, list[Problem]]]) -> Messages:
         parts = []
-        with _collector_resting():
+        with collector_resting():
             for place in range(0, len(lines), CHUNK):
                 chunk = lines[place:place + CHUNK]
                 texts, unstamped = split(chunk, self.lines + 1)

@@ -135,7 +135,7 @@ class Comparison:
 
         style: Any = FIGURE_STYLE
         presets = list(self.table.index.unique('preset'))
-        order = self.table.loc[presets[0]].sort_values('per_fill').index
+        order = self.table.loc[presets[0]].query('note == ""').sort_values('per_fill').index   # those that ran
         with mpl.rc_context(style):
             figure = Figure(figsize=(6.5, 1.2 + .28 * len(order)), dpi=72, layout='constrained')
             axes = figure.subplots()
@@ -175,6 +175,7 @@ def at_target(config: MarketMakingConfig, instrument: Instrument, price: float) 
     coins = float(instrument.amount(lots))
     return replace(config, total_capital=round(config.total_capital - coins * price, 8), initial_base=coins)
 
+# %% ../../nbs/trading/16_all_models.ipynb #q17b
 def compare_models(
     tape: Tape,
     other: Tape | None = None,                     # watched by models that look at a second market; on the clock of the first
@@ -198,9 +199,11 @@ def compare_models(
             else:
                 run = traces[name, model] = trace_run(ready if model != 'other_market' or watched is None else watched, chosen, used)
                 rows[name, model] = judge(run, aim_of(chosen, tape.instrument), blocks) | {'note': ''}
+    if not traces: raise ValueError(f'no model ran: {", ".join(models or ())} needs a second tape, `other`')
     table = pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=['preset', 'model']))
     return Comparison(table, traces, source_name(tape), tape.synthetic)
 
+# %% ../../nbs/trading/16_all_models.ipynb #q17c
 def watch(tape: Tape, other: Tape) -> Prepared:
     "Two tapes made ready to be seen by one model, as long as both last; ValueError where they have no time in common"
     ours, theirs = tape.timeline(), other.timeline()

@@ -72,7 +72,8 @@ def make_rules(
 def fee_e8(notional: int, rate_e8: int) -> int:
     "Fee on a notional, both in 1e-8 quote, rounded half away from zero; negative for a rebate"
     size = abs(rate_e8)
-    fee = (notional // MONEY_SCALE) * size + ((notional % MONEY_SCALE) * size + MONEY_SCALE // 2) // MONEY_SCALE
+    if notional < 1 << 42 and size < 1 << 20: fee = (notional * size + MONEY_SCALE // 2) // MONEY_SCALE   # no product beyond 63 bits
+    else: fee = (notional // MONEY_SCALE) * size + ((notional % MONEY_SCALE) * size + MONEY_SCALE // 2) // MONEY_SCALE
     return fee if rate_e8 >= 0 else -fee
 
 @njit(cache=True)

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
-from loguru import logger
 from numba import njit, types
 from numba.core.compiler import run_frontend
+
+from ..config import collector_resting
 
 # %% ../../nbs/trading/01_quoting.ipynb #c06
 MARKET = np.dtype([
@@ -155,10 +156,12 @@ def compile_quoter(function: Quoter) -> Quoter | None:
     plain, reason = getattr(function, 'py_func', function), Exception()
     if not callable(plain): raise TypeError(f'a model is a function of view, parameters, scratch and wishes, not {function!r}')
     for cache in (True, False):   # a function that stands in no file, as in a program read from a pipe, can't be kept on disk
-        try: return njit(SIGNATURE, cache=cache, nogil=True, boundscheck=True, pipeline_class=Checked)(plain)
+        try:
+            with collector_resting(): return njit(SIGNATURE, cache=cache, nogil=True, boundscheck=True, pipeline_class=Checked)(plain)
         except Exception as error:   # Numba says no in many ways: errors of its own, and plain ones such as ValueError and AssertionError
             reason = error
             if 'cannot cache' not in str(error): break
+    from loguru import logger   # imported only where something is said
     said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
     logger.warning(f'{getattr(function, "__name__", function)} runs in Python, slower, with the same result: Numba says {said}')
     return None
@@ -170,25 +173,27 @@ _model: Any = None   # stands for the model
 
 def _each(market: np.ndarray, depth: np.ndarray, orders: np.ndarray, fills: np.ndarray, signals: np.ndarray, parameters: np.ndarray,
           scratch: np.ndarray, wishes: np.ndarray, due: np.ndarray, asking: np.ndarray) -> int:
-    for place in range(asking[0]):
-        config = asking[1] = due[place, 0]
+    for config in range(due.shape[0]):
+        if not due[config, 0]: continue
+        asking[1] = config
         for side in range(2): wishes[config, 0, side, 0, 0] = wishes[config, 0, side, 0, 1] = wishes[config, 0, side, 0, 2] = 0
         view = View(market[config:config + 1], depth, orders, fills, signals)
-        due[place, 1] = _model(view, parameters[config], scratch[config], wishes[config])
+        due[config, 1] = _model(view, parameters[config], scratch[config], wishes[config])
     return 0
 
 @functools.cache
 def compile_many(
     function: Quoter,   # one that compile_quoter compiles
 ) -> Any:               # (market, depth, orders, fills, signals, parameters, scratch, wishes, due, asking) -> 0
-    "The model for many configurations of one market, one level a side: the first `asking[0]` of `due`; `asking[1]` is asked now"
+    "The model for many configurations of one market, one level a side: those that `due` marks; `asking[1]` is asked now"
     plain = getattr(function, 'py_func', function)
     inside = njit(boundscheck=True, forceinline=True, pipeline_class=Checked)(plain)
     code = _each.__code__.replace(co_filename=plain.__code__.co_filename, co_firstlineno=plain.__code__.co_firstlineno)
     each = FunctionType(code, {**globals(), '_model': inside}, f'{plain.__name__}_each')
     each.__module__, each.__qualname__ = plain.__module__, f'{plain.__qualname__}.each'
     for cache in (plain.__closure__ is None, False):
-        try: return njit(MANY, cache=cache, nogil=True, _nrt=False)(each)  # type: ignore[call-overload]
+        try:
+            with collector_resting(): return njit(MANY, cache=cache, nogil=True, _nrt=False)(each)  # type: ignore[call-overload]
         except RuntimeError as error:
             if 'cannot cache' not in str(error): raise
 

@@ -38,9 +38,11 @@ def top_lines(session: Session) -> tuple[str, str, list[str]]:
     doubts = ['SYNTHETIC MARKET: prices and trades were drawn by a computer, not recorded from a venue.'] * session.synthetic
     found = warnings(session)
     doubts += found[:MOST_WARNINGS]
-    if len(found) > MOST_WARNINGS: doubts.append(f'{len(found) - MOST_WARNINGS} further warnings stand in the report.')
+    more = len(found) - MOST_WARNINGS
+    if more > 0: doubts.append(f'{more} further warning{"s stand" if more > 1 else " stands"} in the report.')
     return f'{session.instrument.pair} · market making on paper', below, doubts
 
+# %% ../../nbs/trading/15_tear_sheet.ipynb #t08b
 def write_figures(part: Any, session: Session) -> None:
     "The headline of the report as a small table"
     told = performance(session)

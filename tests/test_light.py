@@ -252,8 +252,10 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
      'view.position_lots = side.bid_lots, side.ask_lots, account.known_position_lots',
      'view.position_lots = side.bid_lots, side.ask_lots, account.position_lots'),
     ('equity is not shown', 'matching', 'if worth: _show_worth', 'if False: _show_worth'),
-    ('what was traded is not shown', 'matching', '        if flow:\n            view.bought_lots', '        if False:\n            view.bought_lots'),
-    ('what was traded is told twice', 'matching', '        if flow:\n            account.seen_bought', '        if False:\n            account.seen_bought'),
+    ('what was traded is not shown', 'matching',
+     '        if flow:\n            view.bought_lots', '        if False:\n            view.bought_lots'),
+    ('what was traded is told twice', 'matching',
+     '        if flow:\n            account.seen_bought', '        if False:\n            account.seen_bought'),
     ('light orders are not met', 'matching', 'if (price < tick) if index == 0 else (price > tick): continue', 'continue'),
 )]
 CHECK = """

@@ -2252,8 +2252,8 @@ def _turn_together(desk: Desk, rows: Rows, many: Any) -> None:
     clock.settled, clock.settled_bid, clock.settled_ask = clock.steady, side.local_bid, side.local_ask
     if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: clock.settled = 0
     while True:
-        config = _conclude_all(desk.clock, desk.sides, desk.rules, desk.state, desk.accounts, desk.light, desk.answers, desk.due, desk.bound,
-                               config)
+        config = _conclude_all(desk.clock, desk.sides, desk.rules, desk.state, desk.accounts, desk.light, desk.answers, desk.due,
+                               desk.bound, config)
         if config >= configs: break
         _conclude_light(desk, config, desk.due[config, 1], time_ns)
         _note_touch(desk, config)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Piece', 'MMAP_THRESHOLD', 'script_key', 'Account', 'times_of', 'Partition', 'Clusters', 'take_apart', 'part',
-           'found_again', 'cluster_of', 'Entry', 'History', 'account_at', 'flows_of', 'apply', 'drop_touch',
+           'found_again', 'cluster_of', 'Entry', 'nowhere', 'History', 'account_at', 'flows_of', 'apply', 'drop_touch',
            'drop_spends', 'settle_oldest', 'withdraw', 'give_up', 'rivals', 'descendants', 'large_blocks_apart',
            'address_frame', 'timeline', 'timeline_figure']
 
@@ -218,6 +218,10 @@ class Entry(msgspec.Struct, gc=False):
     waits: bool = False                     # for a block, as far as was heard
 
 # %% ../../nbs/chain/11_history.ipynb #hh01
+def nowhere(key: bytes) -> Account | None:
+    "No store: what is given up is remembered for a while, and then forgotten"
+    return None
+
 class History:
     "What was seen of addresses and outputs, within its bounds"
     def __init__(
@@ -225,7 +229,7 @@ class History:
         depth: int = 20_000,                    # transactions that can be withdrawn
         most: int = 250_000,                    # addresses remembered
         labelled: Callable[[bytes], bool] = lambda key: False,            # addresses that are never given up
-        stored: Callable[[bytes], Account | None] = lambda key: None,     # where those given up can be found again
+        stored: Callable[[bytes], Account | None] = nowhere,              # where those given up can be found again
     ):
         if depth < 1 or most < 1: raise ValueError(f'depth ({depth}) and most ({most}) must be at least 1')
         self.depth, self.most, self.labelled, self.stored = depth, most, labelled, stored
@@ -392,6 +396,9 @@ def give_up(history: History) -> None:
                 if other in history.leaving: history.leaving[other].link = link
                 else: history.relinked[other] = link
             history.given_up += 1
+    if history.stored is not nowhere: return
+    history.relinked.clear()           # no store asks for these
+    while len(history.leaving) > history.most: del history.leaving[next(iter(history.leaving))]
 
 # %% ../../nbs/chain/11_history.ipynb #c24
 def rivals(

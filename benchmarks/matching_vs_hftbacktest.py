@@ -325,30 +325,45 @@ def measure(market: Source, prepared: Prepared, rounds: int, bytes_per_s: float)
         for turn in range(rounds + 1):   # the first is to warm up
             seconds, one = run_theirs(market, sixteen[0], queue)
             taken = {'their 1': seconds}
-            if turn % 4 == 0:
-                passes = [run_theirs(market, setting, queue) for setting in sixteen]
-                taken['their 16'], theirs = sum(part for part, _ in passes), [totals for _, totals in passes]
-                compare_totals(market, sixteen[:1], [theirs[0]], [one])
-            for name, settings in (('our 1', sixteen[:1]), ('our 16', sixteen), ('our 64', many)):
+            if turn == 0: theirs, all_theirs = ([run_theirs(market, setting, queue)[1] for setting in some] for some in (sixteen, many))
+            if turn % 4 == 1: taken['their 16'] = sum(run_theirs(market, setting, queue)[0] for setting in sixteen)
+            for name, settings, expected in (('our 1', sixteen[:1], [one]), ('our 16', sixteen, theirs), ('our 64', many, all_theirs)):
                 taken[name], mine = run_ours(market, prepared, settings, queue)
-                if name == 'our 16': compare_totals(market, sixteen, mine, theirs)
-                if name == 'our 1': compare_totals(market, sixteen[:1], mine, [one])
+                compare_totals(market, settings, mine, expected)
             for name, seconds in taken.items():
-                if turn or name == 'their 16': times[name].append(seconds)
+                if turn: times[name].append(seconds)
         middle = {name: median(measured) for name, measured in times.items()}
-        fills = sum(totals.trades for totals in theirs)
+        fills, all_fills = (sum(totals.trades for totals in some) for some in (theirs, all_theirs))
         show(
             Line(f'{queue}: one configuration', seconds_text(middle['their 1']), seconds_text(middle['our 1']),
                  ratio_text(middle['their 1'], middle['our 1']), f'{one.trades:,} fills'),
             Line(f'{queue}: 16, theirs in 16 passes, ours in one', seconds_text(middle['their 16']), seconds_text(middle['our 16']),
                  ratio_text(middle['their 16'], middle['our 16']), f'{fills:,} fills'),
             Line(f'{queue}: 64, theirs 64 × one, ours in one pass', seconds_text(64*middle['their 1']), seconds_text(middle['our 64']),
-                 ratio_text(64*middle['their 1'], middle['our 64']), f'{middle["our 64"]/middle["our 1"]:.2f} times one configuration'))
+                 ratio_text(64*middle['their 1'], middle['our 64']),
+                 f'{all_fills:,} fills; {middle["our 64"]/middle["our 1"]:.2f} times one configuration'))
         if queue != 'risk-averse': continue
-        show(Line('64 in one pass', '', '', '', counted(market, prepared, many)))
+        show(Line('64 in one pass', '', '', '', counted(market, prepared, many)),
+             *by_default(market, prepared, (sixteen[:1], sixteen, many), rounds))
         floor = bytes_of(prepared)/bytes_per_s
         show(Line('floor: the prepared tape read once', '', seconds_text(floor), '', f'{bytes_of(prepared)/1e6:,.1f} MB at '
                   f'{bytes_per_s/1e9:.1f} GB/s; one configuration takes {middle["our 1"]/floor:.1f} times as long'))
+
+
+def by_default(market: Source, prepared: Prepared, sizes: Sequence[Sequence[Setting]], rounds: int) -> list[Line]:
+    "What a sweep runs: parts of orders, filled as far as prints go, and limits that are asked for every quote; other rules, so other fills"
+    venue = Venue('paper', MAKER_FEE, TAKER_FEE, Latency.constant(ENTRY_NS/1e6, RESPONSE_NS/1e6), QueueModel(), 'partial', 'linear')
+    config = MarketMakingConfig(trading_pair=market.instrument.pair, refresh_interval=INTERVAL_NS/1e9, refresh_tolerance=0.0)
+    rule, lines = make_rules(config, market.instrument, venue), []
+    for settings in sizes:
+        times, rules = [], np.concatenate([rule]*len(settings)).view(np.recarray)
+        for _ in range(rounds + 1):
+            begin = time.process_time()
+            runs = run_configurations(prepared, rules, np.array(settings, float), our_quoter, cash_e8=10**15, record=False)
+            times.append(time.process_time() - begin)
+        lines.append(Line(f'{len(settings)} by the default rules, with limits', '', seconds_text(median(times[1:])), '',
+                          f'{int(runs.desk.accounts.fills.sum()):,} fills'))
+    return lines
 
 
 # ---- both cores

@@ -42,10 +42,12 @@ from cryptoexp.market.events import (
 )
 from cryptoexp.market.instrument import Instrument
 from cryptoexp.market.tape import Tape
+from cryptoexp.trading.backtest import prepare, run_configurations
+from cryptoexp.trading.limits import aimed, make_rules
 from cryptoexp.trading.matching import Engine, enter_order
 from cryptoexp.trading.models import model_of
 from cryptoexp.trading.quoting import LEANING, MARKET_ORDER, compile_quoter, constant_spread, outward
-from cryptoexp.trading.venue import Latency
+from cryptoexp.trading.venue import Latency, Venue
 
 TABLES = ('fills', 'orders', 'samples', 'refused')
 LARGE = (45, 55)   # markets in which orders are of more than 127 lots
@@ -563,6 +565,48 @@ def test_a_stop_is_noticed_after_an_order_by_hand() -> None:
 
 
 # 6. Would a broken rule be noticed?
+
+# ---- inverse contracts
+
+PERPETUAL = Instrument('nowhere', 'TOYUSD', 'TOY', 'USD', tick_size='1', lot_size='1')
+
+
+def on_margin(kind: str, held: int, **fields: Any) -> tuple[list[float], list[int], int]:
+    "A session that begins with a position: its first share of equity, its first quotes, and the position it ends with"
+    venue = Venue(kind=kind, contract_size=100 if kind == 'inverse' else None, maker_fee=0., taker_fee=0.)
+    config = settings(volatility_widening=0., spread_percentage=.001, min_profit_threshold=.002, **fields)
+    model, own = model_of(aimed(config, PERPETUAL, venue))
+    shares: list[float] = []
+    quotes: list[int] = []
+
+    def quoter(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+        code = model.quoter(view, parameters, scratch, wishes)
+        shares.append(float(view.market[0].share))
+        quotes.extend(wishes[0, :, 0, 0].tolist())
+        return code
+
+    rows = from_rows([*opening({9_990: 500}, {10_010: 500}), control(2_000, RESUME)])
+    runs = run_configurations(prepare([(rows, PERPETUAL)]), make_rules(config, PERPETUAL, venue), own[None], quoter, model.levels,
+                              cash_e8=(10 if kind == 'inverse' else 10_000_000)*10**8, position_lots=np.array([[held]]), compiled=False)
+    return shares, quotes[:2], int(runs.desk.accounts[0].position_lots)
+
+
+@pytest.mark.parametrize('kind', ['linear', 'inverse'])
+def test_a_position_leans_home_whatever_the_contract(kind: str) -> None:
+    "The value of a long inverse position is owed dollars, but its share of equity is positive: quotes lean to sell it"
+    flat, longer, shorter = (on_margin(kind, held) for held in (0, 300, -300))
+    assert flat[0][0] == 0 and longer[0][0] > .05 and shorter[0][0] < -.05
+    assert flat[1] == [9_990, 10_010], 'without a target nothing is aimed at'
+    assert (longer[1], shorter[1]) == ([9_990, 10_005], [9_995, 10_010]), 'the side that brings it home comes nearer'
+
+
+@pytest.mark.parametrize('kind', ['linear', 'inverse'])
+@pytest.mark.parametrize('held', [60, -60])
+def test_reducing_by_taking_never_changes_sides(kind: str, held: int) -> None:
+    *_, left = on_margin(kind, held, reduce_by_taking=True, max_inventory_exposure=.002)
+    assert left == 0
+    if held > 0: assert 0 < on_margin(kind, held, reduce_by_taking=True, inventory_target=.001, max_inventory_exposure=.002)[2] < 60
+
 
 MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be noticed
     ('nothing', 'matching', 'order.remaining -= lots', 'order.remaining -= lots'),

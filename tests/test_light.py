@@ -11,7 +11,7 @@ from mutants import Mutant, missed, run_check
 from oracle import scenario, wild
 from test_engine import TOY, control, happens, opening, settings
 
-from cryptoexp.market.events import BUY, CLEAR, DEPTH, RESUME, SELL, SNAPSHOT, TRADE, Events, from_rows
+from cryptoexp.market.events import BUY, CLEAR, DEPTH, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, from_rows
 from cryptoexp.market.instrument import MONEY_SCALE, decimal
 from cryptoexp.trading.backtest import Prepared, Runs, prepare, run_configurations, short_of
 from cryptoexp.trading.limits import make_rules
@@ -204,6 +204,20 @@ def out_of_range() -> None:
 def test_a_quote_out_of_range_is_refused_as_a_light_one() -> None: out_of_range()
 
 
+def stopped_between() -> None:
+    "The feed breaks off and goes on between two decisions at an unchanged touch: what was cancelled then is sent again"
+    breaks = [control(450, STALE), control(470, RESUME), control(900, RESUME)]
+    prepared = prepare([(from_rows([*opening({100: 10}, {110: 10}), *breaks]), TOY)])
+    for record in (True, False):
+        runs = run_configurations(prepared, make_rules(settings(refresh_interval=.1), TOY), np.zeros((1, 1)), by_touch, cash_e8=10**13,
+                                  position_lots=np.array([[5]]), record=record)
+        assert bool(runs.desk.clock[0].light) == (not record) and (record or runs.desk.clock[0].skipped > 2)
+        assert (runs.desk.state.orders_sent.tolist(), runs.desk.state.cancels_sent.tolist()) == ([4], [2]), record
+
+
+def test_a_decision_after_a_break_is_taken() -> None: stopped_between()
+
+
 def at_the_end() -> None:
     "The last row fills our bid at 183 ms; we hear of it at 213, so the decision of 200 is not the last as long as hftbacktest waits"
     def bid(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
@@ -251,6 +265,16 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('one of many models sees its fills at once', 'matching',
      'view.position_lots = side.bid_lots, side.ask_lots, account.known_position_lots',
      'view.position_lots = side.bid_lots, side.ask_lots, account.position_lots'),
+    ('a break wakes nobody', 'matching',
+     '    clock, side = desk.clock[0], desk.sides[asset]\n    if clock.settled: _wake(desk)\n    if code == STALE',
+     '    clock, side = desk.clock[0], desk.sides[asset]\n    if code == STALE'),
+    ('a touch that moved wakes nobody', 'matching', 'if not same or (clock.parity_end', 'if (clock.parity_end'),
+    ('decisions that were counted are forgotten', 'matching', 'state.decisions += clock.calm', 'state.decisions += 0'),
+    ('the next decision comes at its old time', 'matching',
+     'state.next_decision_ns += clock.calm * desk.rules', 'state.next_decision_ns += 0 * desk.rules'),
+    ('an order on its way lets decisions be skipped', 'matching',
+     'if count < configs or min(clock.light_due_ns, clock.next_request_ns, clock.next_news_ns) < NEVER: clock.settled = 0',
+     'if count < configs: clock.settled = 0'),
     ('equity is not shown', 'matching', 'if worth: _show_worth', 'if False: _show_worth'),
     ('what was traded is not shown', 'matching',
      '        if flow:\n            view.bought_lots', '        if False:\n            view.bought_lots'),
@@ -260,12 +284,14 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
 )]
 CHECK = """
 import test_light
-try: test_light.by_hand(); test_light.out_of_range(); test_light.at_the_end()
+try: test_light.by_hand(); test_light.out_of_range(); test_light.at_the_end(); test_light.stopped_between()
 except AssertionError: print('noticed by hand'); sys.exit()
 for seed in map(int, sys.argv[2:]):
     for whole in (True, False):
         try: test_light.compare(seed, whole, 110)
         except (AssertionError, IndexError, ArithmeticError) as error: print('noticed by', seed, whole); sys.exit()
+        try: test_light.compare_standing(300 + seed, whole, 200)
+        except (AssertionError, IndexError, ArithmeticError) as error: print('noticed, skipping, by', seed, whole); sys.exit()
 """
 
 

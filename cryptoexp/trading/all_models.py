@@ -23,7 +23,7 @@ from ..market.tape import Tape
 from ..page import FIGURE_STYLE, Page
 from .backtest import Prepared, checked_tape, make_ready, prepare, run_configurations, source_name, worth
 from .calibration import block_bootstrap
-from .limits import make_rules
+from .limits import aimed, make_rules
 from .matching import one_setting
 from .models import MODELS, model_of
 from .quoting import Quoter
@@ -60,11 +60,12 @@ def trace_run(
     venue, first = venue or Venue.from_config(config), prepared.instruments[0]
     config = replace(config, trading_pair=first.pair, maker_fee=venue.maker_fee, taker_fee=venue.taker_fee)
     if quoter is None:
-        model, given = model_of(config)
+        model, given = model_of(aimed(config, first, venue))
         quoter, levels = model.quoter, model.levels
     else: given = one_setting(parameters)
     rules: Any = np.concatenate([make_rules(config, first, venue)] + [
-        make_rules(replace(config, trading_pair=one.pair), one) for one in prepared.instruments[1:]]).view(np.recarray)
+        make_rules(replace(config, trading_pair=one.pair), one, replace(Venue.from_config(config), latency=venue.latency))
+        for one in prepared.instruments[1:]]).view(np.recarray)
     opening = np.zeros((1, len(prepared.instruments)), np.int64)
     opening[0, 0] = first.lots(config.initial_base)
     runs = run_configurations(prepared, rules, given[None, :], quoter, levels, round(decimal(config.total_capital) * MONEY_SCALE), opening,

@@ -478,7 +478,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..market.instrument import MONEY_SCALE, decimal
 from ..page import FIGURE_STYLE, Page
-from .limits import make_rules
+from .limits import aimed, make_rules
 from .models import model_of
 from .venue import QueueModel
 
@@ -614,7 +614,7 @@ def bracket(
     venue = venue or Venue.from_config(config)
     config = replace(config, trading_pair=tape.instrument.pair, maker_fee=venue.maker_fee, taker_fee=venue.taker_fee)
     if quoter is None:
-        model, given = model_of(config)
+        model, given = model_of(aimed(config, tape.instrument, venue))
         quoter, levels = model.quoter, model.levels
     else: given = one_setting(parameters)
     ready, count, table = make_ready(tape), len(queues), venue.latency.table

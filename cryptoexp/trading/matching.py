@@ -28,7 +28,7 @@ from cryptoexp.market.events import (
 from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from cryptoexp.trading.limits import (
     HAS_ENDED, IS_HALTED, NO_COINS, NO_ROOM, NO_SUCH_FORCE, OUT_OF_RANGE, REFUSALS, RULES, STALE_BOOK, TOO_FAST, TOO_LARGE, TOO_MANY,
-    TOO_SMALL, enough, fee_e8, in_band, make_rules, may_send, mid_worth_e8, most_lots, reserve_e8,
+    TOO_SMALL, aimed, enough, fee_e8, held_share, in_band, make_rules, may_send, mid_worth_e8, most_lots, reserve_e8,
     room_to_buy, room_to_sell, standard_lots, too_risky, worth_e8,
 )
 from cryptoexp.trading.quoting import (
@@ -1865,7 +1865,7 @@ def _in_a_hurry(desk: Desk, config: int, time_ns: int) -> bool:
             if rule.flatten_on_halt: _trade_now(desk, config, asset, position, FLATTEN, time_ns)
         elif rule.reduce_by_taking and state.last_equity_e8 > 0:
             side = desk.sides[asset]
-            share = mid_worth_e8(side.local_bid - side.shift, side.local_ask - side.shift, position, rule) / state.last_equity_e8
+            share = held_share(state.last_equity_e8, side.local_bid - side.shift, side.local_ask - side.shift, position, rule)
             if abs(share) > rule.max_exposure:
                 excess = int(position * (1.0 - rule.target_share / share))
                 if enough(_band_tick(desk, asset, -1 if excess > 0 else 1, rule.flatten_band), abs(excess), rules):
@@ -1904,8 +1904,7 @@ def _look(desk: Desk, rows: Rows, config: int, time_ns: int) -> bool:
         view.share = 0.0
         view.order_lots = 0
         if view.usable and rules[0].unlimited == 0:
-            worth = mid_worth_e8(view.bid_tick, view.ask_tick, view.position_lots, rules[0])
-            if state.last_equity_e8 > 0: view.share = worth / state.last_equity_e8
+            view.share = held_share(state.last_equity_e8, view.bid_tick, view.ask_tick, view.position_lots, rules[0])
             view.order_lots = standard_lots(state.last_equity_e8, view.bid_tick, view.ask_tick, rules)
         view.bought_lots, view.sold_lots = side.bought_lots - account.seen_bought, side.sold_lots - account.seen_sold
         view.filled_buy_lots, view.filled_sell_lots = account.filled_buy_lots, account.filled_sell_lots
@@ -2130,7 +2129,7 @@ def _show_worth(sides: Any, every_rule: Any, states: Any, accounts: Any, views: 
     bid, ask = side.local_bid - side.shift, side.local_ask - side.shift
     view.equity, view.share, view.order_lots = equity / MONEY_SCALE, 0.0, 0
     if rules[0].unlimited: return
-    if equity > 0: view.share = mid_worth_e8(bid, ask, account.known_position_lots, rules[0]) / equity
+    view.share = held_share(equity, bid, ask, account.known_position_lots, rules[0])
     view.order_lots = standard_lots(equity, bid, ask, rules)
 
 @rare
@@ -2390,6 +2389,15 @@ def _layout(configs: int, assets: int, ticks: int, levels: int, slots: int, ring
         ('local', 'i8', (2, 1 if here else ticks)), ('place', 'i4', (2, 2, ticks if there or here else 1)),
         ('heads', 'i4', (2, ticks)), ('marks', 'i2', (2, ticks)))
 
+# %% ../../nbs/trading/03_matching.ipynb #road02
+def _one_road(rules: Any, assets: int) -> None:
+    "ValueError where the markets of one configuration differ in what it has only once"
+    for name in ('interval_ns', 'entry_ns', 'response_ns', 'latency_rows', 'latency_first'):
+        values = np.asarray(rules[name]).reshape(-1, assets)
+        for found in values[(values != values[:, :1]).any(axis=1)][:1].tolist():
+            raise ValueError(f'the markets of one configuration have {found} for {name}, but they share one clock and one latency: '
+                             'give them all the same')
+
 # %% ../../nbs/trading/03_matching.ipynb #c147
 def new_desk(
     rules: Any,                               # RULES, shape (configs * assets,)
@@ -2405,6 +2413,7 @@ def new_desk(
 ) -> Desk:
     "An empty desk with its starting money (1e-8 quote) and coins (lots)"
     configs, assets, ticks = len(parameters), len(capacity), sum(top - low for low, top in capacity)
+    _one_road(rules, assets)
     if assets > 127: raise ValueError(f'{assets} instruments are too many for one run: it holds 127')
     if ring & (ring - 1): raise ValueError(f'a ring holds a power of two of messages, not {ring}')
     if ticks >= 1 << 31: raise ValueError(f'{ticks:,} ticks of prices do not fit: leave an instrument out, or take a coarser tick')
@@ -2647,9 +2656,9 @@ class Engine(Output):
         by_order: bool = False,                # whether the id of a level's row names the order that changed it
     ):
         super().__init__()
-        model, own = model_of(config)
         self.instrument, self.config = instrument, replace(config, trading_pair=instrument.pair)  # a recording says itself what it is of
         self.venue = venue or Venue.from_config(config)
+        model, own = model_of(aimed(config, instrument, self.venue))
         self.intake = Intake(hold_ns, use_best_quotes, by_order)
         self._setting = (model.levels, own) if quoter is None else (levels, one_setting(parameters))
         self._python = model.quoter if quoter is None else quoter

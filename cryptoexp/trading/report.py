@@ -20,11 +20,13 @@ from cryptoexp.trading.ledger import (
     Session, Totals, bps, funding_log, manifest, open_account, order_counts, participation, plain, start_mid, time_texts, totals, touches,
     trade_log, warnings,
 )
+from .limits import aimed
+from .venue import Venue
 
 # %% auto #0
 __all__ = ['HORIZONS', 'CURVE', 'SIDES', 'MONEY_HORIZONS', 'DAY_NS', 'MOST_POINTS', 'BUY_COLOUR', 'SELL_COLOUR', 'MID_COLOUR',
            'ACCENT', 'MARKOUT_FORMATS', 'STREAMS', 'FIGURES', 'SHOWN_FILLS', 'valued', 'course', 'fill_markouts',
-           'markout_table', 'markout_money', 'money_numbers', 'order_numbers', 'side_numbers', 'ratio',
+           'markout_table', 'markout_money', 'money_numbers', 'order_numbers', 'side_numbers', 'ratio', 'aim',
            'inventory_numbers', 'number', 'quoting_numbers', 'annual_sharpe', 'performance', 'thinned', 'elapsed',
            'new_figure', 'say', 'name_lines', 'draw', 'draw_fills', 'price_figure', 'inventory_figure', 'equity_figure',
            'markout_figure', 'money_text', 'percent', 'basis_points', 'length_text', 'no_fill_reason', 'bound_table',
@@ -148,12 +150,16 @@ def ratio(part: float, whole: float, scale: float = 1.0) -> float | None:
 # %% ../../nbs/trading/05_report.ipynb #c21
 DAY_NS = 86_400_000_000_000
 
+def aim(session: Session) -> float:
+    "The share of equity that was aimed at"
+    return aimed(session.config, session.instrument, session.venue or Venue.from_config(session.config)).target_share
+
 def inventory_numbers(session: Session, path: pd.DataFrame) -> dict[str, Any]:
     "What was held: position in base currency (or contracts), its share of equity, and for which part of the time"
     if not len(path): return dict.fromkeys(('mean', 'least', 'most', 'mean_share', 'most_share', 'time_above_target', 'time_at_zero'))
     return dict(mean=float(path.position.mean()), least=float(path.position.min()), most=float(path.position.max()),
                 mean_share=number(path.share.mean()), most_share=number(path.share.max()),
-                time_above_target=float((path.share > session.config.target_share).mean()), time_at_zero=float((path.position == 0).mean()))
+                time_above_target=float((path.share > aim(session)).mean()), time_at_zero=float((path.position == 0).mean()))
 
 def number(value: float) -> float | None: return None if np.isnan(value) else float(value)
 
@@ -284,11 +290,11 @@ def price_figure(session: Session, most: int = MOST_POINTS, within: Any = None) 
 def inventory_figure(session: Session, most: int = MOST_POINTS, within: Any = None) -> Figure:
     "Position, and its share of equity with target and cap"
     figure, (above, below) = new_figure(session, 'inventory', (1, 1), 3.4, within)
-    path, config = course(session), session.config
+    path = course(session)
     draw(above, session, path, 'position', most, color=ACCENT, drawstyle='steps-post')
     above.set_ylabel(f'position ({session.unit})')
     draw(below, session, path, 'share', most, 100, color=ACCENT, label='share')
-    for level, name, style in ((config.max_inventory_exposure, 'cap', '-'), (config.target_share, 'target', '--')):
+    for level, name, style in ((session.config.max_inventory_exposure, 'cap', '-'), (aim(session), 'target', '--')):
         below.axhline(level * 100, color=SELL_COLOUR if name == 'cap' else MID_COLOUR, linestyle=style, linewidth=.9, label=name)
     below.set(ylabel='of equity (%)', xlabel=elapsed(session, path.time_ns)[1])
     below.set_ylim(bottom=min(0.0, 100 * float(path.share.min(skipna=True)) if path.share.notna().any() else 0.0))

@@ -43,7 +43,7 @@ from ..market.tape import Tape, load
 from ..page import FIGURE_STYLE
 from .backtest import Ready, Runs, Trace, make_ready, run_configurations, settled_e8, traces_of, worth
 from .ledger import MINUTE_NS
-from .limits import TOO_MANY, make_rules
+from .limits import TOO_MANY, aimed, make_rules
 from .matching import ORDER, SAMPLE
 from .models import MODELS, model_of
 from .quoting import Quoter, compile_many, compile_quoter
@@ -83,7 +83,7 @@ def told(setting: Setting, instrument: Instrument, quoter: Quoter | None, levels
     venue = setting.venue or Venue.from_config(setting.config)
     config = replace(setting.config, trading_pair=instrument.pair, maker_fee=venue.maker_fee, taker_fee=venue.taker_fee)
     if quoter is None:
-        model, own = model_of(config)
+        model, own = model_of(aimed(config, instrument, venue))
         return Told(config, venue, model.quoter, model.levels, own)
     given = np.zeros(1) if setting.parameters is None else np.asarray(setting.parameters, float)
     return Told(config, venue, quoter, levels, given)

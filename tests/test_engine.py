@@ -730,13 +730,32 @@ def test_every_broken_rule_is_noticed(tmp_path: Path) -> None:
     print(*rows, sep='\n')
 
 
+def between_two_ticks(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    bid = wishes[0, 0]
+    bid[0, 0], bid[0, 1] = view.market[0].bid_tick - parameters[0], 1
+    return 0
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_price_between_two_ticks_is_an_error_in_python_too(compiled: bool) -> None:
+    rows = from_rows([*opening({100: 10}, {110: 10}), control(1000, 0)])
+    for away in (.5, 1.):
+        engine = Engine(TOY, settings(), between_two_ticks, parameters=np.array([away]), compiled=compiled)
+        if away == 1: engine.feed(rows)
+        else:
+            with pytest.raises(ValueError, match='whole number'): engine.feed(rows)
+
+
 def test_what_no_run_can_mean_is_refused() -> None:
     "Times from nowhere, rows of neither clock, shapes and answers that are none: an error that says what, and where"
     rows = from_rows([*opening({100: 10}, {110: 10}), control(1000, 0)])
     tape = Tape(rows, TOY)
     assert len(tape.timeline()) == len(rows)
-    with pytest.raises(ValueError, match=r'row 4 .* reached us 2.000 s before the row above it; sort by local_ns'):
+    with pytest.raises(ValueError, match=r'row 4 .* reached us 2.000 s before a row above it; sort by local_ns'):
         Tape(from_rows([*opening({100: 10}, {110: 10}, 3000), control(1000, 0)]), TOY).timeline()
+    with pytest.raises(ValueError, match=r'row 6 .* reached us 1.500 s before a row above it'):   # steps of half a second, one after another
+        backwards = [control(3000 - step, 0) for step in (0, 500, 1000, 1500)]
+        Tape(from_rows([*opening({100: 10}, {110: 10}, 2990)[:3], *backwards]), TOY).timeline()
     with pytest.raises(ValueError, match='nanoseconds since 1970'):
         Tape(from_rows([*opening({100: 10}, {110: 10}), control(2 * 366 * 86_400_000, 0)]), TOY).timeline()
     with pytest.raises(ValueError, match='concerns neither clock'):

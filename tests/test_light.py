@@ -1,6 +1,7 @@
 """Light orders are a shorter way only: whatever can be asked of a pass without tables is what the pass with tables says (promise 1)."""
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,67 @@ def out_of_range() -> None:
 def test_a_quote_out_of_range_is_refused_as_a_light_one() -> None: out_of_range()
 
 
+PART, HALF = slice(1, 2), 3
+
+
+def keeps_in_its_parameters(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    "Remembers by way of a view of its parameters"
+    half = parameters[PART]
+    half *= .5
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = view.market[0].bid_tick - int(parameters[1]), 2
+    return 0
+
+
+def by_a_name(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    part = PART
+    half = parameters[part]
+    half *= .5
+    return 0
+
+
+def adds_an_axis(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    half = parameters[np.newaxis]
+    half *= .5
+    return 0
+
+
+def makes_an_array(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    near = np.zeros(2)
+    near[0] = view.market[0].bid_tick
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = int(near.sum()) - 1, 2
+    return 0
+
+
+def by_a_number(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = view.market[0].bid_tick - HALF, 2
+    return 0
+
+
+def test_a_model_that_may_remember_is_asked_each_time() -> None:
+    for model in (keeps_in_its_parameters, by_a_name, adds_an_axis): assert fields_read(model) is None
+    market = Market(501, False, 100)
+    plain, light = market.play(True, keeps_in_its_parameters), market.play(False, keeps_in_its_parameters)
+    assert not light.desk.clock[0].steady and plain.desk.state.orders_sent.tolist() == light.desk.state.orders_sent.tolist()
+
+
+def test_a_model_may_make_arrays() -> None:
+    market = Market(502, False, 100)
+    plain, light = market.play(True, makes_an_array), market.play(False, makes_an_array)
+    assert light.desk.clock[0].light
+    same(market, 502, plain, light)
+
+
+def test_a_model_is_compiled_for_the_numbers_of_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    market, placed = Market(503, False, 100), []
+    for half in (3, 1, 3):
+        monkeypatch.setattr(sys.modules[__name__], 'HALF', half)
+        assert fields_read(by_a_number) == {'bid_tick'}
+        runs = market.play(True, by_a_number)
+        placed.append(int(runs.orders.tick.iloc[0]))
+        assert market.play(False, by_a_number).desk.state.orders_sent.tolist() == runs.desk.state.orders_sent.tolist()
+    assert placed[0] == placed[1] - 2 == placed[2]
+
+
 def stopped_between() -> None:
     "The feed breaks off and goes on between two decisions at an unchanged touch: what was cancelled then is sent again"
     breaks = [happens(50, DEPTH | BUY, 95, 4), control(450, STALE), control(470, RESUME), control(900, RESUME)]
@@ -212,7 +274,8 @@ def stopped_between() -> None:
         runs = run_configurations(prepared, make_rules(settings(refresh_interval=.1), TOY), np.zeros((1, 1)), by_touch, cash_e8=10**13,
                                   position_lots=np.array([[5]]), record=record)
         assert bool(runs.desk.clock[0].light) == (not record) and (record or runs.desk.clock[0].skipped > 2)
-        assert (runs.desk.state.orders_sent.tolist(), runs.desk.state.cancels_sent.tolist()) == ([4], [4]), record   # two at the break, two at the end
+        sent, cancels = runs.desk.state.orders_sent.tolist(), runs.desk.state.cancels_sent.tolist()
+        assert (sent, cancels) == ([4], [4]), record   # two are cancelled at the break, two at the end
 
 
 def test_a_decision_after_a_break_is_taken() -> None: stopped_between()

@@ -196,14 +196,15 @@ def timeline(tape: Tape) -> Events:
     "Rows with corrected local times, in local order; ValueError where something arrives before it happens"
     events = tape.events
     name, times = ', '.join(tape.source) or 'this tape', events.local_ns
-    steps = np.diff(times)
-    if (back := np.flatnonzero(steps < -LARGEST_STEP_BACK_NS)).size:
-        raise ValueError(f'{name}: row {back[0] + 1} (local time {times[back[0] + 1]} ns) reached us {-steps[back[0]] / 1e9:.3f} s before '
-                         'the row above it; sort by local_ns')
+    steps, latest = np.diff(times), np.maximum.accumulate(times)
+    if (back := np.flatnonzero(latest - times > LARGEST_STEP_BACK_NS)).size:
+        row = back[0]
+        raise ValueError(f'{name}: row {row} (local time {times[row]} ns) reached us {(latest[row] - times[row]) / 1e9:.3f} s before '
+                         'a row above it; sort by local_ns')
     if (far := np.flatnonzero(steps > LONGEST_PAUSE_NS)).size:
         raise ValueError(f'{name}: between row {far[0]} (local time {times[far[0]]} ns) and the next lie '
                          f'{steps[far[0]] / 86_400e9:,.0f} days; are these nanoseconds since 1970?')
-    local = tape.clock.corrected(np.maximum.accumulate(events.local_ns))  # a clock set back does not reorder what came
+    local = tape.clock.corrected(latest)  # a clock set back does not reorder what came
     early = np.flatnonzero((local <= events.exchange_ns) & (events.kind != CONTROL) & ((events.flags & EXCHANGE_ONLY) == 0))
     if early.size:
         row, most = int(early[0]), int((events.exchange_ns - local)[early].max())

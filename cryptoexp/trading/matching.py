@@ -33,7 +33,7 @@ from cryptoexp.trading.limits import (
 )
 from cryptoexp.trading.quoting import (
     ASK, BID, BOUND, FILL_OR_KILL, FORCE, GOOD_TILL_CANCELLED, HEARD, IMMEDIATE, LOTS, MANY, MARKET, MARKET_ORDER, OWN,
-    POST_ONLY, SCRATCH, SIGNALS, SIGNATURE, TICK, Quoter, View, compile_many, compile_quoter, new_view,
+    POST_ONLY, SCRATCH, SIGNALS, SIGNATURE, TICK, Quoter, View, Wishes, compile_many, compile_quoter, new_view,
 )
 from .models import model_of
 from .venue import QUEUE_BEHIND, QUEUE_L3, Venue, entry_latency, queue_after, response_latency
@@ -2484,7 +2484,7 @@ def _ask(desk: Desk, python: Quoter) -> None:
     count, heard = (int(desk.state[config][name]) * int(clock.own_orders) for name in ('order_count', 'heard_count'))
     view = desk.seen._replace(orders=desk.own[:count], fills=desk.heard[config, :heard])
     with np.errstate(divide='raise', invalid='raise'):   # a division by zero ends compiled code, so it does here
-        answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes)
+        answer = python(view, desk.parameters[config], desk.scratch[config], desk.wishes.view(Wishes))
     if answer is None: raise TypeError(f'{getattr(python, "__name__", "the model")} answers None: a model has to return an int, such as 0')
     clock.answer = answer
 

@@ -6,8 +6,9 @@
 __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'FORCE', 'POST_ONLY', 'GOOD_TILL_CANCELLED',
            'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'FRACTION', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
            'VOLATILITY', 'FLOOR', 'LEANING', 'MANY', 'STANDING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE',
-           'MAKER_FEE', 'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'compile_quoter',
-           'compile_many', 'fields_read', 'floor_half_spread', 'outward', 'update_volatility', 'constant_spread']
+           'MAKER_FEE', 'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'kept_on_disk',
+           'compile_quoter', 'compile_many', 'fields_read', 'floor_half_spread', 'outward', 'update_volatility',
+           'constant_spread']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
@@ -140,6 +141,34 @@ class Checked(CompilerBase):
         steps.finalize()
         return [steps]
 
+# %% ../../nbs/trading/01_quoting.ipynb #num02
+def _numbers_of(function: Any) -> tuple[tuple[str, Any], ...]:
+    "The numbers and words that a function reads from its module and from around it"
+    plain = getattr(function, 'py_func', function)
+    code, around = getattr(plain, '__code__', None), getattr(plain, '__globals__', {})
+    if code is None: return ()
+    inner = [(name, cell.cell_contents) for name, cell in zip(code.co_freevars, plain.__closure__ or ())]
+    found = [(name, around[name]) for name in code.co_names if name in around] + inner
+    return tuple((name, value) for name, value in found if isinstance(value, (bool, int, float, str)))
+
+def kept_on_disk(plain: Any) -> bool:
+    "Whether what is compiled may be kept for another process"
+    numbers = _numbers_of(plain)
+    return plain.__module__ != '__main__' and plain.__closure__ is None and _first_numbers.setdefault(plain, numbers) == numbers
+
+_first_numbers: dict[Any, tuple[tuple[str, Any], ...]] = {}   # of a function: with which it was compiled first
+
+def _with_its_numbers(work: Callable[[Any], Any]) -> Any:
+    "Answers are kept by function and by the numbers that it reads"
+    answers = dict[Any, Any]()
+
+    @functools.wraps(work)
+    def asked(function: Any) -> Any:
+        key = function, _numbers_of(function)
+        if key not in answers: answers[key] = work(function)
+        return answers[key]
+    return asked
+
 # %% ../../nbs/trading/01_quoting.ipynb #c09
 Quoter = Callable[[View, np.ndarray, np.ndarray, np.ndarray], int]
 _MARKETS, _OWN, _HEARD = (types.Array(numba.from_dtype(dtype), 1, 'C') for dtype in (MARKET, OWN, HEARD))
@@ -150,12 +179,12 @@ SCRATCH = 64  # float64 numbers that a model may keep between calls
 BOUND = ('spread_percentage', 'volatility', 'profit_floor', 'leaning')  # what set the width, in the order of the codes
 SPREAD, VOLATILITY, FLOOR, LEANING = range(len(BOUND))
 
-@functools.cache
+@_with_its_numbers
 def compile_quoter(function: Quoter) -> Quoter | None:
     "The model as a compiled first-class function, or None (said once, as a warning) where Numba can't compile it"
     plain, reason = getattr(function, 'py_func', function), Exception()
     if not callable(plain): raise TypeError(f'a model is a function of view, parameters, scratch and wishes, not {function!r}')
-    for cache in (True, False):   # a function that stands in no file, as in a program read from a pipe, can't be kept on disk
+    for cache in (kept_on_disk(plain), False):   # a function that stands in no file, as in a program read from a pipe, can't be
         try:
             with collector_resting(): return njit(SIGNATURE, cache=cache, nogil=True, boundscheck=True, pipeline_class=Checked)(plain)
         except Exception as error:   # Numba says no in many ways: errors of its own, and plain ones such as ValueError and AssertionError
@@ -181,7 +210,7 @@ def _each(market: np.ndarray, depth: np.ndarray, orders: np.ndarray, fills: np.n
         due[config, 1] = _model(view, parameters[config], scratch[config], wishes[config])
     return 0
 
-@functools.cache
+@_with_its_numbers
 def compile_many(
     function: Quoter,   # one that compile_quoter compiles
 ) -> Any:               # (market, depth, orders, fills, signals, parameters, scratch, wishes, due, asking) -> 0
@@ -191,11 +220,11 @@ def compile_many(
     code = _each.__code__.replace(co_filename=plain.__code__.co_filename, co_firstlineno=plain.__code__.co_firstlineno)
     each = FunctionType(code, {**globals(), '_model': inside}, f'{plain.__name__}_each')
     each.__module__, each.__qualname__ = plain.__module__, f'{plain.__qualname__}.each'
-    for cache in (plain.__closure__ is None, False):
+    for cache, counted in ((kept_on_disk(plain), False), (False, False), (False, True)):   # counted: it makes arrays of its own
         try:
-            with collector_resting(): return njit(MANY, cache=cache, nogil=True, _nrt=False)(each)  # type: ignore[call-overload]
-        except RuntimeError as error:
-            if 'cannot cache' not in str(error): raise
+            with collector_resting(): return njit(MANY, cache=cache, nogil=True, _nrt=counted)(each)  # type: ignore[call-overload]
+        except Exception:   # no file to be kept beside, or arrays of its own: each is said in many ways; what is left raises the last time
+            if counted: raise
 
 # %% ../../nbs/trading/01_quoting.ipynb #steady02
 STANDING = frozenset(('bid_tick', 'ask_tick', 'position_lots', 'equity', 'share', 'order_lots', 'usable'))   # the same while the touch
@@ -214,8 +243,10 @@ def _part_of(value: Any, name: str, kinds: dict[str, str], known: dict[str, Any]
         known[name] = getattr(source, value.attr, None)
         return ''
     if value.op == 'getitem':
-        if inputs[0] == 'market': return 'record' if known.get(value.index.name) == 0 else None
-        return {'parameters': '', 'wishes': 'wishes'}.get(inputs[0]) if not any(inputs[1:]) else None
+        place = known.get(value.index.name)
+        if inputs[0] == 'market': return 'record' if isinstance(place, int) and place == 0 else None
+        if inputs[0] == 'parameters': return '' if isinstance(place, int) else None   # a part of them could be written to
+        return 'wishes' if inputs[0] == 'wishes' and not any(inputs[1:]) else None
     if any(inputs): return None
     if value.op == 'call':
         called = known.get(value.func.name)
@@ -235,9 +266,10 @@ def _understood(step: Any, kinds: dict[str, str], known: dict[str, Any], fields:
     name, value, part = step.target.name, step.value, ''
     if isinstance(value, ir.Arg): part = ('view', 'parameters', 'scratch', 'wishes')[value.index]
     elif isinstance(value, ir.Var):
-        part = kinds.get(value.name, '')
-        source = known.get(value.name)
-        if (callable(source) or isinstance(source, ModuleType)) and known.setdefault(name, source) is not source: return False
+        part, source = kinds.get(value.name, ''), known.get(value.name)
+        named = callable(source) or isinstance(source, ModuleType)
+        if named and known.setdefault(name, source) is not source: return False
+        if not named: known[name] = source if known.get(name, source) is source else None
     elif isinstance(value, (ir.Const, ir.Global, ir.FreeVar)):
         if name in known and known[name] is not value.value and not isinstance(value, ir.Const): return False
         known[name] = value.value
@@ -248,7 +280,7 @@ def _understood(step: Any, kinds: dict[str, str], known: dict[str, Any], fields:
     else: return False
     return kinds.setdefault(name, part) == part
 
-@functools.cache
+@_with_its_numbers
 def fields_read(
     function: Quoter,               # one that compile_quoter compiles
 ) -> frozenset[str] | None:         # None: it may go by anything

@@ -216,11 +216,11 @@ def compile_many(
 ) -> Any:               # (market, depth, orders, fills, signals, parameters, scratch, wishes, due, asking) -> 0
     "The model for many configurations of one market, one level a side: those that `due` marks; `asking[1]` is asked now"
     plain = getattr(function, 'py_func', function)
-    inside = njit(boundscheck=True, forceinline=True, pipeline_class=Checked)(plain)
     code = _each.__code__.replace(co_filename=plain.__code__.co_filename, co_firstlineno=plain.__code__.co_firstlineno)
-    each = FunctionType(code, {**globals(), '_model': inside}, f'{plain.__name__}_each')
-    each.__module__, each.__qualname__ = plain.__module__, f'{plain.__qualname__}.each'
     for cache, counted in ((kept_on_disk(plain), False), (False, False), (False, True)):   # counted: it makes arrays of its own
+        inside = njit(boundscheck=True, forceinline=True, pipeline_class=Checked)(plain)
+        each = FunctionType(code, {**globals(), '_model': inside}, f'{plain.__name__}_each')
+        each.__module__, each.__qualname__ = plain.__module__, f'{plain.__qualname__}.each'
         try:
             with collector_resting(): return njit(MANY, cache=cache, nogil=True, _nrt=counted)(each)  # type: ignore[call-overload]
         except Exception:   # no file to be kept beside, or arrays of its own: each is said in many ways; what is left raises the last time

@@ -2392,10 +2392,10 @@ def _layout(configs: int, assets: int, ticks: int, levels: int, slots: int, ring
 # %% ../../nbs/trading/03_matching.ipynb #road02
 def _one_road(rules: Any, assets: int) -> None:
     "ValueError where the markets of one configuration differ in what it has only once"
-    for name in ('interval_ns', 'entry_ns', 'response_ns', 'latency_rows', 'latency_first'):
+    for name in ('interval_ns', 'entry_ns', 'response_ns', 'latency_rows', 'latency_first', 'reduce_by_taking'):
         values = np.asarray(rules[name]).reshape(-1, assets)
         for found in values[(values != values[:, :1]).any(axis=1)][:1].tolist():
-            raise ValueError(f'the markets of one configuration have {found} for {name}, but they share one clock and one latency: '
+            raise ValueError(f'the markets of one configuration have {found} for {name}, but it has that only once: '
                              'give them all the same')
 
 # %% ../../nbs/trading/03_matching.ipynb #c147

@@ -14,7 +14,7 @@ __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'F
 import functools
 import math
 from collections.abc import Callable
-from types import FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple, cast
 
 import numba
@@ -142,21 +142,21 @@ class Checked(CompilerBase):
         return [steps]
 
 # %% ../../nbs/trading/01_quoting.ipynb #num02
-def _numbers_of(function: Any) -> tuple[tuple[str, Any], ...]:
-    "The numbers and words that a function reads from its module and from around it"
+def _numbers_of(function: Any) -> tuple[tuple[str, str, Any], ...]:
+    "The numbers and words that a function reads from its module and from around it: name, type and value"
     plain = getattr(function, 'py_func', function)
     code, around = getattr(plain, '__code__', None), getattr(plain, '__globals__', {})
     if code is None: return ()
-    inner = [(name, cell.cell_contents) for name, cell in zip(code.co_freevars, plain.__closure__ or ())]
-    found = [(name, around[name]) for name in code.co_names if name in around] + inner
-    return tuple((name, value) for name, value in found if isinstance(value, (bool, int, float, str)))
+    found = {name: around[name] for name in code.co_names if name in around}
+    found |= {name: cell.cell_contents for name, cell in zip(code.co_freevars, plain.__closure__ or ()) if cell != CellType()}   # not empty
+    return tuple((name, type(value).__name__, value) for name, value in found.items() if isinstance(value, (bool, int, float, str)))
 
 def kept_on_disk(plain: Any) -> bool:
     "Whether what is compiled may be kept for another process"
     numbers = _numbers_of(plain)
     return plain.__module__ != '__main__' and plain.__closure__ is None and _first_numbers.setdefault(plain, numbers) == numbers
 
-_first_numbers: dict[Any, tuple[tuple[str, Any], ...]] = {}   # of a function: with which it was compiled first
+_first_numbers: dict[Any, tuple[tuple[str, str, Any], ...]] = {}   # of a function: with which it was compiled first
 
 def _with_its_numbers(work: Callable[[Any], Any]) -> Any:
     "Answers are kept by function and by the numbers that it reads"

@@ -511,6 +511,12 @@ class ByHand:
         depth = self._call('depth', 0)
         return tuple(getattr(binding, f'{self.name}depth_best_{side}_tick')(depth) for side in ('bid', 'ask'))  # type: ignore[return-value]
 
+    def best_quantities(self) -> tuple[float, float]:
+        "What a strategy is told to stand at the best prices of the local book"
+        kind = binding.ROIVectorMarketDepth_ if self.case.depth == 'roi' else binding.HashMapMarketDepth_
+        depth = kind(self._call('depth', 0))
+        return depth.best_bid_qty, depth.best_ask_qty
+
     def quantity(self, side: int, tick: int) -> float:
         "What the local book shows there"
         return getattr(binding, f'{self.name}depth_{"bid" if side > 0 else "ask"}_qty_at_tick')(self._call('depth', 0), tick)

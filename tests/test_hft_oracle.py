@@ -384,6 +384,15 @@ def test_bug_clear_forgets_the_next_level() -> None:
             assert [hand.quantity(BUY, tick) for tick in (999, 998)] == [0, 5]
 
 
+def test_bug_the_quantity_at_the_best_price_is_the_price() -> None:
+    "Five lots stand at 999 and at 1001. The vector depth answers the prices; asked for a tick, both are right"
+    for depth, told in (('hashmap', (5, 5)), ('roi', (pytest.approx(99.9), pytest.approx(100.1)))):
+        with ByHand.of(small(depth=depth)) as hand:
+            hand.elapse(100)
+            assert hand.best() == (999, 1001) and hand.best_quantities() == told
+            assert (hand.quantity(BUY, 999), hand.quantity(SELL, 1001)) == (5, 5)
+
+
 def test_bug_a_market_order_against_nothing_is_filled_at_no_price() -> None:
     "The only ask goes while the order is on its way. Right: it expires, as the partial exchange does"
     rows = [(DEPTH, SELL, 105, tick, 0) for tick in (1001, 1002, 1003, 1004)]

@@ -266,6 +266,22 @@ def test_a_model_is_compiled_for_the_numbers_of_its_module(monkeypatch: pytest.M
     assert placed[0] == placed[1] - 2 == placed[2]
 
 
+def test_a_number_is_kept_with_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    "1, 1.0 and True are equal, and not compiled alike"
+    made = []
+    for half in (1, 1.0, True):
+        monkeypatch.setattr(sys.modules[__name__], 'HALF', half)
+        made.append(compile_quoter(by_a_number))
+    assert len({id(one) for one in made}) == 3
+
+
+def test_a_model_that_speaks_of_what_is_not_there_yet_runs_in_python() -> None:
+    def model(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int: return later
+    assert compile_quoter(model) is None
+    later = 0
+    assert compile_quoter(model) is not None and later == 0
+
+
 def stopped_between() -> None:
     "The feed breaks off and goes on between two decisions at an unchanged touch: what was cancelled then is sent again"
     breaks = [happens(50, DEPTH | BUY, 95, 4), control(450, STALE), control(470, RESUME), control(900, RESUME)]

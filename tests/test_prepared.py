@@ -1,6 +1,7 @@
 """A prepared tape takes a shorter way; it has to lead to the same place, row for row (promise 1)."""
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,11 +12,14 @@ import pytest
 from oracle import scenario, wild
 from pandas.testing import assert_frame_equal
 
+from cryptoexp.config import MarketMakingConfig
 from cryptoexp.market.events import BUY, CLEAR, CONTROL, DEPTH, LAST, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, concat, from_rows
 from cryptoexp.market.instrument import MONEY_SCALE, decimal
+from cryptoexp.market.synthetic import SyntheticMarket
 from cryptoexp.trading.backtest import home_of, largest_latency_ns, prepare, run_configurations, short_of
 from cryptoexp.trading.limits import make_rules
 from cryptoexp.trading.matching import Engine
+from cryptoexp.trading.models import model_of
 from cryptoexp.trading.venue import QueueModel, Venue
 
 
@@ -130,3 +134,45 @@ def test_a_run_does_not_wait_for_what_shows_tables() -> None:
     assert not done.returncode, done.stderr
     (sent, before), (told, after) = (line.split(' ', 1) for line in done.stdout.splitlines())
     assert int(sent) > 0 and (told, before, after) == (sent, '[]', "['pandas']")
+
+
+READ_ONLY = """
+import pickle, sys
+import numpy as np
+from cryptoexp.trading.backtest import run_configurations
+from cryptoexp.trading.models import model_of
+from cryptoexp.trading.quoting import compile_quoter
+from numba import njit
+prepared, config, rules = pickle.loads(sys.stdin.buffer.read())
+model, parameters = model_of(config)
+def worth():
+    runs = run_configurations(prepared, rules, parameters[None], model.quoter, model.levels, cash_e8=10**12)
+    return int(runs.desk.state.orders_sent[0]), int(runs.desk.state.cash_e8[0])
+print(*worth(), 'numba.np.arrayobj' in sys.modules)
+compiled = compile_quoter(model.quoter)
+@njit
+def twice(*given): return compiled(*given) + compiled(*given)
+print(*worth(), 'numba.np.arrayobj' in sys.modules)
+from cryptoexp.trading.quoting import SCRATCH, new_view
+view, wishes = new_view(), np.zeros((1, 2, 1, 3), np.int64)
+view.market.bid_tick, view.market.ask_tick, view.market.order_lots = 1000, 1001, 5
+plain = model.quoter(view, parameters, np.zeros(SCRATCH), wishes.copy())
+both = twice(view, parameters, np.zeros(SCRATCH), wishes)
+print(plain > 0, both == 2*plain, wishes[0, :, 0, 1].tolist(), 'numba.np.arrayobj' in sys.modules)
+"""
+
+
+def test_what_is_kept_on_disk_is_read_without_what_compiling_needs() -> None:
+    "A fresh process runs a built-in model without Numba's declarations, and can compile all the same, also what calls that model"
+    market, config = SyntheticMarket(7), MarketMakingConfig()
+    prepared = prepare([(market.step(2_000), market.instrument)])
+    rules = make_rules(config, market.instrument, Venue.from_config(config))
+    model, parameters = model_of(config)
+    runs = run_configurations(prepared, rules, parameters[None], model.quoter, model.levels, cash_e8=10**12)   # compiled, and kept
+    given = pickle.dumps((prepared, config, rules))
+    done = subprocess.run([sys.executable, '-c', READ_ONLY], input=given, capture_output=True, check=False)
+    assert not done.returncode, done.stderr.decode()
+    first, again, called = done.stdout.decode().splitlines()
+    answer = f'{int(runs.desk.state.orders_sent[0])} {int(runs.desk.state.cash_e8[0])}'
+    assert int(runs.desk.state.orders_sent[0]) > 0 and (first, again) == (f'{answer} False',) * 2
+    assert called == 'True True [5, 5] True'

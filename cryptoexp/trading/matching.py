@@ -9,17 +9,18 @@ import functools
 import math
 import mmap
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import njit, types
+from llvmlite import binding as llvm
 from numba.core import event
+from numba.core.caching import CompileResultCacheImpl
 from numba.typed import Dict
 
-from ..config import MarketMakingConfig, collector_resting, pd
+from ..config import MarketMakingConfig, pd
 from ..market.book import NO_ASK, NO_BID, room_for
 from cryptoexp.market.events import (
     BEST_QUOTE, BUY, CLEAR, CONTROL, DEPTH, EXCHANGE_ONLY, KILL, KIND_MASK, LAST, LOCAL_ONLY, RESUME, SELL, SIGNAL, SNAPSHOT, STALE, START,
@@ -33,7 +34,7 @@ from cryptoexp.trading.limits import (
 )
 from cryptoexp.trading.quoting import (
     ASK, BID, BOUND, FILL_OR_KILL, FORCE, GOOD_TILL_CANCELLED, HEARD, IMMEDIATE, LOTS, MANY, MARKET, MARKET_ORDER, OWN,
-    POST_ONLY, SCRATCH, SIGNALS, SIGNATURE, TICK, Quoter, View, Wishes, compile_many, compile_quoter, new_view,
+    POST_ONLY, SCRATCH, SIGNALS, SIGNATURE, TICK, Kept, Quoter, View, Wishes, compile_many, compile_quoter, compiled_as, new_view,
 )
 from .models import model_of
 from .venue import QUEUE_BEHIND, QUEUE_L3, Venue, entry_latency, queue_after, response_latency
@@ -45,10 +46,10 @@ __all__ = ['SENT', 'RESTING', 'FILLED', 'CANCELLED', 'EXPIRED', 'STATUS', 'QUOTE
            'FILL', 'SAMPLE', 'TAKEN', 'REFUSED', 'CLOCK', 'SIDE', 'ACCOUNT', 'STATE', 'ROW', 'BID_NOW', 'ASK_NOW',
            'BID_TOLD', 'ASK_TOLD', 'PRINTS', 'NEVER', 'MOST_OUTPUT', 'SPARE', 'HEARD_MOST', 'MINUTE_NS', 'NO_TOUCH',
            'BEST', 'WORST', 'AT_EXCHANGE', 'AT_HOME', 'rare', 'inner', 'DRY', 'FULL', 'QUESTION', 'OVERRUN', 'Layout',
-           'NO_COURSE', 'OVERRUNS', 'Course', 'Desk', 'Rows', 'may_be_light', 'transition', 'compile_engine', 'rows_of',
-           'blank_arrays', 'new_desk', 'apply_level', 'run_desk', 'Joined', 'Intake', 'check_rows', 'plain_table',
-           'fill_table', 'order_table', 'refused_table', 'first_price', 'Output', 'one_setting', 'Engine', 'open_desk',
-           'sum_up', 'refuse_order', 'enter_order', 'quotable', 'quotable_lots']
+           'NO_COURSE', 'OVERRUNS', 'Course', 'Desk', 'Rows', 'may_be_light', 'KeptAlone', 'transition',
+           'compile_engine', 'rows_of', 'blank_arrays', 'new_desk', 'apply_level', 'run_desk', 'Joined', 'Intake',
+           'check_rows', 'plain_table', 'fill_table', 'order_table', 'refused_table', 'first_price', 'Output',
+           'one_setting', 'Engine', 'open_desk', 'sum_up', 'refuse_order', 'enter_order', 'quotable', 'quotable_lots']
 
 # %% ../../nbs/trading/03_matching.ipynb #c23
 SENT, RESTING, FILLED, CANCELLED, EXPIRED = range(5)
@@ -2295,14 +2296,26 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
         if clock.overrun: return OVERRUN
         for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
+# %% ../../nbs/trading/03_matching.ipynb #alone01
+class _CodeAlone(CompileResultCacheImpl):
+    "What is kept of a function that no other compiled function calls: its code, and its names"
+    def reduce(self, data: Any) -> Any:   # Numba's names
+        (name, kind, (code, _)), described, *others = super().reduce(data)  # type: ignore[no-untyped-call]
+        names = described.llvm_func_name, described.llvm_cpython_wrapper_name, described.llvm_cfunc_wrapper_name
+        bodies = '\n'.join(f'define void @"{one}"() {{ ret void }}' for one in names)
+        return (name, kind, (code, llvm.parse_assembly(bodies).as_bitcode())), described, *others
+
+class KeptAlone(Kept):
+    "The cache of a function that no other compiled function calls: it must not be called by one, whose call would do nothing"
+    _impl_class = _CodeAlone  # type: ignore[assignment]
+
 # %% ../../nbs/trading/03_matching.ipynb #c144
 class _Announce(event.Listener):
-    "Says once that something is being compiled, which the cache would have known; nothing is read then"
-    def __init__(self, reading: ExitStack) -> None: self.reading, self.said = reading, False
+    "Says once that something is being compiled, which the cache would have known"
+    def __init__(self) -> None: self.said = False
 
     def on_start(self, event: Any) -> None:
         from loguru import logger   # imported only where something is said
-        self.reading.close()
         if not self.said: logger.info('compiling the engine, once on this machine: a minute or two')
         self.said = True
 
@@ -2316,10 +2329,8 @@ def transition() -> Any:
     rows = numba.typeof(rows_of(np.zeros(0, np.int64), from_rows([])))  # type: ignore[no-untyped-call]
     desk.name, rows.name = 'Desk', 'Rows'   # else each function is named after every field of every record in them, 18,000 letters
     signature = types.int64(desk, rows, rows, types.int64, types.FunctionType(SIGNATURE), types.FunctionType(MANY))
-    compiled: Any = njit(signature, cache=True, nogil=True, _nrt=False, error_model='numpy')  # type: ignore[call-overload]
-    with ExitStack() as reading:
-        reading.enter_context(collector_resting())   # what is read stays; compiling leaves a gigabyte behind
-        with event.install_listener('numba:compile', _Announce(reading)): return compiled(_advance)
+    with event.install_listener('numba:compile', _Announce()):
+        return compiled_as(signature, _advance, KeptAlone, _nrt=False, error_model='numpy')
 
 def compile_engine() -> None:
     "Compile the transition function, or load it from the cache, before the first row arrives"

@@ -7,8 +7,8 @@ __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'F
            'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'FRACTION', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
            'VOLATILITY', 'FLOOR', 'LEANING', 'MANY', 'STANDING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE',
            'MAKER_FEE', 'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'kept_on_disk',
-           'compile_quoter', 'compile_many', 'fields_read', 'floor_half_spread', 'outward', 'update_volatility',
-           'constant_spread']
+           'compile_quoter', 'Kept', 'compiled_as', 'compile_many', 'fields_read', 'floor_half_spread', 'outward',
+           'update_volatility', 'constant_spread']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
@@ -20,7 +20,10 @@ from typing import Any, NamedTuple, cast
 import numba
 import numpy as np
 from numba import njit, types
+from numba.core.caching import FunctionCache
 from numba.core.compiler import run_frontend
+from numba.core.runtime.nrt import rtsys
+from numba.core.typeinfer import register_dispatcher
 
 from ..config import collector_resting
 
@@ -186,7 +189,8 @@ def compile_quoter(function: Quoter) -> Quoter | None:
     if not callable(plain): raise TypeError(f'a model is a function of view, parameters, scratch and wishes, not {function!r}')
     for cache in (kept_on_disk(plain), False):   # a function that stands in no file, as in a program read from a pipe, can't be
         try:
-            with collector_resting(): return njit(SIGNATURE, cache=cache, nogil=True, boundscheck=True, pipeline_class=Checked)(plain)
+            with collector_resting():
+                return compiled_as(SIGNATURE, plain, Kept if cache else None, boundscheck=True, pipeline_class=Checked)
         except Exception as error:   # Numba says no in many ways: errors of its own, and plain ones such as ValueError and AssertionError
             reason = error
             if 'cannot cache' not in str(error): break
@@ -194,6 +198,28 @@ def compile_quoter(function: Quoter) -> Quoter | None:
     said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
     logger.warning(f'{getattr(function, "__name__", function)} runs in Python, slower, with the same result: Numba says {said}')
     return None
+
+# %% ../../nbs/trading/01_quoting.ipynb #kept02
+class Kept(FunctionCache):
+    "Numba's cache of one function on disk, read without what only compiling needs"
+    def load_overload(self, sig: Any, target_context: Any) -> Any:   # Numba's names
+        rtsys.initialize(target_context)   # what compiled code calls by name
+        with collector_resting(), self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+
+def compiled_as(
+    signature: Any,                    # one, that of every call
+    plain: Callable[..., Any],
+    keep: type[FunctionCache] | None,  # how it is kept for another process; None: it is not
+    **options: Any,                    # Numba's
+) -> Any:
+    "What `njit(signature, nogil=True)` makes of a function; RuntimeError where it stands in no file that it could be kept beside"
+    made: Any = njit(nogil=True, **options)(plain)
+    if made is plain: return plain   # NUMBA_DISABLE_JIT
+    if keep: made._cache = keep(plain)
+    with register_dispatcher(made): made.compile(signature)
+    made.disable_compile()
+    return made
 
 # %% ../../nbs/trading/01_quoting.ipynb #many02
 MANY = types.int64(_MARKETS, types.int64[:, :, :, ::1], _OWN, _HEARD, types.float64[::1], types.float64[:, ::1], types.float64[:, ::1],
@@ -222,7 +248,7 @@ def compile_many(
         each = FunctionType(code, {**globals(), '_model': inside}, f'{plain.__name__}_each')
         each.__module__, each.__qualname__ = plain.__module__, f'{plain.__qualname__}.each'
         try:
-            with collector_resting(): return njit(MANY, cache=cache, nogil=True, _nrt=counted)(each)  # type: ignore[call-overload]
+            with collector_resting(): return compiled_as(MANY, each, Kept if cache else None, _nrt=counted)
         except Exception:   # no file to be kept beside, or arrays of its own: each is said in many ways; what is left raises the last time
             if counted: raise
 

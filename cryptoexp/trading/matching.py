@@ -1518,12 +1518,13 @@ def _nearest(desk: Desk, config: int, side: int, tick: int, lots: int, nearest: 
 @inner
 def _meet(desk: Desk, rows: Rows, row: int, index: int, tick: int) -> None:
     "Light bids (index 0) or asks at a price, or better ones, are reached by a row"
-    clock, kind, left = desk.clock[0], rows.flags[row] & KIND_MASK, False
+    clock, kind, left, config = desk.clock[0], rows.flags[row] & KIND_MASK, False, -1
     clock.serial += 1
     if clock.settled: _wake(desk)
-    for config in range(clock.configs):
+    while True:
+        config = _next_met(desk.resting, index, tick, config + 1)
+        if config == clock.configs: break
         price = desk.resting[index, config]
-        if (price < tick) if index == 0 else (price > tick): continue
         if desk.state[config].order_count > 0 or (kind != TRADE and clock.whole == 0): _unfold(desk, rows, config, index, row)
         elif clock.whole != 0 and (kind != TRADE or price != tick) and _prompt(desk, config, rows.time_ns[row]):
             _fill_light(desk, config, index, rows.time_ns[row])
@@ -1531,6 +1532,16 @@ def _meet(desk: Desk, rows: Rows, row: int, index: int, tick: int) -> None:
         else: _unfold(desk, rows, config, index, row)
         if not _rests(desk, config, index): left = True
     if left: _light_edge(desk.sides, desk.resting, index)
+
+@inner
+def _next_met(resting: np.ndarray, index: int, tick: int, config: int) -> int:
+    "The next configuration, from `config` on, whose light order a row at a price reaches; how many there are, if none"
+    size = resting.shape[1]
+    if index == 0:
+        while config < size and resting[0, config] < tick: config += 1
+    else:
+        while config < size and resting[1, config] > tick: config += 1
+    return config
 
 @inner
 def _print_light(desk: Desk, rows: Rows, config: int, index: int, row: int) -> None:
@@ -2097,11 +2108,19 @@ def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -
 
 # %% ../../nbs/trading/03_matching.ipynb #c139
 @inner
+def _turns_till(desk: Desk, rows: Rows, limit_ns: int) -> bool:
+    "Whether anything reaches us up to a moment that moves our touch, or a print"
+    turns, at = desk.here.turns, desk.clock[0].home_at
+    return at < turns.shape[0] and rows.time_ns[turns[at, ROW]] <= limit_ns
+
+@inner
 def _hear(desk: Desk, local_rows: Rows, until_ns: int) -> None:
     "What reaches us up to a moment: rows and news, in order; at the same nanosecond rows first"
     clock, last = desk.clock[0], desk.news.shape[1] - 1
     while True:
-        if desk.here.turns.shape[0]: _course_run(desk, local_rows, min(until_ns, clock.next_news_ns))
+        if desk.here.turns.shape[0]:
+            if clock.marking or clock.next_news_ns > until_ns or _turns_till(desk, local_rows, clock.next_news_ns):
+                _course_run(desk, local_rows, min(until_ns, clock.next_news_ns))
         else: _local_run(desk, local_rows, min(until_ns, clock.next_news_ns))
         if clock.next_news_ns > until_ns: return
         due = clock.time_ns = clock.next_news_ns
@@ -2361,9 +2380,11 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             due = desk.state[clock.at_config].next_decision_ns <= clock.time_ns
             if due and _turn(desk, local_rows, clock.at_config, quoter): return QUESTION
             clock.at_config += 1
-        clock.deciding, clock.next_decision_ns = 0, NEVER
+        together = clock.light and clock.alike and desk.asking[0] == clock.configs   # all have decided, and will again at one time
+        clock.deciding, clock.next_decision_ns = 0, desk.state[0].next_decision_ns if together else NEVER
         if clock.overrun: return OVERRUN
-        for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
+        for config in range(0 if together else clock.configs):
+            clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #alone01
 class _CodeAlone(CompileResultCacheImpl):

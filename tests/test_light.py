@@ -366,7 +366,7 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('a touch that moved wakes nobody', 'matching', 'if not same or (clock.parity_end', 'if (clock.parity_end'),
     ('decisions that were counted are forgotten', 'matching', 'state.decisions += clock.calm', 'state.decisions += 0'),
     ('the next decision comes at its old time', 'matching',
-     'state.next_decision_ns += clock.calm * desk.rules', 'state.next_decision_ns += 0 * desk.rules'),
+     'state.next_decision_ns += clock.calm * _rule_of', 'state.next_decision_ns += 0 * _rule_of'),
     ('an order on its way lets decisions be skipped', 'matching',
      'if count < configs or min(clock.light_due_ns, clock.next_request_ns, clock.next_news_ns) < NEVER: clock.settled = 0',
      'if count < configs: clock.settled = 0'),

@@ -315,9 +315,14 @@ def _tighten(desk: Desk, asset: int, bids: bool) -> None:
 
 # %% ../../nbs/trading/03_matching.ipynb #c40
 @inner
+def _rule_of(desk: Desk, at: int) -> Any:
+    "The rules of an account; where all are alike, those of the first, which are at hand"
+    return desk.rules[0 if desk.clock[0].alike else at]
+
+@inner
 def _heard_at(desk: Desk, config: int, time_ns: int) -> int:
     "When news of something that happens at the exchange now reaches us: never before earlier news"
-    state, rule = desk.state[config], desk.rules[config * desk.clock[0].assets]
+    state, rule = desk.state[config], _rule_of(desk, config * desk.clock[0].assets)
     if rule.latency_rows == 0: due = time_ns + rule.response_ns
     else:
         table = desk.latency[rule.latency_first:rule.latency_first + rule.latency_rows]
@@ -389,7 +394,7 @@ def _note_touch(desk: Desk, config: int) -> None:
 def _book(desk: Desk, config: int, asset: int, sign: int, tick: int, lots: int, maker: bool) -> tuple[int, int]:
     "A fill in the exchange's account of ours: the fee, and all that was paid (negative: got), 1e-8 quote"
     at = config * desk.clock[0].assets + asset
-    state, account, rule = desk.state[config], desk.accounts[at], desk.rules[at]
+    state, account, rule = desk.state[config], desk.accounts[at], _rule_of(desk, at)
     worth = worth_e8(tick, lots, rule)
     fee = fee_e8(abs(worth), rule.maker_fee_e8 if maker else rule.taker_fee_e8)
     paid = sign * worth + fee
@@ -469,7 +474,7 @@ def _print_whole(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> N
 def _beyond(desk: Desk, slot: int, lots: int) -> bool:
     "Whether a print at the price of an order gets past what stands before it, by hftbacktest's rule"
     order = desk.orders[slot]
-    rule = desk.rules[order.config * desk.clock[0].assets + order.asset]
+    rule = _rule_of(desk, order.config * desk.clock[0].assets + order.asset)
     quantity = lots * rule.lot_up / rule.lot_down
     order.front -= quantity
     order.traded += quantity
@@ -545,7 +550,7 @@ def _queue_moves(desk: Desk, rows: Rows, row: int, index: int, tick: int, before
 def _one_moves(desk: Desk, rows: Rows, row: int, slot: int, before: int, lots: int) -> None:
     "The same for one of them"
     order = desk.orders[slot]
-    rule = desk.rules[order.config * desk.clock[0].assets + order.asset]
+    rule = _rule_of(desk, order.config * desk.clock[0].assets + order.asset)
     if desk.clock[0].whole != 0:
         up, down = rule.lot_up, rule.lot_down
         order.front = queue_after(rule.queue, rule.exponent, order.front, order.traded, before * up / down, lots * up / down)
@@ -1372,7 +1377,7 @@ def _light_arrivals(clocks: Any, sides: Any, edges: np.ndarray, every_rule: Any,
     clock, bid, ask = clocks[0], edges[0, AT_EXCHANGE, 0, BEST], edges[0, AT_EXCHANGE, 1, BEST]
     due, row = NEVER, clock.row_now
     for config in range(states.size):
-        state, response_ns = states[config], every_rule[config].response_ns
+        state, response_ns = states[config], every_rule[0 if clock.alike else config].response_ns
         for index in range(2):
             light, nowhere = lights[2 * config + index], NO_BID if index == 0 else NO_ASK
             if light.moved == 0: continue
@@ -1429,7 +1434,7 @@ def _wake(desk: Desk) -> None:
     for config in range(clock.configs if clock.calm else 0):
         state, account, code = desk.state[config], desk.accounts[config], desk.due[config, 1]
         state.decisions += clock.calm
-        state.next_decision_ns += clock.calm * desk.rules[config].interval_ns
+        state.next_decision_ns += clock.calm * _rule_of(desk, config).interval_ns
         if 0 <= code < desk.bound.shape[1]: desk.bound[config, code] += clock.calm
         account.seen_bought, account.seen_sold = clock.calm_bought, clock.calm_sold
         if clock.calm_bid == NO_BID: continue
@@ -1561,7 +1566,7 @@ def _print_light(desk: Desk, rows: Rows, config: int, index: int, row: int) -> N
 def _fill_light(desk: Desk, config: int, index: int, time_ns: int) -> bool:
     "A light order is filled whole, at its price; False, and nothing done, where its news can't go by the ring that all share"
     clock, state, shared, last = desk.clock[0], desk.state[config], desk.clock[0].configs, desk.news.shape[1] - 1
-    due, at = max(time_ns + desk.rules[config].response_ns, state.last_heard_ns), clock.filled_tail
+    due, at = max(time_ns + _rule_of(desk, config).response_ns, state.last_heard_ns), clock.filled_tail
     if state.news_tail != state.news_head or at - clock.filled_head > last: return False
     if at != clock.filled_head and desk.news[shared, (at - 1) & last].due_ns > due: return False
     light, sign, news = desk.light[2 * config + index], 1 - 2 * index, desk.news[shared, at & last]
@@ -1651,7 +1656,7 @@ def _count_then(course: Course, known: int, index: int, tick: int, row: int) -> 
 def _tell_light(desk: Desk, rows: Rows, slot: int, index: int, now: int) -> None:
     "Tell a light order what its level has gone through up to row `now`, beginning with what stood before it when it arrived"
     course, order, clock = desk.there, desk.orders[slot], desk.clock[0]
-    light, rule, tick = desk.light[2 * order.config + index], desk.rules[order.config], order.tick
+    light, rule, tick = desk.light[2 * order.config + index], _rule_of(desk, order.config), order.tick
     first, count, level = course.first[index, tick], light.told, 2 * tick + index
     if count < 0:
         if clock.then_row != light.row or clock.then_level != level:   # else another account's has arrived there with it
@@ -1684,32 +1689,33 @@ def _usable(side: Any) -> bool:
     return not side.stale and side.local_bid != NO_BID and side.local_ask != NO_ASK and side.local_bid < side.local_ask
 
 @inner
-def _worth_now(sides: Any, rules: Any, state: Any, accounts: Any, config: int) -> int:
+def _worth_now(sides: Any, rules: Any, state: Any, accounts: Any, config: int, alike: int) -> int:
     total = state[config].known_cash_e8
     for asset in range(sides.size):
         at, side = config * sides.size + asset, sides[asset]
         held = accounts[at].known_position_lots
-        if held != 0: total += mid_worth_e8(side.local_bid - side.shift, side.local_ask - side.shift, held, rules[at])
+        if held != 0: total += mid_worth_e8(side.local_bid - side.shift, side.local_ask - side.shift, held, rules[0 if alike else at])
     return total
 
 @inner
 def _equity(desk: Desk, config: int) -> int:
     "Cash and positions at our mids, 1e-8 quote; needs two-sided books"
-    return _worth_now(desk.sides, desk.rules, desk.state, desk.accounts, config)
+    return _worth_now(desk.sides, desk.rules, desk.state, desk.accounts, config, desk.clock[0].alike)
 
 @inner
 def _weigh(desk: Desk, config: int) -> None:
     "Equity, its peak, drawdown and exposure at our mid; where a stop is hit for the first time all is cancelled"
-    if _stops(desk.sides, desk.rules, desk.state, desk.accounts, config): _cancel_all(desk, config, desk.clock[0].time_ns)
+    if _stops(desk.sides, desk.rules, desk.state, desk.accounts, config, desk.clock[0].alike):
+        _cancel_all(desk, config, desk.clock[0].time_ns)
 
 @rare
-def _stops(sides: Any, every_rule: Any, states: Any, accounts: Any, config: int) -> bool:
+def _stops(sides: Any, every_rule: Any, states: Any, accounts: Any, config: int, alike: int) -> bool:
     "The same, without cancelling: whether a stop is hit for the first time (given what it needs: a desk takes long to hand over)"
     state = states[config]
     for asset in range(sides.size):
         if not _usable(sides[asset]): return False
-    rules = every_rule[config * sides.size:config * sides.size + 1]
-    equity = _worth_now(sides, every_rule, states, accounts, config)
+    first = 0 if alike else config * sides.size
+    rules, equity = every_rule[first:first + 1], _worth_now(sides, every_rule, states, accounts, config, alike)
     state.last_equity_e8 = equity
     if state.start_e8 < 0: state.start_e8 = state.peak_e8 = equity
     state.peak_e8 = max(state.peak_e8, equity)
@@ -2205,7 +2211,7 @@ def _conclude_light(desk: Desk, config: int, code: int, time_ns: int) -> None:
 def _show_worth(sides: Any, every_rule: Any, states: Any, accounts: Any, views: Any, config: int) -> None:
     "What an account is worth, in the view of its model"
     state, account, side, rules, view = states[config], accounts[config], sides[0], every_rule[config:config + 1], views[config]
-    equity = state.last_equity_e8 = _worth_now(sides, every_rule, states, accounts, config)
+    equity = state.last_equity_e8 = _worth_now(sides, every_rule, states, accounts, config, 0)
     bid, ask = side.local_bid - side.shift, side.local_ask - side.shift
     view.equity, view.share, view.order_lots = equity / MONEY_SCALE, 0.0, 0
     if rules[0].unlimited: return

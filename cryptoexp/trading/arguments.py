@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_LEVELS', 'shown', 'check_kind', 'check_whole', 'check_number', 'check_numbers', 'check_choice', 'check_switch',
-           'check_path', 'check_names', 'check_venue', 'check_config', 'check_model']
+           'check_path', 'check_names', 'check_venue', 'check_config', 'check_model', 'check_parameters']
 
 # %% ../../nbs/trading/02a_arguments.ipynb #ar04
 import inspect
@@ -158,3 +158,13 @@ def check_model(
                         f'four ({error})') from None
 
 MOST_LEVELS = 10_000
+
+def check_parameters(parameters: Any, quoter: Any) -> None:
+    "TypeError unless these are numbers, or None; ValueError where there is no model of one's own to read them"
+    if parameters is None: return
+    how = 'give the numbers in the order in which the model reads them, such as [1.0, 0.5]'
+    if isinstance(parameters, str | Mapping): raise TypeError(f'parameters is {shown(parameters)}: {how}')
+    try: np.asarray(parameters, float)
+    except (TypeError, ValueError) as error: raise TypeError(f'parameters holds what is no number ({error}): {how}') from None
+    if quoter is None: raise ValueError('parameters is for a model of your own, given as quoter; those of a built-in one stand in the '
+                                        'configuration, MarketMakingConfig(model=…, model_parameters={…})')

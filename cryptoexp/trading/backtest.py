@@ -26,7 +26,7 @@ from cryptoexp.trading.arguments import (
     check_config, check_kind, check_model, check_parameters, check_path, check_switch, check_venue, check_whole, shown,
 )
 from .attribution import ADVERSE_SECONDS, PROFIT_CAPTION, Attribution, attribute, profit_figure
-from .ledger import Session, count_minutes, session_of, summary, trade_log, write_run
+from .ledger import MANY_CROSSED, Session, count_minutes, session_of, summary, trade_log, write_run
 from .limits import RULES, mid_worth_e8
 from cryptoexp.trading.matching import (
     NEVER, NO_TOUCH, ROW, SAMPLE, Course, Engine, Output, Rows, apply_level, blank_arrays, Joined, check_rows, fill_table, first_price,
@@ -38,9 +38,9 @@ from .report import MONEY_HORIZONS, markout_money, one_line, performance, report
 from .venue import Venue
 
 # %% auto #0
-__all__ = ['QUEUE_BRACKET', 'Result', 'Run', 'backtest', 'check_setting', 'checked_tape', 'source_name', 'largest_latency_ns',
-           'rising', 'Prepared', 'home_of', 'short_of', 'prepare', 'Runs', 'run_configurations', 'Ready', 'make_ready',
-           'worth', 'Trace', 'traces_of', 'settled_e8', 'Bracket', 'bracket']
+__all__ = ['MANY_ONE_SIDED', 'QUEUE_BRACKET', 'Result', 'Run', 'backtest', 'check_setting', 'checked_tape', 'source_name',
+           'largest_latency_ns', 'rising', 'Prepared', 'home_of', 'short_of', 'prepare', 'Runs', 'run_configurations',
+           'Ready', 'make_ready', 'book_doubts', 'worth', 'Trace', 'traces_of', 'settled_e8', 'Bracket', 'bracket']
 
 # %% ../../nbs/trading/06_backtest.ipynb #c06
 @dataclass(frozen=True, eq=False)
@@ -578,6 +578,42 @@ def make_ready(tape: Tape) -> Ready:
         for other in list(_READY)[:-1]: _READY.pop(other, None)
         _READY[key] = weakref.ref(tape, lambda _: _READY.pop(key, None)), ready
         return ready
+
+# %% ../../nbs/trading/06_backtest.ipynb #doubt02
+MANY_ONE_SIDED = 0.5   # part of the time for which a book may lack a side before that is told
+
+@njit(cache=True)
+def _states(rows: Rows, base: int, top: int, best_quotes: bool, stale: bool, levels: np.ndarray, edges: np.ndarray,
+            spent: np.ndarray) -> None:
+    "Sum up the time (ns) in which the book has two sides, lacks one, is crossed; a book that is stale is none of it"
+    state, since = -1, np.int64(0)
+    for row in range(rows.time_ns.size):
+        flags, tick, kind = rows.flags[row], int(rows.tick[row]), rows.flags[row] & KIND_MASK
+        if flags & LOCAL_ONLY or kind == SIGNAL or (kind == BEST_QUOTE and not best_quotes): continue
+        if kind == CONTROL:
+            if tick == STALE: stale = True
+            elif tick == RESUME: stale = False
+        elif kind == CLEAR or (kind != TRADE and 0 <= tick < top):
+            apply_level(levels, edges, kind, flags, tick, rows.lots[row], base, False)
+        if flags < LAST: continue   # in the middle of a message
+        if state >= 0: spent[state] += rows.time_ns[row] - since
+        bid, ask, since = edges[0, 0, 0, 0], edges[0, 0, 1, 0], rows.time_ns[row]
+        state = -1 if stale else 1 if bid == NO_BID or ask == NO_ASK else 2 if bid >= ask else 0
+
+def book_doubts(ready: Ready) -> str:   # a sentence each; empty: there is none
+    "What throws doubt on any run on a tape: a book that lacks a side, or is crossed, for long"
+    prepared, spent = ready.prepared, np.zeros(3, np.int64)
+    (low, top), stale = prepared.capacity[0], prepared.resumes[0]
+    _states(prepared.exchange, -low, top - low, prepared.best_quotes, stale, *_empty_book(low, top), spent)
+    whole, one_sided, crossed = (spent / max(1, spent.sum())).tolist()
+    if not whole and not crossed: return 'There was never a book with two sides: nothing was quoted.'
+    told = []
+    if one_sided > MANY_ONE_SIDED: told.append(f'The book of the exchange had no bid or no ask for {one_sided:.1%} of the time, in which '
+                                               'nothing was quoted.')
+    if crossed > MANY_CROSSED: told.append(f'The book of the exchange was crossed, its best bid at or above its best ask, for '
+                                           f'{crossed:.1%} of the time: no venue shows such a book, and nothing is quoted on one. The tape '
+                                           'lacks or invents rows.')
+    return ' '.join(told)
 
 # %% ../../nbs/trading/06_backtest.ipynb #c58
 def worth(middle: np.ndarray, lots: np.ndarray, rule: Any) -> np.ndarray:

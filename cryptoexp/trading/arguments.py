@@ -136,6 +136,9 @@ def check_config(config: Any, preset: Any = None, optional: bool = True) -> None
     if isinstance(config, Mapping): how = 'give MarketMakingConfig(**values), which looks at them'
     check_kind('config', config, MarketMakingConfig, how, optional)
 
+# %% ../../nbs/trading/02a_arguments.ipynb #ar16a
+MOST_LEVELS = 10_000
+
 def check_model(
     quoter: Any,             # what was given as `quoter`
     levels: Any = 1,         # its levels a side
@@ -156,8 +159,6 @@ def check_model(
     except TypeError as error:
         raise TypeError(f'quoter is {getattr(plain, "__name__", "a function")}{inspect.signature(plain)}: {how}, and is called with all '
                         f'four ({error})') from None
-
-MOST_LEVELS = 10_000
 
 def check_parameters(parameters: Any, quoter: Any) -> None:
     "TypeError unless these are numbers, or None; ValueError where there is no model of one's own to read them"

@@ -121,6 +121,7 @@ def backtest(
     for start in range(0, len(rows), size): run.feed(rows[start:start + size])
     return run.finish([*tape.problems, *([] if venue is None else [f'venue: {venue}'])])
 
+# %% ../../nbs/trading/06_backtest.ipynb #c10a
 def check_setting(quoter: Any, venue: Any, config: Any, preset: Any, levels: Any, parameters: Any, compiled: Any = True) -> None:
     "TypeError or ValueError for what can't be a model, a venue, a configuration"
     check_switch('compiled', compiled)
@@ -591,8 +592,8 @@ def _states(rows: Rows, base: int, top: int, best_quotes: bool, stale: bool, lev
         flags, tick, kind = rows.flags[row], int(rows.tick[row]), rows.flags[row] & KIND_MASK
         if flags & LOCAL_ONLY or kind == SIGNAL or (kind == BEST_QUOTE and not best_quotes): continue
         if kind == CONTROL:
-            if tick == STALE: stale = True
-            elif tick == RESUME: stale = False
+            if tick - base == STALE: stale = True
+            elif tick - base == RESUME: stale = False
         elif kind == CLEAR or (kind != TRADE and 0 <= tick < top):
             apply_level(levels, edges, kind, flags, tick, rows.lots[row], base, False)
         if flags < LAST: continue   # in the middle of a message

@@ -55,7 +55,7 @@ def check_whole(
 ) -> None:
     "TypeError unless an argument is a whole number, ValueError unless it lies in the bounds"
     if value is None and optional: return
-    bounds = f'from {least:,} to {most:,}' if most is not None else f'{least:,} or more'
+    bounds = f'from {least:,} to {most:,}' if most is not None else f'at least {least:,}'
     advice = f'give a whole number, {bounds}' + ', or None' * optional
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral): raise TypeError(f'{name} is {shown(value)}: {advice}')
     if int(value) < least or (most is not None and int(value) > most): raise ValueError(f'{name} is {value}: {advice}')
@@ -67,7 +67,7 @@ def check_number(
 ) -> None:
     "TypeError unless an argument is a number, ValueError unless it is finite and lies in the bounds"
     if value is None and optional: return
-    bounds = [f'{least:,g} or more'] * (least > -math.inf) + [f'above {above:,g}'] * (above > -math.inf)
+    bounds = [f'at least {least:,g}'] * (least > -math.inf) + [f'above {above:,g}'] * (above > -math.inf)
     bounds += [f'below {below:,g}'] * (below < math.inf)
     advice = ', '.join(['give a finite number', *bounds]) + ', or None' * optional
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real): raise TypeError(f'{name} is {shown(value)}: {advice}')

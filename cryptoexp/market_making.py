@@ -467,6 +467,7 @@ def resumed(
     on_turn: Callable[[MarketMaker], None] | None = None,
 ) -> MarketMaker:                    # whose run() goes on; FileNotFoundError without a journal, ValueError where it is damaged
     "A session that was stopped, killed, or lost with its machine, ready to go on where it was"
+    check_path('folder', folder)
     history = read_history(folder)
     plan, opened = history.plan, history.plan.opened
     source = opened['source'] if isinstance(opened['source'], str) else [Path(one) for one in opened['source']]
@@ -508,6 +509,7 @@ def replayed(
     batch_rows: int | None = None,
 ) -> tuple[MarketMaker, Result]:     # the maker knows the paths of the files
     "A journaled session once more, from its first row"
+    check_path('folder', folder)
     history = read_history(folder)
     maker = MarketMaker(history.plan.config, preset=history.plan.preset)
     maker.result = replay(folder, quoter, compiled, batch_rows)

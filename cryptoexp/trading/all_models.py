@@ -247,6 +247,8 @@ def touch_fills(
 ) -> np.ndarray:            # int64 ns of the venue's clock, one an order; 0 where nobody traded at its price or through it
     "When an order would have been filled if there were no queue: at the first print at its price, or through it"
     check_kind('orders', orders, pd.DataFrame, 'give the orders of a result')
+    if missing := [name for name in ('side', 'tick', 'arrived_ns', 'ended_ns') if name not in orders]:
+        raise ValueError(f'orders has no column {", ".join(missing)}: give the orders of a result')
     check_kind('events', events, Events, 'give rows, as tape.timeline() has them')
     prints = events[events.kind == TRADE].exchange_rows()
     when = np.maximum.accumulate(prints.exchange_ns)

@@ -28,7 +28,7 @@ def shown(value: Any) -> str:
     if isinstance(value, type): return f'the class {value.__name__} itself'
     name = type(value).__name__
     kind = f'{"an" if name[0].lower() in "aeiou" and not name.startswith("U") else "a"} {name}'
-    if not isinstance(value, str | int | float | Path | np.generic): return f'empty, {kind}' if _is_empty(value) else kind
+    if not isinstance(value, str | int | float | Path | np.generic): return f'an empty {name}' if _is_empty(value) else kind
     text = repr(value)
     return f'{text if len(text) <= 60 else text[:57] + "…"}, {kind}'
 

@@ -73,7 +73,7 @@ LIGHT = np.dtype([*((name, 'i4') for name in ('known_tick', 'known_id', 'next_ti
                   *((name, 'i8') for name in ('known_lots', 'due_ns', 'lots', 'row', 'told', 'gone_ns', 'arrived_ns', 'stop_ns',
                                               'refused_ns'))])   # see light orders
 REQUEST = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'order_id', 'action', 'tick', 'lots')])
-NEWS = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'tick', 'lots', 'fee_e8', 'ends')])
+NEWS = np.dtype([(name, 'i8') for name in ('due_ns', 'slot', 'tick', 'lots', 'paid_e8', 'ends')])
 FILL = np.dtype([(name, 'i8') for name in (
     'time_ns', 'config', 'asset', 'order_id', 'side', 'tick', 'lots', 'maker', 'fee_e8', 'bid_tick', 'ask_tick', 'reason')])
 SAMPLE = np.dtype([(name, 'i8') for name in (
@@ -91,7 +91,7 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'funding_at', 'refused_count', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded',
     'best_at', 'light', 'light_due_ns', 'steady', 'settled', 'settled_bid', 'settled_ask', 'calm', 'calm_bid', 'calm_ask', 'calm_bought',
     'calm_sold', 'skipped', 'alike', 'reads_worth', 'reads_lots', 'reads_flow', 'then_row',
-    'then_level', 'then_count', 'then_lots')])
+    'then_level', 'then_count', 'then_lots', 'ring_news_ns', 'filled_head', 'filled_tail')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
@@ -142,7 +142,7 @@ class Desk(NamedTuple):
     light: Any      # LIGHT, shape (2 * configs,): the light bid and the light ask of each configuration
     alive: np.ndarray      # int64, shape (configs, slots): the first order_count are slots of orders alive for us, the rest are free
     requests: Any   # REQUEST, shape (configs, ring)
-    news: Any       # NEWS, shape (configs, ring)
+    news: Any       # NEWS, shape (configs + 1, ring): the last ring is for light orders that were filled whole (see there)
     fills: Any      # FILL, output
     finished: Any   # ORDER, output
     samples: Any    # SAMPLE, output
@@ -326,12 +326,11 @@ def _heard_at(desk: Desk, config: int, time_ns: int) -> int:
     return state.last_heard_ns
 
 @inner
-def _learn(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
+def _learn(desk: Desk, slot: int, tick: int, lots: int, paid_e8: int) -> None:
     "We hear of a fill: our account changes"
     order = desk.orders[slot]
-    at = order.config * desk.clock[0].assets + order.asset
-    state, account, rule = desk.state[order.config], desk.accounts[at], desk.rules[at]
-    state.known_cash_e8 -= int(order.side) * worth_e8(tick - desk.sides[order.asset].shift, lots, rule) + fee
+    state, account = desk.state[order.config], desk.accounts[order.config * desk.clock[0].assets + order.asset]
+    state.known_cash_e8 -= paid_e8
     account.known_position_lots += int(order.side) * lots
     order.known_remaining -= lots
     if order.side > 0: account.filled_buy_lots += lots
@@ -344,29 +343,37 @@ def _learn(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
     desk.clock[0].band_low, desk.clock[0].band_high = 1, 0
 
 @rare
-def _learn_at_once(desk: Desk, slot: int, tick: int, lots: int, fee: int) -> None:
+def _learn_at_once(desk: Desk, slot: int, tick: int, lots: int, paid_e8: int) -> None:
     "We hear of a fill of an order by hand"
-    _learn(desk, slot, tick, lots, fee)
+    _learn(desk, slot, tick, lots, paid_e8)
 
 # %% ../../nbs/trading/03_matching.ipynb #c41
 @inner
-def _tell(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, fee: int) -> None:
-    "Send us the news of a fill, or of an end"
+def _on_its_way(desk: Desk, config: int, due_ns: int) -> None:
+    "News has been written into the ring of a configuration"
+    clock, state = desk.clock[0], desk.state[config]
+    if state.news_tail == state.news_head: state.next_news_ns = due_ns
+    state.news_tail += 1
+    clock.ring_news_ns = min(clock.ring_news_ns, due_ns)
+    clock.next_news_ns = min(clock.next_news_ns, due_ns)
+
+@inner
+def _tell(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, paid_e8: int) -> None:
+    "Send us the news of a fill (`paid_e8` with its fee, negative: got), or of an end"
     order = desk.orders[slot]
     config = order.config
     state, due = desk.state[config], _heard_at(desk, config, time_ns)
     if order.purpose == MANUAL and lots > 0 and order.arrived_ns == time_ns:   # it took as it was entered
-        _learn_at_once(desk, slot, tick, lots, fee)
+        _learn_at_once(desk, slot, tick, lots, paid_e8)
         lots = 0
         if order.status < FILLED: return
     if state.news_tail - state.news_head >= desk.news.shape[1]:
         desk.clock[0].overrun = 1
         return
     news = desk.news[config, state.news_tail & (desk.news.shape[1] - 1)]
-    news.due_ns, news.slot, news.tick, news.lots, news.fee_e8, news.ends = due, slot, tick, lots, fee, order.status >= FILLED
-    if state.news_tail == state.news_head: state.next_news_ns = due
-    state.news_tail += 1
-    desk.clock[0].next_news_ns = min(desk.clock[0].next_news_ns, due)
+    news.due_ns, news.slot, news.tick, news.lots, news.paid_e8, news.ends = due, slot, tick, lots, paid_e8, order.status >= FILLED
+    _on_its_way(desk, config, due)
+
 
 # %% ../../nbs/trading/03_matching.ipynb #c43
 @inner
@@ -379,21 +386,28 @@ def _note_touch(desk: Desk, config: int) -> None:
         if account.first_ask == 0: account.first_bid, account.first_ask = account.last_bid, account.last_ask
 
 @inner
-def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool, reason: int) -> None:
-    clock, order = desk.clock[0], desk.orders[slot]
-    at = order.config * clock.assets + order.asset
-    side, state, account, rule = desk.sides[order.asset], desk.state[order.config], desk.accounts[at], desk.rules[at]
-    worth = worth_e8(tick - side.shift, lots, rule)
+def _book(desk: Desk, config: int, asset: int, sign: int, tick: int, lots: int, maker: bool) -> tuple[int, int]:
+    "A fill in the exchange's account of ours: the fee, and all that was paid (negative: got), 1e-8 quote"
+    at = config * desk.clock[0].assets + asset
+    state, account, rule = desk.state[config], desk.accounts[at], desk.rules[at]
+    worth = worth_e8(tick, lots, rule)
     fee = fee_e8(abs(worth), rule.maker_fee_e8 if maker else rule.taker_fee_e8)
-    state.cash_e8 -= int(order.side) * worth + fee
+    paid = sign * worth + fee
+    state.cash_e8 -= paid
     state.fees_e8 += fee
     state.fills += 1
     if maker: state.maker_e8 += abs(worth)
     else: state.taker_e8 += abs(worth)
-    account.position_lots += int(order.side) * lots
+    account.position_lots += sign * lots
     account.own_lots += lots
     account.fills += 1
-    _note_touch(desk, order.config)
+    _note_touch(desk, config)
+    return fee, paid
+
+@inner
+def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool, reason: int) -> None:
+    clock, order, side = desk.clock[0], desk.orders[slot], desk.sides[desk.orders[slot].asset]
+    fee, paid = _book(desk, order.config, order.asset, int(order.side), tick - side.shift, lots, maker)
     order.remaining -= lots
     if order.remaining == 0: order.status, order.ended_ns = FILLED, time_ns
     if clock.fill_count >= MOST_OUTPUT: clock.overrun = 4
@@ -404,7 +418,7 @@ def _fill(desk: Desk, slot: int, time_ns: int, tick: int, lots: int, maker: bool
         row.bid_tick = side.exchange_bid - side.shift if side.exchange_bid != NO_BID else NO_BID
         row.ask_tick = side.exchange_ask - side.shift if side.exchange_ask != NO_ASK else NO_ASK
         clock.fill_count += 1
-    _tell(desk, slot, time_ns, tick, lots, fee)
+    _tell(desk, slot, time_ns, tick, lots, paid)
 
 # %% ../../nbs/trading/03_matching.ipynb #c45
 @inner
@@ -448,13 +462,18 @@ def _print_parts(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> N
 def _print_whole(desk: Desk, slot: int, time_ns: int, tick: int, lots: int) -> None:
     "hftbacktest's rule: the whole order, as soon as the print goes through it or beyond its queue"
     order = desk.orders[slot]
-    rule = desk.rules[order.config * desk.clock[0].assets + order.asset]
     if order.tick != tick: _fill(desk, slot, time_ns, order.tick, order.remaining, True, BY_THROUGH)
-    else:
-        quantity = lots * rule.lot_up / rule.lot_down
-        order.front -= quantity
-        order.traded += quantity
-        if np.floor(-order.front / rule.lot_size + 0.5) > 0: _fill(desk, slot, time_ns, order.tick, order.remaining, True, BY_QUEUE)
+    elif _beyond(desk, slot, lots): _fill(desk, slot, time_ns, order.tick, order.remaining, True, BY_QUEUE)
+
+@inner
+def _beyond(desk: Desk, slot: int, lots: int) -> bool:
+    "Whether a print at the price of an order gets past what stands before it, by hftbacktest's rule"
+    order = desk.orders[slot]
+    rule = desk.rules[order.config * desk.clock[0].assets + order.asset]
+    quantity = lots * rule.lot_up / rule.lot_down
+    order.front -= quantity
+    order.traded += quantity
+    return bool(np.floor(-order.front / rule.lot_size + 0.5) > 0)
 
 # %% ../../nbs/trading/03_matching.ipynb #c50
 @rare
@@ -793,7 +812,8 @@ def _short_row(desk: Desk, rows: Rows, row: int, turn: bool) -> None:
     if turn: edges[0, BEST], edges[1, BEST] = turns[at, BID_NOW], _wide(turns[at, ASK_NOW])
     if flags & LOCAL_ONLY: return
     if kind == TRADE or ((kind == DEPTH or kind == SNAPSHOT) and side.bottom <= tick < side.top):
-        if (tick >= side.light_ask) if bids else (tick <= side.light_bid): _meet(desk, rows, row, 1 if bids else 0, tick)
+        fills = kind == TRADE or clock.whole == 0 or (lots > 0 and (tick > bid if bids else tick < ask))
+        if fills and (tick >= side.light_ask if bids else tick <= side.light_bid): _meet(desk, rows, row, 1 if bids else 0, tick)
     reaches = (tick >= side.own_ask) if bids else (tick <= side.own_bid)
     if kind == TRADE and reaches: _on_print(desk, rows, row, 0, not bids, tick, lots)
     elif (kind == DEPTH or kind == SNAPSHOT) and lots > 0 and reaches and side.own_count > 0 and side.bottom <= tick < side.top:
@@ -978,7 +998,7 @@ def _on_news(desk: Desk, config: int) -> None:
         state.news_head = state.news_tail = 0
         state.next_news_ns = NEVER
     else: state.next_news_ns = desk.news[config, state.news_head & (ring - 1)].due_ns
-    if news.lots > 0: _learn(desk, news.slot, news.tick, news.lots, news.fee_e8)
+    if news.lots > 0: _learn(desk, news.slot, news.tick, news.lots, news.paid_e8)
     if news.ends: _finish(desk, config, news.slot)
     if news.lots > 0: _weigh(desk, config)
 
@@ -1016,10 +1036,8 @@ def _turned_away(desk: Desk, config: int, slot: int, action: int, heard_ns: int)
             desk.clock[0].overrun = 1
             return
         news = desk.news[config, state.news_tail & (ring - 1)]
-        news.due_ns, news.slot, news.tick, news.lots, news.fee_e8, news.ends = state.last_heard_ns, slot, 0, 0, 0, 1
-        if state.news_tail == state.news_head: state.next_news_ns = news.due_ns
-        state.news_tail += 1
-        desk.clock[0].next_news_ns = min(desk.clock[0].next_news_ns, news.due_ns)
+        news.due_ns, news.slot, news.tick, news.lots, news.paid_e8, news.ends = state.last_heard_ns, slot, 0, 0, 0, 1
+        _on_its_way(desk, config, state.last_heard_ns)
     else:
         order.retry_ns = order.confirmed_ns = state.last_heard_ns
         if desk.clock[0].whole == 0: order.known_tick = order.tick   # hftbacktest goes on believing the wished price
@@ -1500,16 +1518,30 @@ def _nearest(desk: Desk, config: int, side: int, tick: int, lots: int, nearest: 
 @inner
 def _meet(desk: Desk, rows: Rows, row: int, index: int, tick: int) -> None:
     "Light bids (index 0) or asks at a price, or better ones, are reached by a row"
-    clock, kind, left = desk.clock[0], rows.flags[row] & KIND_MASK, False
+    clock, kind, left, config = desk.clock[0], rows.flags[row] & KIND_MASK, False, -1
     clock.serial += 1
     if clock.settled: _wake(desk)
-    for config in range(clock.configs):
+    while True:
+        config = _next_met(desk.resting, index, tick, config + 1)
+        if config == clock.configs: break
         price = desk.resting[index, config]
-        if (price < tick) if index == 0 else (price > tick): continue
-        if kind == TRADE and desk.state[config].order_count == 0: _print_light(desk, rows, config, index, row)
+        if desk.state[config].order_count > 0 or (kind != TRADE and clock.whole == 0): _unfold(desk, rows, config, index, row)
+        elif clock.whole != 0 and (kind != TRADE or price != tick) and _prompt(desk, config, rows.time_ns[row]):
+            _fill_light(desk, config, index, rows.time_ns[row])
+        elif kind == TRADE: _print_light(desk, rows, config, index, row)
         else: _unfold(desk, rows, config, index, row)
         if not _rests(desk, config, index): left = True
     if left: _light_edge(desk.sides, desk.resting, index)
+
+@inner
+def _next_met(resting: np.ndarray, index: int, tick: int, config: int) -> int:
+    "The next configuration, from `config` on, whose light order a row at a price reaches; how many there are, if none"
+    size = resting.shape[1]
+    if index == 0:
+        while config < size and resting[0, config] < tick: config += 1
+    else:
+        while config < size and resting[1, config] > tick: config += 1
+    return config
 
 @inner
 def _print_light(desk: Desk, rows: Rows, config: int, index: int, row: int) -> None:
@@ -1517,11 +1549,53 @@ def _print_light(desk: Desk, rows: Rows, config: int, index: int, row: int) -> N
     clock, slot, lots, tick = desk.clock[0], _write_out(desk, config, index), rows.lots[row], int(rows.tick[row])
     order, light = desk.orders[slot], desk.light[2 * config + index]
     if clock.whole == 0 or order.tick == tick: _tell_light(desk, rows, slot, index, row)
-    if clock.whole != 0: _print_whole(desk, slot, rows.time_ns[row], tick, lots)
-    else: _print_parts(desk, slot, rows.time_ns[row], tick, lots)
+    if clock.whole == 0: _print_parts(desk, slot, rows.time_ns[row], tick, lots)
+    elif order.tick == tick and not _beyond(desk, slot, lots): return
+    elif _prompt(desk, config, rows.time_ns[row]):
+        _fill_light(desk, config, index, rows.time_ns[row])
+        return
+    else: _fill(desk, slot, rows.time_ns[row], order.tick, order.remaining, True, BY_QUEUE if order.tick == tick else BY_THROUGH)
     if order.status == FILLED:
         desk.resting[index, config] = NO_BID if index == 0 else NO_ASK
         light.gone_ns = desk.state[config].last_heard_ns
+
+# %% ../../nbs/trading/03_matching.ipynb #whole02
+@inner
+def _prompt(desk: Desk, config: int, time_ns: int) -> bool:
+    "Whether news of a fill now may go by the ring that all share"
+    clock, state, size = desk.clock[0], desk.state[config], desk.news.shape[1]
+    if state.news_tail != state.news_head or clock.filled_tail - clock.filled_head >= size: return False
+    due = max(time_ns + desk.rules[config].response_ns, state.last_heard_ns)
+    return clock.filled_tail == clock.filled_head or desk.news[clock.configs, (clock.filled_tail - 1) & (size - 1)].due_ns <= due
+
+@inner
+def _fill_light(desk: Desk, config: int, index: int, time_ns: int) -> None:
+    "A light order is filled whole, at its price"
+    clock, light, sign = desk.clock[0], desk.light[2 * config + index], 1 - 2 * index
+    _, paid = _book(desk, config, 0, sign, light.tick - desk.sides[0].shift, light.lots, True)
+    desk.resting[index, config] = NO_BID if index == 0 else NO_ASK
+    due = light.gone_ns = _heard_at(desk, config, time_ns)
+    news = desk.news[clock.configs, clock.filled_tail & (desk.news.shape[1] - 1)]
+    news.due_ns, news.slot, news.tick, news.lots, news.paid_e8 = due, config, light.order_id, sign * light.lots, paid
+    clock.filled_tail += 1
+    clock.next_news_ns = min(clock.next_news_ns, due)
+
+@inner
+def _on_filled(desk: Desk) -> None:
+    "We learn that a light order was filled whole"
+    clock, news = desk.clock[0], desk.news[desk.clock[0].configs, desk.clock[0].filled_head & (desk.news.shape[1] - 1)]
+    config, lots = news.slot, news.lots
+    state, account, light = desk.state[config], desk.accounts[config], desk.light[2 * config + (0 if lots > 0 else 1)]
+    clock.filled_head += 1
+    state.known_cash_e8 -= news.paid_e8
+    account.known_position_lots += lots
+    if lots > 0: account.filled_buy_lots += lots
+    else: account.filled_sell_lots -= lots
+    if state.heard_count < HEARD_MOST: state.heard_count += 1   # nobody is shown them
+    if light.known_id == news.tick and light.moved == 0: light.known_tick = -1
+    clock.band_low, clock.band_high = 1, 0
+    _weigh(desk, config)
+
 
 # %% ../../nbs/trading/03_matching.ipynb #lightd
 @inner
@@ -2034,19 +2108,32 @@ def _horizon(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int) -
 
 # %% ../../nbs/trading/03_matching.ipynb #c139
 @inner
+def _turns_till(desk: Desk, rows: Rows, limit_ns: int) -> bool:
+    "Whether anything reaches us up to a moment that moves our touch, or a print"
+    turns, at = desk.here.turns, desk.clock[0].home_at
+    return at < turns.shape[0] and rows.time_ns[turns[at, ROW]] <= limit_ns
+
+@inner
 def _hear(desk: Desk, local_rows: Rows, until_ns: int) -> None:
     "What reaches us up to a moment: rows and news, in order; at the same nanosecond rows first"
-    clock = desk.clock[0]
+    clock, last = desk.clock[0], desk.news.shape[1] - 1
     while True:
-        if desk.here.turns.shape[0]: _course_run(desk, local_rows, min(until_ns, clock.next_news_ns))
+        if desk.here.turns.shape[0]:
+            if clock.marking or clock.next_news_ns > until_ns or _turns_till(desk, local_rows, clock.next_news_ns):
+                _course_run(desk, local_rows, min(until_ns, clock.next_news_ns))
         else: _local_run(desk, local_rows, min(until_ns, clock.next_news_ns))
         if clock.next_news_ns > until_ns: return
         due = clock.time_ns = clock.next_news_ns
-        clock.next_news_ns = NEVER
-        for config in range(clock.configs):
-            state = desk.state[config]
-            while state.next_news_ns <= due: _on_news(desk, config)
-            clock.next_news_ns = min(clock.next_news_ns, state.next_news_ns)
+        while clock.filled_head < clock.filled_tail and desk.news[clock.configs, clock.filled_head & last].due_ns <= due: _on_filled(desk)
+        if clock.ring_news_ns <= due:
+            clock.ring_news_ns = NEVER
+            for config in range(clock.configs):
+                state = desk.state[config]
+                while state.next_news_ns <= due: _on_news(desk, config)
+                clock.ring_news_ns = min(clock.ring_news_ns, state.next_news_ns)
+        clock.next_news_ns = clock.ring_news_ns
+        if clock.filled_head == clock.filled_tail: clock.filled_head = clock.filled_tail = 0
+        else: clock.next_news_ns = min(clock.next_news_ns, desk.news[clock.configs, clock.filled_head & last].due_ns)
 
 @inner
 def _serve_requests(desk: Desk, rows: Rows, until_ns: int) -> None:
@@ -2139,7 +2226,8 @@ def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts
     "Views for those from `first` on that are due, in a usable market; answers the first that takes more than a look, else their number"
     clock, side, time_ns, count, rule = clocks[0], sides[0], clocks[0].time_ns, asking[0], every_rule[0]
     bid, ask, bid_lots, ask_lots = side.local_bid - side.shift, side.local_ask - side.shift, side.bid_lots, side.ask_lots
-    ending, worth, flow, alike = clock.parity_end and clock.end_ns <= time_ns, clock.reads_worth, clock.reads_flow, clock.alike
+    ending, alike = clock.parity_end and clock.end_ns <= time_ns, clock.alike
+    worth, flow, shown = clock.reads_worth, clock.reads_flow, clock.reads_lots
     interval_ns, to_weigh = rule.interval_ns, not clock.marking and not rule.unlimited
     for config in range(max(0, first), states.size):
         state, account, view = states[config], accounts[config], views[config]
@@ -2150,8 +2238,8 @@ def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts
             asking[0] = count
             return config
         state.next_decision_ns += interval_ns
-        view.usable, view.time_ns, view.bid_tick, view.ask_tick = 1, time_ns, bid, ask
-        view.position_lots, view.bid_lots, view.ask_lots = account.known_position_lots, bid_lots, ask_lots
+        view.time_ns, view.bid_tick, view.ask_tick, view.position_lots = time_ns, bid, ask, account.known_position_lots
+        if shown: view.bid_lots, view.ask_lots = bid_lots, ask_lots
         if worth: _show_worth(sides, every_rule, states, accounts, views, config)
         if flow:
             view.bought_lots, view.sold_lots = side.bought_lots - account.seen_bought, side.sold_lots - account.seen_sold
@@ -2292,9 +2380,11 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             due = desk.state[clock.at_config].next_decision_ns <= clock.time_ns
             if due and _turn(desk, local_rows, clock.at_config, quoter): return QUESTION
             clock.at_config += 1
-        clock.deciding, clock.next_decision_ns = 0, NEVER
+        together = clock.light and clock.alike and desk.asking[0] == clock.configs   # all have decided, and will again at one time
+        clock.deciding, clock.next_decision_ns = 0, desk.state[0].next_decision_ns if together else NEVER
         if clock.overrun: return OVERRUN
-        for config in range(clock.configs): clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
+        for config in range(0 if together else clock.configs):
+            clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #alone01
 class _CodeAlone(CompileResultCacheImpl):
@@ -2367,7 +2457,7 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     "Nothing has happened yet, and nothing is due"
     clock, sides, state = empty['clock'], empty['sides'], empty['state']
     for name in ('band_low', 'recording', 'cautious', 'marking'): clock[name] = 1
-    for name in ('next_request_ns', 'next_news_ns', 'next_decision_ns', 'light_due_ns'): clock[name] = NEVER
+    for name in ('next_request_ns', 'next_news_ns', 'ring_news_ns', 'next_decision_ns', 'light_due_ns'): clock[name] = NEVER
     clock['least_entry_ns'] = rules.entry_ns.min()
     if latency is not None:
         accepted = latency[latency[:, 1] > 0]
@@ -2379,6 +2469,7 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     for name in ('own_ask', 'own_bid_low', 'exchange_ask', 'local_ask', 'light_ask'): sides[name] = NO_ASK
     empty['resting'][0], empty['resting'][1], empty['light']['known_tick'], empty['light']['next_tick'] = NO_BID, NO_ASK, -1, -1
     empty['light']['refused_ns'] = NEVER
+    empty['views']['usable'] = 1
     state['next_order_id'], state['start_e8'], state['next_request_ns'], state['next_news_ns'] = 1, -1, NEVER, NEVER
 
 # %% ../../nbs/trading/03_matching.ipynb #c146b
@@ -2393,7 +2484,7 @@ def _layout(configs: int, assets: int, ticks: int, levels: int, slots: int, ring
         ('answers', 'i8', (configs, 1, 2, 1, 3)), ('due', 'i8', (configs, 2)), ('asking', 'i8', (2,)),
         ('resting', 'i8', (2, configs)), ('light', LIGHT, (2 * configs,)),
         ('cursor', 'i8', (configs, 2)), ('own', OWN, (slots,)), ('heard', HEARD, (configs, HEARD_MOST)),
-        ('orders', ORDER, (configs * (slots + 4),)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs, ring)),
+        ('orders', ORDER, (configs * (slots + 4),)), ('requests', REQUEST, (configs, ring)), ('news', NEWS, (configs + 1, ring)),
         ('taken', TAKEN, (configs, taken)), ('fills', FILL, (MOST_OUTPUT,)), ('finished', ORDER, (MOST_OUTPUT,)),
         ('samples', SAMPLE, (MOST_OUTPUT,)), ('refused', REFUSED, (MOST_OUTPUT,)),
         ('refusing', REFUSED, (configs, assets * 2 * len(REFUSALS))), ('exchange', 'i8', (2, 1 if there else ticks)),

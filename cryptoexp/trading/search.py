@@ -25,7 +25,6 @@ from loguru import logger
 
 from ..config import CHECKS, ConfigError, MarketMakingConfig, Problem, load_config, nearest
 from ..durable import explained, replace_bytes
-from ..market.tape import Tape
 from cryptoexp.trading.arguments import (
     check_choice, check_kind, check_names, check_number, check_path, check_switch, check_whole, shown,
 )

@@ -1526,8 +1526,7 @@ def _meet(desk: Desk, rows: Rows, row: int, index: int, tick: int) -> None:
         if config == clock.configs: break
         price = desk.resting[index, config]
         if desk.state[config].order_count > 0 or (kind != TRADE and clock.whole == 0): _unfold(desk, rows, config, index, row)
-        elif clock.whole != 0 and (kind != TRADE or price != tick) and _prompt(desk, config, rows.time_ns[row]):
-            _fill_light(desk, config, index, rows.time_ns[row])
+        elif clock.whole != 0 and (kind != TRADE or price != tick) and _fill_light(desk, config, index, rows.time_ns[row]): left = True
         elif kind == TRADE: _print_light(desk, rows, config, index, row)
         else: _unfold(desk, rows, config, index, row)
         if not _rests(desk, config, index): left = True
@@ -1551,9 +1550,7 @@ def _print_light(desk: Desk, rows: Rows, config: int, index: int, row: int) -> N
     if clock.whole == 0 or order.tick == tick: _tell_light(desk, rows, slot, index, row)
     if clock.whole == 0: _print_parts(desk, slot, rows.time_ns[row], tick, lots)
     elif order.tick == tick and not _beyond(desk, slot, lots): return
-    elif _prompt(desk, config, rows.time_ns[row]):
-        _fill_light(desk, config, index, rows.time_ns[row])
-        return
+    elif _fill_light(desk, config, index, rows.time_ns[row]): return
     else: _fill(desk, slot, rows.time_ns[row], order.tick, order.remaining, True, BY_QUEUE if order.tick == tick else BY_THROUGH)
     if order.status == FILLED:
         desk.resting[index, config] = NO_BID if index == 0 else NO_ASK
@@ -1561,24 +1558,19 @@ def _print_light(desk: Desk, rows: Rows, config: int, index: int, row: int) -> N
 
 # %% ../../nbs/trading/03_matching.ipynb #whole02
 @inner
-def _prompt(desk: Desk, config: int, time_ns: int) -> bool:
-    "Whether news of a fill now may go by the ring that all share"
-    clock, state, size = desk.clock[0], desk.state[config], desk.news.shape[1]
-    if state.news_tail != state.news_head or clock.filled_tail - clock.filled_head >= size: return False
-    due = max(time_ns + desk.rules[config].response_ns, state.last_heard_ns)
-    return clock.filled_tail == clock.filled_head or desk.news[clock.configs, (clock.filled_tail - 1) & (size - 1)].due_ns <= due
-
-@inner
-def _fill_light(desk: Desk, config: int, index: int, time_ns: int) -> None:
-    "A light order is filled whole, at its price"
-    clock, light, sign = desk.clock[0], desk.light[2 * config + index], 1 - 2 * index
+def _fill_light(desk: Desk, config: int, index: int, time_ns: int) -> bool:
+    "A light order is filled whole, at its price; False, and nothing done, where its news can't go by the ring that all share"
+    clock, state, shared, last = desk.clock[0], desk.state[config], desk.clock[0].configs, desk.news.shape[1] - 1
+    due, at = max(time_ns + desk.rules[config].response_ns, state.last_heard_ns), clock.filled_tail
+    if state.news_tail != state.news_head or at - clock.filled_head > last: return False
+    if at != clock.filled_head and desk.news[shared, (at - 1) & last].due_ns > due: return False
+    light, sign, news = desk.light[2 * config + index], 1 - 2 * index, desk.news[shared, at & last]
     _, paid = _book(desk, config, 0, sign, light.tick - desk.sides[0].shift, light.lots, True)
     desk.resting[index, config] = NO_BID if index == 0 else NO_ASK
-    due = light.gone_ns = _heard_at(desk, config, time_ns)
-    news = desk.news[clock.configs, clock.filled_tail & (desk.news.shape[1] - 1)]
+    state.last_heard_ns = light.gone_ns = due
     news.due_ns, news.slot, news.tick, news.lots, news.paid_e8 = due, config, light.order_id, sign * light.lots, paid
-    clock.filled_tail += 1
-    clock.next_news_ns = min(clock.next_news_ns, due)
+    clock.filled_tail, clock.next_news_ns = at + 1, min(clock.next_news_ns, due)
+    return True
 
 @inner
 def _on_filled(desk: Desk) -> None:
@@ -1721,7 +1713,7 @@ def _stops(sides: Any, every_rule: Any, states: Any, accounts: Any, config: int)
     state.last_equity_e8 = equity
     if state.start_e8 < 0: state.start_e8 = state.peak_e8 = equity
     state.peak_e8 = max(state.peak_e8, equity)
-    if state.peak_e8 > 0: state.max_drawdown = max(state.max_drawdown, 1.0 - equity / state.peak_e8)
+    if 0 < state.peak_e8 and equity < state.peak_e8: state.max_drawdown = max(state.max_drawdown, 1.0 - equity / state.peak_e8)
     if equity > 0: state.max_exposure = max(state.max_exposure, abs(equity - state.known_cash_e8) / equity)
     if state.halted or rules[0].unlimited or not too_risky(equity, state.peak_e8, state.start_e8, rules): return False
     state.halted = 1

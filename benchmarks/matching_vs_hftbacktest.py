@@ -11,7 +11,8 @@ quotes). Both engines read the same rows, by hftbacktest's rules: whole fills, i
 
 The strategy: one bid and one ask around the mid, never inside the spread, asked every 100 ms, post-only, 5 ms each way, a cap on the
 position. Parity is every fill and every order of 16 configurations (8 spreads, 2 caps) under two queue models and two latencies; then each
-timed run must end with the same position, trades, volume, balance and fee. A difference ends the program with status 1.
+timed run must end with the same position, trades, volume, balance and fee. A difference ends the program with status 1, a file that can't
+be read with status 2.
 
 Times are CPU times of one process, warm, in interleaved rounds; shown are medians. hftbacktest's side is what its users write, a compiled
 loop over ROIVectorMarketDepthBacktest; building it is not timed. Ours is the whole call. The machine should be quiet all the same.
@@ -29,6 +30,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -85,10 +88,11 @@ def read(words: str) -> Source:
     if missing := [str(file) for file in files if not file.is_file()]: raise ValueError(f'not there: {", ".join(missing)}')
     name = ' + '.join(f'{file.parent.name}/{file.name}' for file in files)
     if {file.suffix for file in files} <= {'.npz', '.npy'}:
-        parts = [np.load(file) for file in files]
-        rows = np.concatenate([part['data'] if isinstance(part, np.lib.npyio.NpzFile) else part for part in parts])
-        if rows.dtype != event_dtype: raise ValueError(f'{words}: rows of {rows.dtype}, not of hftbacktest')
-        return source(name, rows, None)
+        rows = np.concatenate([rows_of(file) for file in files])
+        try: return source(name, rows, None)
+        except ValueError as error: raise ValueError(f'{words}: {error}') from error
+    if mixed := [str(file) for file in files if file.suffix in ('.npz', '.npy')]:
+        raise ValueError(f'{", ".join(mixed)} of {words} holds rows of hftbacktest, the others are recordings: give one or the other')
     tape = load(files, streams='diff-only')  # hftbacktest knows no best quotes
     if tape.instrument.kind == 'spot': return source(name, to_hftbacktest(tape), tape.instrument)
     from hftbacktest.data.utils import binancefutures
@@ -96,9 +100,36 @@ def read(words: str) -> Source:
         joined = Path(folder)/'joined.gz'
         with gzip.open(joined, 'wb', compresslevel=1) as target:
             for file in files:
-                with gzip.open(file, 'rb') as part: shutil.copyfileobj(part, target)
-        with open(os.devnull, 'w') as silence, redirected(silence): rows = binancefutures.convert(str(joined), buffer_size=20_000_000)
+                try:
+                    with gzip.open(file, 'rb') as part: shutil.copyfileobj(part, target)
+                except DAMAGE as error: raise ValueError(f'{file} is cut or damaged: {error}; copy or record it again') from error
+        try:
+            with open(os.devnull, 'w') as silence, redirected(silence):
+                rows = binancefutures.convert(str(joined), buffer_size=20_000_000)
+        except Exception as error:   # of whatever kind: it is theirs, and the file was read by ours
+            raise ValueError(f"{words}: hftbacktest's converter stops with {type(error).__name__}: {error}") from error
     return source(name, rows, tape.instrument)
+
+
+DAMAGE = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError)   # what a damaged file leads to
+
+
+def rows_of(file: Path) -> np.ndarray:
+    "The rows of a file in hftbacktest's own format; ValueError where it holds none"
+    try:
+        held = np.load(file, allow_pickle=False)
+        if isinstance(held, np.lib.npyio.NpzFile):
+            if 'data' not in held: raise ValueError(f'it holds {", ".join(held) or "nothing"}, and no array named data')
+            held = held['data']
+    except DAMAGE as error: raise ValueError(f'{file} is no file of hftbacktest, or damaged: {error}') from error
+    if held.dtype != event_dtype or held.ndim != 1:
+        raise ValueError(f'{file} holds an array of {held.dtype.name}{list(held.shape)}, and no rows of hftbacktest')
+    if not len(held): raise ValueError(f'{file} has no rows')
+    traded = held['px'][held['ev'] & 0xff == TRADE_EVENT]
+    if not len(traded): raise ValueError(f'{file} has no trade, so there is nothing to measure')
+    wrong = traded[~(np.isfinite(traded) & (traded > 0))]
+    if len(wrong): raise ValueError(f'{file} has a trade at the price {wrong[0]}: it is damaged')
+    return held
 
 
 @contextmanager
@@ -547,7 +578,9 @@ def main() -> None:
     rounds = arguments.rounds or (5 if arguments.quick else 9)
     if rounds < 1: parser.error('--rounds: at least one')
     try: measure_all(arguments, rounds)
-    except (ValueError, OSError) as error: raise SystemExit(f'{type(error).__name__}: {error}') from error
+    except (ValueError, OSError) as error:
+        print(f'{parser.prog}: {error}', file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def measure_all(arguments: argparse.Namespace, rounds: int) -> None:

@@ -271,8 +271,12 @@ def source_of(words: Sequence[str]) -> Any:
     if missing and missing[0].startswith('queue-reactive:'):
         from cryptoexp.market.queue_reactive import regime
         regime(missing[0].partition(':')[2])   # LookupError with the nearest name
-    if missing: raise FileNotFoundError(f'no such source or file: {", ".join(missing)}; a source is a '
-                                         f'synthetic market: {", ".join(MADE_UP)}; a venue: {", ".join(LIVE_VENUES)}; or a recording')
+    if missing:
+        from cryptoexp.config import nearest
+        hint = nearest(missing[0], [*MADE_UP, *LIVE_VENUES])
+        meant = f'{hint} A source' if hint.startswith('did') else 'a source'
+        raise FileNotFoundError(f'no such source or file: {", ".join(missing)}; {meant} is a synthetic market: {", ".join(MADE_UP)}; '
+                                f'a venue: {", ".join(LIVE_VENUES)}; or a recording')
     return [Path(word) for word in words]
 
 # %% ../nbs/20_cli.ipynb #c16

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['OFFLINE', 'VENUES', 'Source', 'LOOK_INTERVAL', 'LOOK_AT_SWITCH', 'SWITCH', 'LONGEST_WAIT', 'HOUR_NS', 'ask_binance',
-           'ask_coinbase', 'ask_sources', 'is_file', 'open_feed', 'base_latency_ns', 'MarketMaker', 'fetch',
-           'quote_rows', 'seen', 'whole_steps', 'place', 'look_once', 'tell', 'act', 'heed_switch', 'take_turn',
-           'within', 'run_session', 'rows_of', 'way_there_and_back', 'stopped_by_signals', 'named', 'begin', 'settle',
-           'resumed', 'rebuilt', 'go_on', 'replayed', 'status_of', 'MarketMakingConfig', 'MarketData']
+           'ask_coinbase', 'ask_sources', 'is_file', 'open_feed', 'base_latency_ns', 'check_asked', 'lost_source',
+           'MarketMaker', 'fetch', 'quote_rows', 'seen', 'whole_steps', 'place', 'look_once', 'tell', 'act',
+           'heed_switch', 'take_turn', 'within', 'run_session', 'rows_of', 'way_there_and_back', 'stopped_by_signals',
+           'named', 'begin', 'settle', 'resumed', 'rebuilt', 'go_on', 'replayed', 'status_of', 'MarketMakingConfig',
+           'MarketData']
 
 # %% ../nbs/10_market_making.ipynb #c03
 import asyncio
@@ -32,6 +33,9 @@ from .market.instrument import MONEY_SCALE, Instrument, Number, decimal, find_in
 from .market.layouts import open_tape
 from .market.live import VENUES as LIVE, LiveFeed
 from .net import NetError, Session
+from cryptoexp.trading.arguments import (
+    check_choice, check_config, check_kind, check_model, check_number, check_path, check_switch, shown,
+)
 from .trading.backtest import Result, Run, largest_latency_ns, source_name
 from .trading.journal import SEAL_ROWS, History, Plan, SessionJournal, read_history, rebuild, replay, seal
 from .trading.limits import UNFIT, mid_worth_e8
@@ -114,6 +118,7 @@ def open_feed(
         return LiveFeed(source, config.trading_pair, config.venue_urls.get(f'{source}_rest'), config.venue_urls.get(f'{source}_websocket'),
                         speed=speed or 1.0, base_latency_ns=base_latency_ns(config), on_line=on_line)
     paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(path) for path in source]
+    if lost := [path for path in paths if not path.exists()]: raise FileNotFoundError(lost_source(lost))
     recording = open_tape(paths, base_latency_ns=base_latency_ns(config), streams=streams)
     rows = recording.timeline()
     return EventFeed(rows, recording.instrument, source_name(recording), recording.synthetic, largest_latency_ns(rows), speed,
@@ -122,6 +127,34 @@ def open_feed(
 def base_latency_ns(config: MarketMakingConfig) -> int:
     "The least latency of market data, ns"
     return round(config.base_feed_latency_ms * 1e6)
+
+# %% ../nbs/10_market_making.ipynb #look02
+def check_asked(config: Any, source: Any, preset: Any, duration: Any, speed: Any, out: Any, streams: Any, journal: Any,
+                on_turn: Any) -> None:
+    "TypeError or ValueError for a session that can't be meant, ConfigError for a configuration that is not sound"
+    check_config(config, preset, optional=False)
+    config.validate()
+    model_of(config)   # an unknown model or parameter is an error now, not at the first row
+    if unknown := [name for name in config.venue_urls if name.rsplit('_', 1)[0] not in LIVE]:   # the real one would be asked instead
+        raise ValueError(f'venue_urls: {unknown[0]!r} is of no venue; {nearest(unknown[0].rsplit("_", 1)[0], list(LIVE))}')
+    how = "give the name of a synthetic market or a venue, such as 'embedded', the path of a recording, or a list of paths that join"
+    several = [source] if isinstance(source, str | Path) else source
+    if isinstance(source, tape.Tape): raise TypeError(f'source is {shown(source)}: give its path, or run backtest(tape)')
+    if source is not None: check_kind('source', several, (list, tuple), how)
+    for place, one in enumerate(several or ()): check_kind(f'source[{place}]', one, (str, Path), how)
+    if source is not None and not (several and all(map(str, several))): raise ValueError(f'source is empty: {how}')
+    check_number('duration', duration, above=0, optional=True)
+    check_number('speed', speed, above=0, optional=True)
+    check_path('out', out, optional=True)
+    check_choice('streams', streams, ('fused', 'diff-only'), optional=True)
+    check_switch('journal', journal, optional=True)
+    if on_turn is not None and not callable(on_turn):
+        raise TypeError(f'on_turn is {shown(on_turn)}: give a function of the MarketMaker, which is called after each turn')
+
+def lost_source(paths: Sequence[Path]) -> str:
+    "What to say of paths where nothing is"
+    hint = nearest(str(paths[0]), [*MADE_UP, *LIVE])
+    return f'{", ".join(map(str, paths))} is not there: check the path' + (f'; of names, {hint}' if hint.startswith('did') else '')
 
 # %% ../nbs/10_market_making.ipynb #c13
 class MarketMaker:
@@ -139,7 +172,9 @@ class MarketMaker:
         journal: bool | None = None,     # keep a journal in the run's folder, see `resumed`; None: of a live session
         on_turn: Callable[['MarketMaker'], None] | None = None,  # called after each turn
     ):
-        config.validate()
+        check_asked(config, source, preset, duration, speed, out, streams, journal, on_turn)
+        check_switch('compiled', compiled)
+        check_model(quoter, levels, compiled)
         self.config, self.source, self.preset, self.speed, self.out = config, source, preset, speed, out
         self.streams, self.duration_ns = streams, None if duration is None else round(duration * 1e9)
         self.engine: Engine | None = None
@@ -155,9 +190,6 @@ class MarketMaker:
         self._keep, self._reset, self._killed, self._halting, self._skip, self._deadline = journal, False, '', '', 0, 0.0
         self._history: History | None = None
         self.folder: Path | None = None
-        model_of(config)   # an unknown model or parameter is an error now, not at the first row
-        if unknown := [name for name in config.venue_urls if name.rsplit('_', 1)[0] not in LIVE]:   # the real one would be asked instead
-            raise ValueError(f'venue_urls: {unknown[0]!r} is of no venue; {nearest(unknown[0].rsplit("_", 1)[0], list(LIVE))}')
 
     async def fetch_market_data(self) -> MarketData: return await fetch(self)
     def calculate_order_size(self) -> float: return float(self.engine.instrument.amount(quotable_lots(self.engine))) if self.engine else 0.0
@@ -435,6 +467,7 @@ def resumed(
     on_turn: Callable[[MarketMaker], None] | None = None,
 ) -> MarketMaker:                    # whose run() goes on; FileNotFoundError without a journal, ValueError where it is damaged
     "A session that was stopped, killed, or lost with its machine, ready to go on where it was"
+    check_path('folder', folder)
     history = read_history(folder)
     plan, opened = history.plan, history.plan.opened
     source = opened['source'] if isinstance(opened['source'], str) else [Path(one) for one in opened['source']]
@@ -476,6 +509,7 @@ def replayed(
     batch_rows: int | None = None,
 ) -> tuple[MarketMaker, Result]:     # the maker knows the paths of the files
     "A journaled session once more, from its first row"
+    check_path('folder', folder)
     history = read_history(folder)
     maker = MarketMaker(history.plan.config, preset=history.plan.preset)
     maker.result = replay(folder, quoter, compiled, batch_rows)

@@ -347,7 +347,7 @@ def test_waits_and_groups() -> None:
     for by in ('distance', 'queue', 'side', None):
         counts = fill_curves(session, by).drop_duplicates('group').orders.sum()
         assert counts == len(table if by != 'distance' else table.dropna())
-    with pytest.raises(ValueError, match='grouped by distance, queue, side'): fill_curves(session, 'colour')
+    with pytest.raises(ValueError, match='known are distance, queue, side'): fill_curves(session, 'colour')
 
 
 # ---- runs side by side

@@ -19,7 +19,8 @@ import pytest
 from loguru import logger
 
 from cryptoexp.config import ConfigError, MarketMakingConfig, load_config
-from cryptoexp.market.events import BEST_QUOTE, BUY, LAST, Events, concat, from_rows
+from cryptoexp.durable import StorageError
+from cryptoexp.market.events import BEST_QUOTE, BUY, DEPTH, LAST, TRADE, Events, concat, from_rows
 from cryptoexp.market.synthetic import SyntheticMarket
 from cryptoexp.market.tape import Clock, Tape, fuse, read_recording
 from cryptoexp.trading import sweep as room
@@ -27,6 +28,7 @@ from cryptoexp.trading.backtest import backtest, make_ready
 from cryptoexp.trading.ledger import totals
 from cryptoexp.trading.quoting import ASK, BID, LOTS, TICK
 from cryptoexp.trading.report import markout_table
+from cryptoexp.trading.search import optimise
 from cryptoexp.trading.sweep import SUMS, Setting, fingerprint, grid_rows, heatmap, one_pass, read_cells, settings_of, sources_of, sweep
 from cryptoexp.trading.venue import VENUES, Latency, QueueModel
 
@@ -368,7 +370,78 @@ def test_a_killed_process_goes_on(days: list[Tape], free: MarketMakingConfig, tm
     assert list(json.loads((tmp_path/'table.json').read_text())['pnl'].values()) == pytest.approx(mine.pnl.tolist(), abs=1e-12)
 
 
+def stuck(log: str, brake: str) -> Callable[..., int]:
+    "A model that writes down each run, and does not get on at 300 lots while there is a brake"
+    def model(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int:
+        if not scratch[0]:
+            scratch[0] = 1
+            while parameters[0] == 300 and os.path.exists(brake): time.sleep(.05)
+            write_down(log, int(parameters[0]))
+        return at_the_touch(view, parameters, scratch, wishes)
+    return model
+
+
+def test_ctrl_c_keeps_what_is_finished(free: MarketMakingConfig, tmp_path: Path) -> None:
+    "The whole process group is interrupted, as a terminal does it, while two workers are in the middle of a cell each"
+    log, cells, brake, grid = tmp_path/'log', tmp_path/'cells', tmp_path/'brake', {'lots': [100, 200, 300, 400], 'shift': [0]}
+    paths = [str(day(number, 5).save(tmp_path/f'{number}.parquet')) for number in (1, 2, 3, 4)]
+    script = textwrap.dedent(f'''
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell may have had it ignored
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(room.__file__).parents[2])]!r}
+        from test_sweep import NAMES, stuck
+        from cryptoexp.trading.sweep import sweep
+        sweep({paths!r}, stuck({str(log)!r}, {str(brake)!r}), {grid!r}, preset='zero-fee-tier', names=NAMES, jobs=2, threads=2,
+              folder={str(cells)!r})''')
+    brake.touch()
+    first = subprocess.Popen([sys.executable, '-c', script], stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while len(list(cells.glob('*.json'))) < 2 and first.poll() is None and time.monotonic() < deadline: time.sleep(.05)
+    os.killpg(first.pid, signal.SIGINT)
+    try: assert first.wait(300) != 0
+    finally: brake.unlink()
+    kept = {name: found for path in paths for source in sources_of(path) for name, found in read_cells(cells, source.digest).items()}
+    assert len(kept) == 4 and all(found['fills'] >= 0 for found in kept.values())   # two tapes, of each what stood before 300 lots
+    log.unlink()
+    found = sweep(paths, stuck(str(log), str(brake)), grid, free, names=NAMES, folder=cells, threads=2)
+    assert sorted(log.read_text().split()) == sorted([*['100', '200'] * 2, *['300', '400'] * 4])
+    assert found.error.isna().all() and found.pnl.tolist() == sweep(paths, at_the_touch, grid, free, names=NAMES).pnl.tolist()
+    files = [path.name for path in cells.glob('*.json')]
+    assert len(files) == 6   # two cells whole, in a file each; two in a part from before and one from after
+
+
+def test_a_part_that_cannot_be_kept_is_told(days: list[Tape], free: MarketMakingConfig, tmp_path: Path,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    "And not taken for an error of the runs"
+    def full(*told: Any) -> Path: raise StorageError('the disk is full')
+    monkeypatch.setattr(room, 'write_cell', full)
+    with pytest.raises(StorageError, match='the disk is full'): sweep(days[0], grid=GRID, config=free, folder=tmp_path, threads=2)
+
+
+def test_a_book_that_cannot_be_quoted_on_is_said_once_a_tape(days: list[Tape], free: MarketMakingConfig, tmp_path: Path,
+                                                             warned: list[str]) -> None:
+    rows = days[0].events
+    asks = (rows.flags & 0x30 == 0x20) & (rows.kind != TRADE)
+    lame, at = replace(days[0], events=rows[~asks], source=('lame',)), int(rows.local_ns[len(rows) // 2])
+    over = from_rows([(DEPTH | BUY | LAST, at - 1000, at, int(rows.tick[rows.kind == TRADE].max()) + 10, 100, 0)])
+    crossed = replace(days[1], events=concat([rows[:len(rows) // 2], over, rows[len(rows) // 2:]]), source=('crossed',))
+    for _ in range(2):   # the second time nothing is run, and it is said all the same
+        found = sweep([lame, crossed, days[1]], grid=GRID, config=free, folder=tmp_path)
+        assert [text.split(':')[0] for text in warned] == ['lame', 'crossed']
+        assert 'never a book with two sides' in warned[0] and 'crossed, its best bid at or above its best ask, for' in warned[1]
+        assert found.groupby('tape', sort=False).doubts.nunique().tolist() == [1, 1, 1] and (found.doubts[8:] == '').all()
+        warned.clear()
+    told = backtest(crossed, config=free).summary()['warnings']
+    assert any('crossed' in text for text in told)   # as the run itself says
+    assert sweep(crossed, config=free, every_minutes=1).doubts.str.contains('crossed').all()
+
+
 # ---- what fails
+
+def test_all_runs_of_a_search_may_fail(days: list[Tape], free: MarketMakingConfig) -> None:
+    def broken(view: np.ndarray, parameters: np.ndarray, scratch: np.ndarray, wishes: np.ndarray) -> int: return int(parameters[5])
+    found = optimise(days, broken, {'lots': (1, 5)}, names=['lots'], config=free, trials=3)
+    assert found.best is None and found.trials.why.str.startswith('IndexError').all() and 'IndexError' in found.refused
 
 def test_an_error_is_a_row(days: list[Tape], free: MarketMakingConfig, tmp_path: Path, warned: list[str],
                            monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,10 +37,11 @@ from .instrument import Instrument, common_step, from_dict, split_pair, to_dict
 __all__ = ['ENOUGH_POINTS', 'ENOUGH_SPAN_NS', 'MOST_DRIFT', 'LARGEST_STEP_BACK_NS', 'LONGEST_PAUSE_NS', 'READ_BYTES', 'LOOKS',
            'DOUBTS', 'ENOUGH_AGREEMENT', 'Streams', 'EVENT_DTYPE', 'EXCHANGE_BIT', 'LOCAL_BIT', 'BUY_BIT', 'SELL_BIT',
            'ADD_ORDER', 'CANCEL_ORDER', 'MODIFY_ORDER', 'FILL_ORDER', 'METADATA', 'FORMAT', 'ROW_GROUP', 'COLUMNS',
-           'lower_hull', 'Clock', 'fit_clock', 'fill_times', 'Tape', 'timeline', 'describe', 'read_lines', 'looks_like',
-           'not_a_recording', 'make_tape', 'agreement', 'crossings', 'quote_times', 'fuse', 'fuse_if_possible',
-           'read_recording', 'on_one_clock', 'to_hftbacktest', 'from_hftbacktest', 'instrument_of', 'save_hftbacktest',
-           'load_hftbacktest', 'tape_by_order', 'save_tape', 'load_tape', 'load', 'open_hftbacktest']
+           'lower_hull', 'Clock', 'fit_clock', 'fill_times', 'Tape', 'check_reality', 'timeline', 'describe',
+           'read_lines', 'looks_like', 'not_a_recording', 'make_tape', 'agreement', 'crossings', 'quote_times', 'fuse',
+           'fuse_if_possible', 'read_recording', 'on_one_clock', 'to_hftbacktest', 'from_hftbacktest', 'instrument_of',
+           'save_hftbacktest', 'load_hftbacktest', 'tape_by_order', 'save_tape', 'load_tape', 'load',
+           'open_hftbacktest']
 
 # %% ../../nbs/market/05_tape.ipynb #late01
 if TYPE_CHECKING:   # the decoder is imported where a recording is read: a run on a prepared tape need not wait for it
@@ -192,10 +193,22 @@ class Tape:
 LARGEST_STEP_BACK_NS = 1_000_000_000       # of the clock that stamped the receipts, as when it is set
 LONGEST_PAUSE_NS = 366 * 86_400 * 1_000_000_000
 
+def check_reality(events: Events, name: str) -> None:
+    "ValueError for rows of before 1970, and for trades that cost nothing; `name` is of the tape, for the message"
+    priceless = (events.kind == TRADE) & (events.tick <= 0)
+    for flawed, text in ((events.local_ns < 0, 'reached us before 1970: times are nanoseconds since then, UTC'),
+                         (events.exchange_ns < 0, 'happened before 1970: times are nanoseconds since then, UTC'),
+                         (priceless, 'is a trade at no price: take it out, or give the tape its prices in ticks above 0')):
+        if flawed.any():
+            row = int(np.argmax(flawed))
+            raise ValueError(f'{name}: row {row} (local time {int(events.local_ns[row])} ns, exchange time '
+                             f'{int(events.exchange_ns[row])} ns, tick {int(events.tick[row])}, lots {int(events.lots[row])}) {text}')
+
 def timeline(tape: Tape) -> Events:
-    "Rows with corrected local times, in local order; ValueError where something arrives before it happens"
+    "Rows with corrected local times, in local order; ValueError where something arrives before it happens, or can't have happened"
     events = tape.events
     name, times = ', '.join(tape.source) or 'this tape', events.local_ns
+    check_reality(events, name)
     steps, latest = np.diff(times), np.maximum.accumulate(times)
     if (back := np.flatnonzero(latest - times > LARGEST_STEP_BACK_NS)).size:
         row = back[0]

@@ -21,7 +21,12 @@ from ..market.instrument import MONEY_SCALE, Instrument, decimal
 from ..market.statistics import markouts
 from ..market.tape import Tape
 from ..page import FIGURE_STYLE, Page
-from .backtest import Prepared, checked_tape, make_ready, prepare, run_configurations, source_name, worth
+from cryptoexp.trading.arguments import (
+    check_config, check_kind, check_names, check_number, check_numbers, check_venue, check_whole,
+)
+from cryptoexp.trading.backtest import (
+    Prepared, check_setting, checked_tape, make_ready, prepare, run_configurations, source_name, worth,
+)
 from .calibration import block_bootstrap
 from .limits import aimed, make_rules
 from .matching import one_setting
@@ -57,6 +62,9 @@ def trace_run(
     levels: int = 1, parameters: np.ndarray | None = None,   # of a model of one's own
 ) -> RunTrace:                              # ValueError where the exchange never showed a two-sided book
     "Run one configuration on the first instrument of a prepared tape; the others are watched only"
+    check_kind('prepared', prepared, Prepared, 'give what prepare(tape) makes')
+    check_config(config, optional=False)
+    check_setting(quoter, venue, config, None, levels, parameters)
     venue, first = venue or Venue.from_config(config), prepared.instruments[0]
     config = replace(config, trading_pair=first.pair, maker_fee=venue.maker_fee, taker_fee=venue.taker_fee)
     if quoter is None:
@@ -98,6 +106,10 @@ def judge(
     seconds: Sequence[float] = MARKOUTS,
 ) -> dict[str, float]:          # money in quote currency, bps of volume or of a fill's price; NaN where there is no fill
     "One run in a row of numbers"
+    check_kind('run', run, RunTrace, 'give what trace_run answers')
+    check_number('target', target)
+    check_whole('blocks', blocks)
+    check_numbers('seconds', seconds, MARKOUTS, least=0, empty=True)
     fills, count, excess = run.fills, len(run.fills), float(run.excess[-1])
     edges = np.linspace(run.time_ns[0], run.time_ns[-1], blocks + 1)[1:-1]
     where, when = np.searchsorted(edges, run.time_ns), np.searchsorted(edges, fills.time_ns.to_numpy())
@@ -176,6 +188,20 @@ def at_target(config: MarketMakingConfig, instrument: Instrument, price: float) 
     coins = float(instrument.amount(lots))
     return replace(config, total_capital=round(config.total_capital - coins * price, 8), initial_base=coins)
 
+# %% ../../nbs/trading/16_all_models.ipynb #q17a
+def _check_comparison(models: Any, configs: Any, parameters: Any, venue: Any, blocks: Any) -> None:
+    "TypeError or ValueError for what can't be compared"
+    check_names('models', models, 'glft', list(MODELS))
+    if models is not None and not len(models): raise ValueError('models is empty: name one at least, or give None for all')
+    check_kind('configs', configs, Mapping, "give names with their configurations, {'mine': MarketMakingConfig(…)}", optional=True)
+    for config in (configs or {}).values(): check_config(config, optional=False)
+    how = "give names of models with their parameters, {'glft': {'levels': 2}}"
+    check_kind('parameters', parameters, Mapping, how, optional=True)
+    check_names('parameters', parameters, 'glft', list(MODELS))
+    for own in (parameters or {}).values(): check_kind('parameters', own, Mapping, how)
+    check_venue(venue)
+    check_whole('blocks', blocks)
+
 # %% ../../nbs/trading/16_all_models.ipynb #q17b
 def compare_models(
     tape: Tape,
@@ -187,6 +213,7 @@ def compare_models(
     blocks: int = 20,                              # of time, for the band
 ) -> Comparison:                                   # shows itself in a notebook; ConfigError for an unknown model or parameter
     "Run every model under every configuration, and judge each"
+    _check_comparison(models, configs, parameters, venue, blocks)
     ready, watched = make_ready(checked_tape(tape)).prepared, None if other is None else watch(tape, other)
     first = touch_path(tape.timeline().local_rows(), tape.fused).iloc[0]
     price = float(tape.instrument.tick_size) * (int(first.bid_tick) + int(first.ask_tick)) / 2
@@ -207,7 +234,7 @@ def compare_models(
 # %% ../../nbs/trading/16_all_models.ipynb #q17c
 def watch(tape: Tape, other: Tape) -> Prepared:
     "Two tapes made ready to be seen by one model, as long as both last; ValueError where they have no time in common"
-    ours, theirs = tape.timeline(), other.timeline()
+    ours, theirs = checked_tape(tape).timeline(), checked_tape(other).timeline()
     end = min(int(ours.local_ns[-1]), int(theirs.local_ns[-1]))
     ours, theirs = (rows[rows.local_ns <= end] for rows in (ours, theirs))
     if not (len(ours) and len(theirs)): raise ValueError(f'{source_name(tape)} and {source_name(other)} have no time in common')
@@ -219,6 +246,10 @@ def touch_fills(
     events: Events,         # a timeline
 ) -> np.ndarray:            # int64 ns of the venue's clock, one an order; 0 where nobody traded at its price or through it
     "When an order would have been filled if there were no queue: at the first print at its price, or through it"
+    check_kind('orders', orders, pd.DataFrame, 'give the orders of a result')
+    if missing := [name for name in ('side', 'tick', 'arrived_ns', 'ended_ns') if name not in orders]:
+        raise ValueError(f'orders has no column {", ".join(missing)}: give the orders of a result')
+    check_kind('events', events, Events, 'give rows, as tape.timeline() has them')
     prints = events[events.kind == TRADE].exchange_rows()
     when = np.maximum.accumulate(prints.exchange_ns)
     bought, found = (prints.flags & BUY) != 0, np.zeros(len(orders), np.int64)

@@ -16,9 +16,12 @@ from numba import njit
 
 from ..config import pd
 from ..page import Page
+from .arguments import check_numbers
 from .ledger import Account, Session, decimal_text, fill_mids, open_account, start_mid, touches
 from .limits import fee_e8, make_rules, mid_worth_e8, worth_e8
-from .report import ACCENT, BUY_COLOUR, MID_COLOUR, SELL_COLOUR, elapsed, money_text, name_lines, new_figure, say
+from cryptoexp.trading.report import (
+    ACCENT, BUY_COLOUR, MID_COLOUR, SELL_COLOUR, check_session, elapsed, money_text, name_lines, new_figure, say,
+)
 
 # %% auto #0
 __all__ = ['ADVERSE_SECONDS', 'PARTS', 'PART_FORMATS', 'PROFIT_CAPTION', 'PART_COLOURS', 'worths', 'costs', 'wide_enough',
@@ -146,8 +149,10 @@ def attribute(
     seconds: Sequence[float] = ADVERSE_SECONDS,   # horizons of adverse selection, ascending
 ) -> Attribution:                                 # ValueError where there is no price, or a funding payment is not what its row says
     "Take the profit of a session apart, fill by fill"
+    check_session(session)
+    check_numbers('seconds', seconds, ADVERSE_SECONDS)
     horizons = tuple(map(float, seconds))
-    if not horizons or horizons[0] <= 0 or any(late <= early for early, late in itertools.pairwise(horizons)):
+    if horizons[0] <= 0 or any(late <= early for early, late in itertools.pairwise(horizons)):
         raise ValueError(f'horizons must be positive and ascend, such as {ADVERSE_SECONDS}, not {tuple(seconds)}')
     if (first := start_mid(session)) is None: raise ValueError(f'{session.source}: no price was ever known, so no profit either')
     fills, account, known = session.fills, open_account(session), touches(session)
@@ -241,6 +246,7 @@ PROFIT_CAPTION = ('Where the profit came from: the spread captured at the fills,
 
 def profit_figure(session: Session, within: Any = None) -> Figure:
     "The same of a session, for a report: where no price was ever known, it says so"
+    check_session(session)
     if start_mid(session) is not None: return attribution_figure(attribute(session), within)
     figure, (axes,) = new_figure(session, 'where the profit came from', within=within)
     say(axes, 'no price was ever known')

@@ -21,10 +21,13 @@ from cryptoexp.market.events import (
     from_rows,
 )
 from ..market.instrument import Instrument
-from ..market.tape import Tape
+from ..market.tape import Tape, check_reality
+from cryptoexp.trading.arguments import (
+    check_config, check_kind, check_model, check_parameters, check_path, check_switch, check_venue, check_whole, shown,
+)
 from .attribution import ADVERSE_SECONDS, PROFIT_CAPTION, Attribution, attribute, profit_figure
-from .ledger import Session, count_minutes, session_of, summary, trade_log, write_run
-from .limits import mid_worth_e8
+from .ledger import MANY_CROSSED, Session, count_minutes, session_of, summary, trade_log, write_run
+from .limits import RULES, mid_worth_e8
 from cryptoexp.trading.matching import (
     NEVER, NO_TOUCH, ROW, SAMPLE, Course, Engine, Output, Rows, apply_level, blank_arrays, Joined, check_rows, fill_table, first_price,
     may_be_light, new_desk, one_setting, order_table, plain_table, refused_table,
@@ -35,9 +38,9 @@ from .report import MONEY_HORIZONS, markout_money, one_line, performance, report
 from .venue import Venue
 
 # %% auto #0
-__all__ = ['QUEUE_BRACKET', 'Result', 'Run', 'backtest', 'checked_tape', 'source_name', 'largest_latency_ns', 'rising',
-           'Prepared', 'home_of', 'short_of', 'prepare', 'Runs', 'run_configurations', 'Ready', 'make_ready', 'worth',
-           'Trace', 'traces_of', 'settled_e8', 'Bracket', 'bracket']
+__all__ = ['MANY_ONE_SIDED', 'QUEUE_BRACKET', 'Result', 'Run', 'backtest', 'check_setting', 'checked_tape', 'source_name',
+           'largest_latency_ns', 'rising', 'Prepared', 'home_of', 'short_of', 'prepare', 'Runs', 'run_configurations',
+           'Ready', 'make_ready', 'book_doubts', 'worth', 'Trace', 'traces_of', 'settled_e8', 'Bracket', 'bracket']
 
 # %% ../../nbs/trading/06_backtest.ipynb #c06
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,7 @@ class Result:
 
     def write(self, folder: str | Path) -> dict[str, Path]:
         "Write trades.csv, orders.csv, refusals.csv, summary.json, report.html (and funding.csv) into a folder; or StorageError"
+        check_path('folder', folder)
         return write_run(folder, self.session, self.performance(), report_page(self.session, {profit_figure: PROFIT_CAPTION}))
 
     def attribution(self, seconds: Sequence[float] = ADVERSE_SECONDS) -> Attribution: return attribute(self.session, seconds)
@@ -103,6 +107,10 @@ def backtest(
     batch_rows: int | None = None,             # feed in batches of so many rows; None: all at once
 ) -> Result:                                   # shows itself in a notebook
     "Replay a tape with queue position, latencies and fees; ValueError where the tape can't be traded on"
+    check_setting(quoter, venue, config, preset, levels, parameters, compiled)
+    check_whole('depth', depth, 0)
+    check_switch('own_orders', own_orders)
+    check_whole('batch_rows', batch_rows, optional=True)
     rows, config = checked_tape(tape).timeline(), config or load_config(preset=preset)
     if venue is not None: config = replace(config, maker_fee=venue.maker_fee, taker_fee=venue.taker_fee)
     engine = Engine(tape.instrument, config, quoter, levels, parameters, largest_latency_ns(rows), tape.fused, compiled, venue, depth,
@@ -113,11 +121,20 @@ def backtest(
     for start in range(0, len(rows), size): run.feed(rows[start:start + size])
     return run.finish([*tape.problems, *([] if venue is None else [f'venue: {venue}'])])
 
+# %% ../../nbs/trading/06_backtest.ipynb #c10a
+def check_setting(quoter: Any, venue: Any, config: Any, preset: Any, levels: Any, parameters: Any, compiled: Any = True) -> None:
+    "TypeError or ValueError for what can't be a model, a venue, a configuration"
+    check_switch('compiled', compiled)
+    check_model(quoter, levels, compiled)
+    check_venue(venue)
+    check_config(config, preset)
+    check_parameters(parameters, quoter)
+
 def checked_tape(tape: Tape) -> Tape:
     "The tape; TypeError for what is none, ValueError for one without a row"
     if not isinstance(tape, Tape):
         raise TypeError(f'a backtest runs on a Tape, as Tape.load, read_recording or Tape(rows, instrument) make one, '
-                        f'not on a {type(tape).__name__}')
+                        f'not on {shown(tape)}')
     if not len(tape): raise ValueError(f'{source_name(tape)} has no rows, so there is nothing to trade on')
     return tape
 
@@ -313,8 +330,7 @@ def prepare(
 ) -> Prepared:
     "Sort, check and shrink the rows of one or several instruments; ValueError where an engine could not read them"
     given = [(one.timeline(), one.instrument, one.fused, one.by_order) if isinstance(one, Tape) else (*one, best_quotes, by_order)
-             for one in ([markets] if isinstance(markets, Tape) else markets)]
-    if not given: raise ValueError('nothing to prepare: give a tape, or the rows of at least one instrument')
+             for one in _several(markets)]
     capacity = [(0, room_for(_checked(events, instrument))) for events, instrument, _, _ in given]
     if any(named for *_, named in given) and len(given) > 1:
         raise ValueError('queues by order id are followed in one instrument, not in several at once')
@@ -333,9 +349,22 @@ def prepare(
                     tuple(RESUME in told for told in codes))
 
 # %% ../../nbs/trading/06_backtest.ipynb #c36
+def _several(markets: Any) -> list[Any]:
+    "Tapes, or rows with their instrument; TypeError for anything else"
+    how = 'give tapes, or pairs of rows and their instrument, [(tape.timeline(), tape.instrument), …]'
+    if isinstance(markets, Tape): return [markets]
+    if isinstance(markets, str | Events) or not isinstance(markets, Sequence): raise TypeError(f'markets is {shown(markets)}: {how}')
+    for place, one in enumerate(markets):
+        pair = isinstance(one, tuple | list) and len(one) == 2
+        if not isinstance(one, Tape) and not (pair and isinstance(one[0], Events) and isinstance(one[1], Instrument)):
+            raise TypeError(f'markets[{place}] is {shown(one)}: {how}')
+    if not len(markets): raise ValueError('nothing to prepare: give a tape, or the rows of at least one instrument')
+    return list(markets)
+
 def _checked(events: Events, instrument: Instrument) -> int:
     "The first price of rows, in ticks; ValueError where an engine can't read them"
     check_rows(events)
+    check_reality(events, instrument.symbol)
     early = (events.exchange_ns >= events.local_ns) & (events.kind != CONTROL) & ((events.flags & (EXCHANGE_ONLY | LOCAL_ONLY)) == 0)
     if early.any():
         row = int(np.argmax(early))
@@ -422,6 +451,46 @@ def _tell_what_matters(clock: Any, rules: Any, quoter: Quoter, funded: bool) -> 
     clock.reads_flow = bool(read & {'bought_lots', 'sold_lots', 'filled_buy_lots', 'filled_sell_lots'})
     clock.steady = not funded and (rules.interval_ns == rules.interval_ns[0]).all() and read <= STANDING
 
+# %% ../../nbs/trading/06_backtest.ipynb #look02
+def _check_run(prepared: Any, rules: Any, parameters: Any, quoter: Any, levels: Any, compiled: Any, tables: tuple[Any, Any],
+               counts: tuple[Any, ...], switches: tuple[Any, ...]) -> None:
+    "TypeError or ValueError for what no engine can run, before it reads or writes where it must not"
+    check_kind('prepared', prepared, Prepared, 'give what prepare(tape) makes')
+    check_switch('compiled', compiled)
+    check_model(quoter, levels, compiled, optional=False)
+    if not isinstance(rules, np.recarray) or rules.dtype.names != RULES.names:
+        raise TypeError(f'rules is {shown(rules)}: give np.concatenate([make_rules(…), …]).view(np.recarray), a row a configuration and '
+                        'instrument')
+    check_parameters(parameters, quoter)
+    if np.ndim(parameters) != 2: raise ValueError(f'parameters has the shape {np.shape(parameters)}: give a row a configuration, as '
+                                                  'np.array([[1.0, 0.5]]) for one')
+    (latency, funding), known = tables, 0
+    for name, table, width in (('latency', latency, 3), ('funding', funding, 2)):
+        if table is None: continue
+        check_kind(name, table, np.ndarray, f'give int64 numbers in {width} columns, as a Venue has them, or None')
+        if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != width or (name == 'latency' and not len(table)):
+            raise ValueError(f'{name} is a table of {table.dtype} with the shape {table.shape}: give int64 numbers in {width} columns, '
+                             'as a Venue has them, or None')
+        if name == 'latency': known = len(table)
+    if (beyond := (rules.latency_rows > 0) & (rules.latency_first + rules.latency_rows > known)).any():
+        rule = rules[int(np.argmax(beyond))]
+        raise ValueError(f'latency has {known:,} rows, and rules[{int(np.argmax(beyond))}] reads from row {rule.latency_first:,} on '
+                         f'{rule.latency_rows:,} of them: give the tables of all venues one behind the other')
+    for name, count in zip(('depth', 'slots', 'ring'), counts): check_whole(name, count, 0)
+    for name, switch in zip(('whole', 'record', 'every_message', 'own_orders'), switches): check_switch(name, switch, name == 'whole')
+
+def _check_start(prepared: Prepared, rules: Any, parameters: Any, cash_e8: Any, position_lots: Any) -> tuple[int, int]:
+    "How many configurations and instruments there are; errors as above for money and positions at the start"
+    configs, assets = len(parameters), len(prepared.instruments)
+    if len(rules) != configs * assets: raise ValueError(f'{len(rules)} rules for {configs} configurations of {assets} instruments')
+    for name, value, shape in (('cash_e8', cash_e8, (configs,)), ('position_lots', position_lots, (configs, assets))):
+        given = np.asarray(value)
+        how = f'give whole numbers, one or an array of the shape {shape}'
+        if given.dtype.kind not in 'iu': raise TypeError(f'{name} is {shown(value)}: {how}')
+        try: np.broadcast_to(given, shape)
+        except ValueError: raise ValueError(f'{name} has the shape {given.shape}: {how}') from None
+    return configs, assets
+
 # %% ../../nbs/trading/06_backtest.ipynb #c45
 def run_configurations(
     prepared: Prepared,
@@ -439,8 +508,9 @@ def run_configurations(
     slots: int = 0, ring: int = 0,        # room of each configuration for orders and for messages; 0: by the levels
 ) -> Runs:
     "All configurations in one pass over the rows"
-    configs, assets = len(parameters), len(prepared.instruments)
-    if len(rules) != configs * assets: raise ValueError(f'{len(rules)} rules for {configs} configurations of {assets} instruments')
+    _check_run(prepared, rules, parameters, quoter, levels, compiled, (latency, funding), (depth, slots, ring),
+               (whole, record, every_message, own_orders))
+    configs, assets = _check_start(prepared, rules, parameters, cash_e8, position_lots)
     if whole is None: whole = bool(rules.await_confirmation.all())
     slots = slots or max(512 if configs == 1 else 64, 8 * levels * assets)
     ring = ring or 1 << (max(1 << 14 if configs == 1 else 1 << 10, 4 * slots) - 1).bit_length()
@@ -509,6 +579,42 @@ def make_ready(tape: Tape) -> Ready:
         for other in list(_READY)[:-1]: _READY.pop(other, None)
         _READY[key] = weakref.ref(tape, lambda _: _READY.pop(key, None)), ready
         return ready
+
+# %% ../../nbs/trading/06_backtest.ipynb #doubt02
+MANY_ONE_SIDED = 0.5   # part of the time for which a book may lack a side before that is told
+
+@njit(cache=True)
+def _states(rows: Rows, base: int, top: int, best_quotes: bool, stale: bool, levels: np.ndarray, edges: np.ndarray,
+            spent: np.ndarray) -> None:
+    "Sum up the time (ns) in which the book has two sides, lacks one, is crossed; a book that is stale is none of it"
+    state, since = -1, np.int64(0)
+    for row in range(rows.time_ns.size):
+        flags, tick, kind = rows.flags[row], int(rows.tick[row]), rows.flags[row] & KIND_MASK
+        if flags & LOCAL_ONLY or kind == SIGNAL or (kind == BEST_QUOTE and not best_quotes): continue
+        if kind == CONTROL:
+            if tick - base == STALE: stale = True
+            elif tick - base == RESUME: stale = False
+        elif kind == CLEAR or (kind != TRADE and 0 <= tick < top):
+            apply_level(levels, edges, kind, flags, tick, rows.lots[row], base, False)
+        if flags < LAST: continue   # in the middle of a message
+        if state >= 0: spent[state] += rows.time_ns[row] - since
+        bid, ask, since = edges[0, 0, 0, 0], edges[0, 0, 1, 0], rows.time_ns[row]
+        state = -1 if stale else 1 if bid == NO_BID or ask == NO_ASK else 2 if bid >= ask else 0
+
+def book_doubts(ready: Ready) -> str:   # a sentence each; empty: there is none
+    "What throws doubt on any run on a tape: a book that lacks a side, or is crossed, for long"
+    prepared, spent = ready.prepared, np.zeros(3, np.int64)
+    (low, top), stale = prepared.capacity[0], prepared.resumes[0]
+    _states(prepared.exchange, -low, top - low, prepared.best_quotes, stale, *_empty_book(low, top), spent)
+    whole, one_sided, crossed = (spent / max(1, spent.sum())).tolist()
+    if not whole and not crossed: return 'There was never a book with two sides: nothing was quoted.'
+    told = []
+    if one_sided > MANY_ONE_SIDED: told.append(f'The book of the exchange had no bid or no ask for {one_sided:.1%} of the time, in which '
+                                               'nothing was quoted.')
+    if crossed > MANY_CROSSED: told.append(f'The book of the exchange was crossed, its best bid at or above its best ask, for '
+                                           f'{crossed:.1%} of the time: no venue shows such a book, and nothing is quoted on one. The tape '
+                                           'lacks or invents rows.')
+    return ' '.join(told)
 
 # %% ../../nbs/trading/06_backtest.ipynb #c58
 def worth(middle: np.ndarray, lots: np.ndarray, rule: Any) -> np.ndarray:
@@ -609,7 +715,11 @@ def bracket(
     queues: Sequence[QueueModel] = QUEUE_BRACKET,
 ) -> Bracket:                                  # shows itself in a notebook
     "The same backtest under every queue model, in one pass; ValueError without a model of the queue"
+    check_setting(quoter, venue, config, preset, levels, parameters)
+    check_kind('queues', queues, (tuple, list), "give a list such as [QueueModel('behind'), QueueModel('ahead')]")
     if not queues: raise ValueError('a bracket needs at least one model of the queue; leave `queues` out for all of them')
+    for place, queue in enumerate(queues): check_kind(f'queues[{place}]', queue, QueueModel, "give QueueModel('power', 2), or the like")
+    checked_tape(tape)
     config = config or load_config(preset=preset)
     venue = venue or Venue.from_config(config)
     config = replace(config, trading_pair=tape.instrument.pair, maker_fee=venue.maker_fee, taker_fee=venue.taker_fee)

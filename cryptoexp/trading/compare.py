@@ -24,6 +24,7 @@ from rich.text import Text
 
 from ..config import nearest
 from ..page import FIGURE_STYLE, Page
+from .arguments import check_kind, check_number
 from .backtest import Result
 from .ledger import TRADE_COLUMNS, Session, csv_text, plain, summary, trade_log
 from .report import MID_COLOUR, columns_of, name_lines, performance, say, thinned
@@ -57,6 +58,7 @@ def read_run(run: str | Path | Session | Result) -> Run:
     "A run from its folder, or from a result; FileNotFoundError, NotADirectoryError or ValueError where there is none"
     if isinstance(run, Result): run = run.session
     if isinstance(run, Session): return Run(run.source, summary(run, performance(run)), trade_log(run))
+    check_kind('run', run, (str, Path), 'give the folder of a run, or a Result, or its session')
     folder = Path(run)
     if not folder.exists(): raise FileNotFoundError(f'no such folder: {folder}{beside(folder)}')
     if not folder.is_dir(): raise NotADirectoryError(f'{folder} is a file; a run is the folder that holds summary.json and trades.csv')
@@ -93,6 +95,7 @@ def match_fills(
     within: float = 1.0,                      # seconds that two fills may lie apart to be taken for one
 ) -> pd.DataFrame:   # by time: match, time_ns, then each of FACTS twice, with _a and _b (empty: not there)
     "Which fills of two runs are the same, differ, or stand alone; match: 'same', 'only a', 'only b', or what differs"
+    check_number('within', within)
     if not 0 <= within < 1e6: raise ValueError(f'within is a number of seconds, such as 1, not {within!r}')
     sides = [table[list(FACTS)].assign(number=table.groupby(list(KEYS)).cumcount()) for table in (one, other)]
     exact = sides[0].reset_index().merge(sides[1].reset_index(), on=[*KEYS, 'number'], suffixes=('_a', '_b'))

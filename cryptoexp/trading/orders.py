@@ -24,12 +24,13 @@ from cryptoexp.market.events import (
 )
 from ..market.tape import Tape
 from ..page import Page
-from .backtest import largest_latency_ns, source_name
+from .arguments import check_choice, check_kind, check_numbers, check_whole
+from .backtest import checked_tape, largest_latency_ns, source_name
 from .ledger import Session, decimal_text, time_texts, touches, whole_and_decimals
 from .limits import make_rules
 from .matching import WORST, Joined, apply_level, first_price
 from cryptoexp.trading.report import (
-    ACCENT, BUY_COLOUR, MID_COLOUR, SELL_COLOUR, length_text, name_lines, new_figure, percent, say,
+    ACCENT, BUY_COLOUR, MID_COLOUR, SELL_COLOUR, check_session, length_text, name_lines, new_figure, percent, say,
 )
 from .venue import QUEUE_BEHIND, QUEUE_L3, Venue, queue_after
 
@@ -58,6 +59,7 @@ def waits(session: Session) -> pd.DataFrame:
 
 def rested(session: Session) -> pd.DataFrame:
     "The orders that rested at the exchange and ended, with the lots that were left when they began to rest, by arrival"
+    check_session(session)
     orders, taken = session.orders, session.fills[~session.fills.maker.astype(bool)].groupby('order_id').lots.sum()
     left = orders.lots.to_numpy() - taken.reindex(orders.order_id).fillna(0).to_numpy(np.int64)
     orders = orders.assign(resting_lots=left)
@@ -72,6 +74,9 @@ def fill_probability(
     filled: np.ndarray,    # which of the two, bool, shape (n,)
 ) -> pd.DataFrame:         # one row an age at which somebody was filled: CURVE_COLUMNS; band of 95 %, NaN where all that waited were filled
     "Kaplan–Meier probability of a fill by age, with Greenwood's error; and the share that was filled (Aalen–Johansen)"
+    check_numbers('seconds', seconds, (0.5, 2.0), empty=True)
+    if np.shape(filled) != np.shape(seconds):
+        raise ValueError(f'filled has the shape {np.shape(filled)}, seconds {np.shape(seconds)}: give one of each for every order')
     if (np.asarray(seconds) < 0).any(): raise ValueError('an order was filled before it came: ages must not be negative')
     ages, place = np.unique(seconds, return_inverse=True)
     events = np.bincount(place, filled, len(ages)).astype(np.int64)
@@ -97,7 +102,8 @@ def fill_curves(
     edges: Sequence[float] | None = None,   # between the groups, ascending; None: at the thirds
 ) -> pd.DataFrame:                          # group, orders, and CURVE_COLUMNS
     "Fill probability by age, for groups of orders"
-    if by is not None and by not in GROUPINGS: raise ValueError(f'orders are grouped by {", ".join(GROUPINGS)}, not {by!r}')
+    check_choice('by', by, list(GROUPINGS), optional=True)
+    if edges is not None: check_numbers('edges', edges, (0.5, 2.0))
     table, parts = waits(session), []
     for name, ours in groups_of(table, by, edges, session.instrument.base):
         curve = fill_probability(ours.seconds.to_numpy(), ours.filled.to_numpy())
@@ -348,6 +354,12 @@ def follow(
     hold_ns: int | None = None,             # how far behind the engine ran; None: as a backtest of the tape
 ) -> pd.DataFrame:   # one row a move, by order and time: order_id, time_ns, cause, lots, filled, level, before, after (lots)
     "What happened to the queue before each order; ValueError where the session was not run on this tape, or by another rule"
+    checked_tape(tape)
+    check_session(session)
+    if hold_ns is not None: check_whole('hold_ns', hold_ns, 1)
+    if order_ids is not None:
+        check_kind('order_ids', order_ids, (list, tuple, np.ndarray, pd.Series), 'give a list of numbers, such as [1]')
+        for place, order_id in enumerate(order_ids): check_whole(f'order_ids[{place}]', order_id, -1 << 62)
     venue, orders = session.venue or Venue.from_config(session.config), rested(session)
     if venue.fills != 'partial': raise ValueError("queues are followed for Venue(fills='partial'); whole fills follow the rules of "
                                                   'another engine')
@@ -408,6 +420,9 @@ def queue_life(
     ages: Sequence[float] = QUEUE_AGES,     # seconds since the arrival
 ) -> pd.DataFrame:   # seconds, resting, left (mean), low, median, high (quartiles): parts of the queue on arrival; gone: probability
     "How fast the queue before our orders went away"
+    check_kind('moves', moves, pd.DataFrame, 'give what follow(tape, session) answers')
+    if 'order_id' not in moves: raise ValueError('moves has no column order_id: give what follow(tape, session) answers')
+    check_numbers('ages', ages, QUEUE_AGES, least=0)
     orders = rested(session)
     came = orders[(orders.queue_ahead_lots > 0) & orders.order_id.isin(moves.order_id)].sort_values('order_id', ignore_index=True)
     ours = moves[moves.order_id.isin(came.order_id)].sort_values(['order_id', 'time_ns'], kind='stable', ignore_index=True)
@@ -488,6 +503,7 @@ def order_life(
     hold_ns: int | None = None,   # see `follow`
 ) -> OrderLife:                   # ValueError where it never rested, or the tape is another
     "Follow one order"
+    check_whole('order_id', order_id, -1 << 62)
     moves = follow(tape, session, [order_id], hold_ns)
     order = next(row for _, row in rested(session).iterrows() if row.order_id == order_id)
     rows, happened = exchange_rows(tape, hold_ns)

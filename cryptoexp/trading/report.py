@@ -16,6 +16,7 @@ from .. import __version__
 from ..config import PRESETS, RULES, MarketMakingConfig, pd
 from ..market.statistics import markouts, value_at
 from ..page import FIGURE_STYLE, Page, cell_text
+from .arguments import check_kind, check_numbers, check_whole
 from cryptoexp.trading.ledger import (
     Session, Totals, bps, funding_log, manifest, open_account, order_counts, participation, plain, start_mid, time_texts, totals, touches,
     trade_log, warnings,
@@ -25,13 +26,13 @@ from .venue import Venue
 
 # %% auto #0
 __all__ = ['HORIZONS', 'CURVE', 'SIDES', 'MONEY_HORIZONS', 'DAY_NS', 'MOST_POINTS', 'BUY_COLOUR', 'SELL_COLOUR', 'MID_COLOUR',
-           'ACCENT', 'MARKOUT_FORMATS', 'STREAMS', 'FIGURES', 'SHOWN_FILLS', 'valued', 'course', 'fill_markouts',
-           'markout_table', 'markout_money', 'money_numbers', 'order_numbers', 'side_numbers', 'ratio', 'aim',
-           'inventory_numbers', 'number', 'quoting_numbers', 'annual_sharpe', 'performance', 'thinned', 'elapsed',
-           'new_figure', 'say', 'name_lines', 'draw', 'draw_fills', 'price_figure', 'inventory_figure', 'equity_figure',
-           'markout_figure', 'money_text', 'percent', 'basis_points', 'length_text', 'no_fill_reason', 'bound_table',
-           'refusal_table', 'markout_wide', 'headline', 'config_table', 'number_table', 'new_page', 'shown_fills',
-           'report_page', 'columns_of', 'terminal_report', 'one_line', 'show']
+           'ACCENT', 'MARKOUT_FORMATS', 'STREAMS', 'FIGURES', 'SHOWN_FILLS', 'check_session', 'valued', 'course',
+           'fill_markouts', 'markout_table', 'markout_money', 'money_numbers', 'order_numbers', 'side_numbers', 'ratio',
+           'aim', 'inventory_numbers', 'number', 'quoting_numbers', 'annual_sharpe', 'performance', 'thinned',
+           'elapsed', 'new_figure', 'say', 'name_lines', 'draw', 'draw_fills', 'price_figure', 'inventory_figure',
+           'equity_figure', 'markout_figure', 'money_text', 'percent', 'basis_points', 'length_text', 'no_fill_reason',
+           'bound_table', 'refusal_table', 'markout_wide', 'headline', 'config_table', 'number_table', 'new_page',
+           'shown_fills', 'report_page', 'columns_of', 'terminal_report', 'one_line', 'show']
 
 # %% ../../nbs/trading/05_report.ipynb #c04
 if TYPE_CHECKING:   # drawing is imported where something is drawn: a backtest need not wait for it
@@ -41,6 +42,12 @@ if TYPE_CHECKING:   # drawing is imported where something is drawn: a backtest n
     from rich.table import Table
 
 # %% ../../nbs/trading/05_report.ipynb #c09
+def check_session(session: Any) -> None:
+    "TypeError unless this is a Session; who gives its result is told where the session is"
+    how = 'give a Session, as result.session of a backtest is one'
+    if isinstance(getattr(session, 'session', None), Session): how = 'give its session, result.session'
+    check_kind('session', session, Session, how)
+
 def valued(
     session: Session,
     price: pd.Series | np.ndarray | float,   # quote currency
@@ -52,6 +59,7 @@ def valued(
 
 def course(session: Session) -> pd.DataFrame:
     "Samples in units: time_ns, mid, quote_bid, quote_ask (NaN: none), position, equity, share of equity, drawdown from its peak"
+    check_session(session)
     samples, grid = session.samples, session.instrument
     tick, lot = float(grid.tick_size), float(grid.lot_size)
     mid = (samples.bid_tick + samples.ask_tick) * (tick / 2)
@@ -73,6 +81,8 @@ def fill_markouts(
     seconds: Sequence[float],           # n horizons
 ) -> tuple[np.ndarray, np.ndarray]:     # bps, shape (fills, n); value of each fill, shape (fills,): ticks × lots, inverse lots / ticks
     "The markout of each fill by horizon (NaN: no mid so late), and its value on a scale of its own"
+    check_session(session)
+    check_numbers('seconds', seconds, HORIZONS, least=0, empty=True)
     fills, known = session.fills, touches(session)
     later = markouts(known.time_ns.to_numpy(), known.mid.to_numpy() / 2, fills.time_ns.to_numpy(),
                      fills.side.to_numpy(), fills.tick.to_numpy(), [round(second * 1e9) for second in seconds])
@@ -84,8 +94,8 @@ def markout_table(
     seconds: Sequence[float] = HORIZONS,
 ) -> pd.DataFrame:  # seconds, side ('both' first), fills with a markout, excluded ones, mean_bps and its error_bps (NaN: none)
     "Mean move of the mid after our fills, seen from our side, weighted by value; the mid is the last one known"
-    fills, rows = session.fills, []
     later, value = fill_markouts(session, seconds)
+    fills, rows = session.fills, []
     for column, second in enumerate(seconds):
         for side in ('both', *SIDES):
             ours = np.ones(len(fills), bool) if side == 'both' else fills.side.to_numpy() == SIDES[side]
@@ -184,6 +194,7 @@ def performance(
     session: Session,
 ) -> dict[str, Any]:  # ready for JSON: money as decimal text, ratios and averages as numbers, None for what does not exist
     "What a market maker asks of a session"
+    check_session(session)
     sums, path = totals(session), course(session)
     mean_equity = float(path.equity.mean()) if len(path) else None
     table = markout_table(session).astype(object)
@@ -203,6 +214,7 @@ def thinned(
     most: int = MOST_POINTS,  # rows to keep
 ) -> np.ndarray:              # their indices, ascending, at most `most`
     "First, last, and the lowest and highest of equal parts between; a part without a number keeps one NaN"
+    check_whole('most', most, 4)
     if len(values) <= most: return np.arange(len(values))
     parts = (most - 2) // 2
     size = -(-len(values) // parts)
@@ -231,6 +243,7 @@ def new_figure(
     within: Any = None,                # the part of a larger figure (a SubFigure) to draw in; None: a figure of its own
 ) -> tuple[Figure, list[Axes]]:
     "A figure in the style of the pages, with panels below each other and a title that says what it must"
+    check_session(session)
     style: Any = FIGURE_STYLE
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -459,6 +472,7 @@ FIGURES: dict[Callable[[Session], Figure], str] = {
 
 def new_page(session: Session) -> Page:
     "The top of the page: what ran, on what, under which assumption, and every doubt"
+    check_session(session)
     begin, end = (text[:19].replace('T', ' ') for text in time_texts(pd.Series([session.start_ns, session.end_ns], dtype=np.int64)))
     assumption = f'\nPreset {session.preset}: {PRESETS[session.preset].assumption}.' if session.preset in PRESETS else ''
     if session.kind == 'inverse':
@@ -536,6 +550,7 @@ def terminal_report(session: Session) -> RenderableType:  # for rich.Console.pri
 # %% ../../nbs/trading/05_report.ipynb #c64
 def one_line(session: Session) -> str:
     "A session in one line: pair, kind of market, when, for how long, fills, profit, and what has to be said of its rows"
+    check_session(session)
     profit, begin = totals(session).pnl, time_texts(pd.Series([session.start_ns], dtype=np.int64))[0][:19].replace('T', ' ')
     marks = {'fused': session.streams == 'fused', 'SYNTHETIC': session.synthetic, 'halted': session.counters['halted']}
     earned = 'profit unknown' if profit is None else money_text(profit, session.currency, True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFLINE', 'VENUES', 'Source', 'LOOK_INTERVAL', 'LOOK_AT_SWITCH', 'SWITCH', 'LONGEST_WAIT', 'HOUR_NS', 'ask_binance',
-           'ask_coinbase', 'ask_sources', 'is_file', 'open_feed', 'base_latency_ns', 'check_asked', 'lost_source',
+           'ask_coinbase', 'ask_sources', 'lost_source', 'is_file', 'open_feed', 'base_latency_ns', 'check_asked',
            'MarketMaker', 'fetch', 'quote_rows', 'seen', 'whole_steps', 'place', 'look_once', 'tell', 'act',
            'heed_switch', 'take_turn', 'within', 'run_session', 'rows_of', 'way_there_and_back', 'stopped_by_signals',
            'named', 'begin', 'settle', 'resumed', 'rebuilt', 'go_on', 'replayed', 'status_of', 'MarketMakingConfig',
@@ -40,9 +40,9 @@ from .trading.backtest import Result, Run, largest_latency_ns, source_name
 from .trading.journal import SEAL_ROWS, History, Plan, SessionJournal, read_history, rebuild, replay, seal
 from .trading.limits import UNFIT, mid_worth_e8
 from .trading.matching import STATUS, Engine, compile_engine, enter_order, quotable_lots, refuse_order
-from .trading.sweep import fingerprint
 from .trading.models import model_of
-from .trading.quoting import Quoter
+from .trading.quoting import Quoter, fingerprint
+
 
 # %% ../nbs/10_market_making.ipynb #c06
 _all_ = ['MarketMakingConfig', 'MarketData']
@@ -94,6 +94,12 @@ async def ask_sources(
                 failures.append(f'{name}: {error}')
                 logger.warning('{} did not answer: {}', name, error)
     raise ConnectionError('no source answered:\n' + '\n'.join(f'  {failure}' for failure in failures) + f'\n{OFFLINE}')
+
+# %% ../nbs/10_market_making.ipynb #look01a
+def lost_source(paths: Sequence[Path]) -> str:
+    "What to say of paths where nothing is"
+    hint = nearest(str(paths[0]), [*MADE_UP, *LIVE])
+    return f'{", ".join(map(str, paths))} is not there: check the path' + (f'; of names, {hint}' if hint.startswith('did') else '')
 
 # %% ../nbs/10_market_making.ipynb #c11
 Source = str | Path | Sequence[str | Path]
@@ -150,11 +156,6 @@ def check_asked(config: Any, source: Any, preset: Any, duration: Any, speed: Any
     check_switch('journal', journal, optional=True)
     if on_turn is not None and not callable(on_turn):
         raise TypeError(f'on_turn is {shown(on_turn)}: give a function of the MarketMaker, which is called after each turn')
-
-def lost_source(paths: Sequence[Path]) -> str:
-    "What to say of paths where nothing is"
-    hint = nearest(str(paths[0]), [*MADE_UP, *LIVE])
-    return f'{", ".join(map(str, paths))} is not there: check the path' + (f'; of names, {hint}' if hint.startswith('did') else '')
 
 # %% ../nbs/10_market_making.ipynb #c13
 class MarketMaker:

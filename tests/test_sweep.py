@@ -26,10 +26,10 @@ from cryptoexp.market.tape import Clock, Tape, fuse, read_recording
 from cryptoexp.trading import sweep as room
 from cryptoexp.trading.backtest import backtest, make_ready
 from cryptoexp.trading.ledger import totals
-from cryptoexp.trading.quoting import ASK, BID, LOTS, TICK
+from cryptoexp.trading.quoting import ASK, BID, LOTS, TICK, fingerprint
 from cryptoexp.trading.report import markout_table
 from cryptoexp.trading.search import optimise
-from cryptoexp.trading.sweep import SUMS, Setting, fingerprint, grid_rows, heatmap, one_pass, read_cells, settings_of, sources_of, sweep
+from cryptoexp.trading.sweep import SUMS, Setting, grid_rows, heatmap, one_pass, read_cells, settings_of, sources_of, sweep
 from cryptoexp.trading.venue import VENUES, Latency, QueueModel
 
 DAY_NS = 86_400 * 10 ** 9
@@ -316,7 +316,7 @@ def test_fingerprints() -> None:
         return space['model']
     assert fingerprint(made(1, 2)) == fingerprint(made(1, 2))
     assert len({fingerprint(made(*values)) for values in ((1, 2), (2, 2), (1, 3))}) == 3
-    script = 'from cryptoexp.trading.sweep import fingerprint\nprint(fingerprint(lambda name: name in {"a", "b", "c", "d"}))'
+    script = 'from cryptoexp.trading.quoting import fingerprint\nprint(fingerprint(lambda name: name in {"a", "b", "c", "d"}))'
     told = {subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True,
                            env={**os.environ, 'PYTHONHASHSEED': seed}).stdout for seed in ('1', '2')}
     assert len(told) == 1    # in another process the same

@@ -33,7 +33,7 @@ from cryptoexp.trading.matching import (
     may_be_light, new_desk, one_setting, order_table, plain_table, refused_table,
     rows_of, run_desk, Desk,
 )
-from .quoting import MARKET, STANDING, Quoter, compile_many, compile_quoter, fields_read
+from .quoting import MARKET, STANDING, Quoter, compile_many, compile_quoter, fields_read, fingerprint
 from .report import MONEY_HORIZONS, markout_money, one_line, performance, report_page, show
 from .venue import Venue
 
@@ -442,9 +442,9 @@ class Runs(Output):
     cash_e8: np.ndarray   # cash at the start, shape (configs,)
 
 # %% ../../nbs/trading/06_backtest.ipynb #reads02
-def _tell_what_matters(clock: Any, rules: Any, quoter: Quoter, funded: bool) -> None:
+def _tell_what_matters(clock: Any, rules: Any, quoter: Quoter, digest: str, funded: bool) -> None:
     "What the model reads, and whether its answer stands as long as what it reads (see light orders)"
-    read = fields_read(quoter) or frozenset(MARKET.names or ())
+    read = fields_read(quoter, digest) or frozenset(MARKET.names or ())
     clock.alike = rules.tobytes() == rules[:1].tobytes() * len(rules)
     clock.reads_worth = bool(read & {'equity', 'share', 'order_lots'})
     clock.reads_lots = bool(read & {'bid_lots', 'ask_lots'})
@@ -518,15 +518,15 @@ def run_configurations(
                     taken=4096 if configs == 1 else 512, depth=depth, own_orders=own_orders,
                     there=short_of(prepared, whole), here=None if depth else home_of(prepared, whole))
     if desk.clock[0].short: desk.edges[0, 0, :, 1] = 0, prepared.capacity[0][1] - prepared.capacity[0][0] - 1   # where a taker's walk ends
-    clock = desk.clock[0]
-    function = compile_quoter(quoter) if compiled else None
+    clock, digest = desk.clock[0], fingerprint(quoter) if compiled else ''
+    function = compile_quoter(quoter, digest) if compiled else None
     clock.whole, clock.parity_end, clock.end_ns, clock.recording = whole, whole, prepared.end_ns, record
     clock.use_best_quotes, clock.external_quoter, clock.marking = prepared.best_quotes, function is None, every_message and not whole
     stops = bool(((rules.max_drawdown < 1) | (rules.max_loss < 1)).any())
     clock.cautious = not whole and (prepared.controls or (every_message and stops))
     clock.light = not record and not own_orders and function is not None and may_be_light(desk)
-    many = compile_many(quoter) if clock.light else None
-    if clock.light: _tell_what_matters(clock, rules, quoter, funding is not None and len(funding) > 0)
+    many = compile_many(quoter, digest) if clock.light else None
+    if clock.light: _tell_what_matters(clock, rules, quoter, digest, funding is not None and len(funding) > 0)
     desk.sides.stale = np.array(prepared.resumes) & (not whole)
     desk.state.next_decision_ns = (prepared.start_ns if whole else prepared.first_ns) + rules.interval_ns[::assets]
     clock.next_decision_ns = desk.state.next_decision_ns.min()

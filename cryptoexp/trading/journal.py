@@ -23,8 +23,7 @@ from ..market.tape import Clock, Tape, load_tape
 from .backtest import Result, Run
 from .limits import UNFIT
 from .matching import Engine, enter_order, refuse_order
-from .quoting import Quoter
-from .sweep import fingerprint
+from .quoting import Quoter, fingerprint
 
 # %% ../../nbs/trading/10_journal.ipynb #c10
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -17,7 +19,6 @@ import numpy as np
 from numba import njit, types
 from llvmlite import binding as llvm
 from numba.core import event
-from numba.core.caching import CompileResultCacheImpl
 from numba.typed import Dict
 
 from ..config import MarketMakingConfig, pd
@@ -34,7 +35,7 @@ from cryptoexp.trading.limits import (
 )
 from cryptoexp.trading.quoting import (
     ASK, BID, BOUND, FILL_OR_KILL, FORCE, GOOD_TILL_CANCELLED, HEARD, IMMEDIATE, LOTS, MANY, MARKET, MARKET_ORDER, OWN,
-    POST_ONLY, SCRATCH, SIGNALS, SIGNATURE, TICK, Kept, Quoter, View, Wishes, compile_many, compile_quoter, compiled_as, new_view,
+    POST_ONLY, SCRATCH, SIGNALS, SIGNATURE, TICK, Kept, _Whole, Quoter, View, Wishes, compile_many, compile_quoter, compiled_as, new_view,
 )
 from .models import model_of
 from .venue import QUEUE_BEHIND, QUEUE_L3, Venue, entry_latency, queue_after, response_latency
@@ -2241,6 +2242,7 @@ def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts
             asking[0] = count
             return config
         state.next_decision_ns += interval_ns
+        view.usable = 1
         view.time_ns, view.bid_tick, view.ask_tick, view.position_lots = time_ns, bid, ask, account.known_position_lots
         if shown: view.bid_lots, view.ask_lots = bid_lots, ask_lots
         if worth: _show_worth(sides, every_rule, states, accounts, views, config)
@@ -2390,17 +2392,23 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #alone01
-class _CodeAlone(CompileResultCacheImpl):
+class _CodeAlone(_Whole):
     "What is kept of a function that no other compiled function calls: its code, and its names"
-    def reduce(self, data: Any) -> Any:   # Numba's names
-        (name, kind, (code, _)), described, *others = super().reduce(data)  # type: ignore[no-untyped-call]
+    def parts(self, data: Any) -> Any:
+        (name, kind, (code, _)), described, *others = super().parts(data)
         names = described.llvm_func_name, described.llvm_cpython_wrapper_name, described.llvm_cfunc_wrapper_name
-        bodies = '\n'.join(f'define void @"{one}"() {{ ret void }}' for one in names)
+        bodies = '\n'.join(f'define void @"{one}"() {{ unreachable }}' for one in names)
         return (name, kind, (code, llvm.parse_assembly(bodies).as_bitcode())), described, *others
 
 class KeptAlone(Kept):
-    "The cache of a function that no other compiled function calls: it must not be called by one, whose call would do nothing"
-    _impl_class = _CodeAlone  # type: ignore[assignment]
+    "The cache of the engine, which no other compiled function calls: one that did would find no body"
+    _impl_class = _CodeAlone
+
+    @staticmethod
+    def made_of(plain: Any) -> str:
+        "The files in which all stands that the engine takes in"
+        parts = plain, worth_e8.py_func, queue_after.py_func, compiled_as
+        return hashlib.sha256(b'\0'.join(Path(part.__code__.co_filename).read_bytes() for part in parts)).hexdigest()
 
 # %% ../../nbs/trading/03_matching.ipynb #c144
 class _Announce(event.Listener):
@@ -2472,7 +2480,6 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     for name in ('own_ask', 'own_bid_low', 'exchange_ask', 'local_ask', 'light_ask'): sides[name] = NO_ASK
     empty['resting'][0], empty['resting'][1], empty['light']['known_tick'], empty['light']['next_tick'] = NO_BID, NO_ASK, -1, -1
     empty['light']['refused_ns'] = NEVER
-    empty['views']['usable'] = 1
     state['next_order_id'], state['start_e8'], state['next_request_ns'], state['next_news_ns'] = 1, -1, NEVER, NEVER
 
 # %% ../../nbs/trading/03_matching.ipynb #c146b
@@ -2585,7 +2592,7 @@ OVERRUNS = {6: 'more orders are refused at one decision than there is room for: 
 
 def _ask(desk: Desk, python: Quoter) -> None:
     "Put the question of the present decision to a model that runs in Python"
-    clock, config = desk.clock[0], int(desk.clock[0].at_config)
+    clock, config, python = desk.clock[0], int(desk.clock[0].at_config), getattr(python, 'py_func', python)
     count, heard = (int(desk.state[config][name]) * int(clock.own_orders) for name in ('order_count', 'heard_count'))
     view = desk.seen._replace(orders=desk.own[:count], fills=desk.heard[config, :heard])
     with np.errstate(divide='raise', invalid='raise'):   # a division by zero ends compiled code, so it does here

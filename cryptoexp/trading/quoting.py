@@ -6,23 +6,28 @@
 __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'FORCE', 'POST_ONLY', 'GOOD_TILL_CANCELLED',
            'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'FRACTION', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
            'VOLATILITY', 'FLOOR', 'LEANING', 'MANY', 'STANDING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE',
-           'MAKER_FEE', 'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'kept_on_disk',
-           'compile_quoter', 'Kept', 'compiled_as', 'compile_many', 'fields_read', 'floor_half_spread', 'outward',
-           'update_volatility', 'constant_spread']
+           'MAKER_FEE', 'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'fingerprint',
+           'kept_on_disk', 'Kept', 'compiled_as', 'compile_quoter', 'compile_many', 'fields_read', 'floor_half_spread',
+           'outward', 'update_volatility', 'constant_spread']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
+import hashlib
 import math
-from collections.abc import Callable
-from types import CellType, FunctionType, ModuleType
+import pickle
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
 from numba import njit, types
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.compiler import run_frontend
 from numba.core.runtime.nrt import rtsys
+from numba.core.serialize import dumps
 from numba.core.typeinfer import register_dispatcher
 
 from ..config import collector_resting
@@ -144,33 +149,125 @@ class Checked(CompilerBase):
         steps.finalize()
         return [steps]
 
-# %% ../../nbs/trading/01_quoting.ipynb #num02
-def _numbers_of(function: Any) -> tuple[tuple[str, str, Any], ...]:
-    "The numbers and words that a function reads from its module and from around it: name, type and value"
-    plain = getattr(function, 'py_func', function)
-    code, around = getattr(plain, '__code__', None), getattr(plain, '__globals__', {})
-    if code is None: return ()
-    found = {name: around[name] for name in code.co_names if name in around}
-    found |= {name: cell.cell_contents for name, cell in zip(code.co_freevars, plain.__closure__ or ()) if cell != CellType()}   # not empty
-    return tuple((name, type(value).__name__, value) for name, value in found.items() if isinstance(value, (bool, int, float, str)))
+# %% ../../nbs/trading/01_quoting.ipynb #read02
+def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
+    "The bytes that tell a value, or a function with all it refers to, from others"
+    if thing is None or isinstance(thing, bool | int | float | complex | str | bytes):
+        yield f'{type(thing).__name__} {thing!r};'.encode()
+        return
+    if id(thing) in seen:
+        yield b'again;'
+        return
+    seen[id(thing)] = thing  # kept alive, so that its id stays its own
+    if hasattr(thing, 'py_func'): yield from _pieces(thing.py_func, seen)  # compiled by Numba
+    elif isinstance(thing, np.ndarray) and thing.dtype != object: yield f'{thing.dtype} {thing.shape} '.encode() + thing.tobytes()
+    elif isinstance(thing, CodeType):
+        yield thing.co_code
+        yield repr((thing.co_names, thing.co_varnames, thing.co_freevars)).encode()
+        for constant in thing.co_consts: yield from _pieces(constant, seen)
+    elif isinstance(thing, FunctionType):
+        named = _global_names(thing.__code__)
+        called: dict[str, Any] = {name: thing.__globals__[name] for name in named if name in thing.__globals__}
+        own = {name: module for name, module in called.items() if isinstance(module, ModuleType) and _is_own(module)}
+        called |= {f'{name}.{part}': getattr(module, part) for name, module in own.items() for part in named if hasattr(module, part)}
+        cells = [cell.cell_contents for cell in thing.__closure__ or () if cell != CellType()]   # not those still empty
+        for part in (thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, called): yield from _pieces(part, seen)
+    elif isinstance(thing, ModuleType): yield f'{thing.__name__} {getattr(thing, "__version__", "")};'.encode()
+    elif isinstance(thing, tuple | list):
+        for part in thing: yield from _pieces(part, seen)
+    elif isinstance(thing, set | frozenset): yield from sorted(b''.join(_pieces(part, dict(seen))) for part in thing)
+    elif isinstance(thing, dict):
+        for name in sorted(thing, key=repr): yield from (*_pieces(name, seen), *_pieces(thing[name], seen))
+    elif isinstance(thing, type): yield f'{thing.__module__}.{thing.__qualname__};'.encode()
+    else:
+        import joblib   # imported only where nothing simpler tells a value
+        try: yield str(joblib.hash(thing)).encode()
+        except Exception: yield f'{type(thing).__qualname__} at {id(thing)};'.encode()   # what can't be written down, such as a file
 
+# %% ../../nbs/trading/01_quoting.ipynb #read03
+@functools.cache
+def _is_own(module: ModuleType) -> bool:
+    "Whether a module is one that its user writes: not built in, nor installed"
+    installed, place = (sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')), getattr(module, '__file__', None)
+    return place is not None and not any(Path(place).is_relative_to(folder) for folder in installed)
+
+def _global_names(code: CodeType) -> list[str]:
+    inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _global_names(constant)]
+    return sorted({*code.co_names, *inner})
+
+def fingerprint(thing: Any) -> str:
+    "SHA-256 of a function, by what it does, or of a value"
+    return hashlib.sha256(b'\0'.join(_pieces(thing, {}))).hexdigest()
+
+# %% ../../nbs/trading/01_quoting.ipynb #num02
 def kept_on_disk(plain: Any) -> bool:
     "Whether what is compiled may be kept for another process"
-    numbers = _numbers_of(plain)
-    return plain.__module__ != '__main__' and plain.__closure__ is None and _first_numbers.setdefault(plain, numbers) == numbers
+    return plain.__module__ != '__main__' and plain.__closure__ is None
 
-_first_numbers: dict[Any, tuple[tuple[str, str, Any], ...]] = {}   # of a function: with which it was compiled first
-
-def _with_its_numbers(work: Callable[[Any], Any]) -> Any:
-    "Answers are kept by function and by the numbers that it reads"
+def _by_what_it_reads(work: Callable[..., Any]) -> Any:
+    "Answers are kept by function and by its fingerprint, which who has it already may give"
     answers = dict[Any, Any]()
 
     @functools.wraps(work)
-    def asked(function: Any) -> Any:
-        key = function, _numbers_of(function)
+    def asked(function: Any, read: str = '') -> Any:
+        key = function, read or fingerprint(function)
         if key not in answers: answers[key] = work(function)
         return answers[key]
     return asked
+
+
+# %% ../../nbs/trading/01_quoting.ipynb #kept02
+class _Whole(CompileResultCacheImpl):
+    "What is kept carries its checksum: a damaged file must not run"
+    def reduce(self, data: Any) -> Any:   # Numba's names
+        body = dumps(self.parts(data))  # type: ignore[no-untyped-call]
+        return hashlib.sha256(body).hexdigest(), body
+
+    def parts(self, data: Any) -> Any: return super().reduce(data)  # type: ignore[no-untyped-call]
+
+    def rebuild(self, target_context: Any, payload: Any) -> Any:
+        checksum, body = payload
+        if hashlib.sha256(body).hexdigest() != checksum: raise ValueError('its checksum does not fit')
+        return super().rebuild(target_context, pickle.loads(body))  # type: ignore[no-untyped-call]
+
+class Kept(FunctionCache):
+    "Numba's cache of one function on disk: known by all that the function reads, and read without what only compiling needs"
+    _impl_class: Any = _Whole
+    about: tuple[str, ...] = ()   # what it must have been compiled from, and how
+
+    @staticmethod
+    def made_of(plain: Any) -> str: return fingerprint(plain)
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any: return super()._index_key(sig, codegen), self.about  # type: ignore[no-untyped-call]
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)   # what compiled code calls by name
+        import numba.cpython.hashing   # noqa: F401  # the same for hashes of words
+        try:
+            with collector_resting(), self._guard_against_spurious_io_errors():
+                return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        except Exception as error:   # pickle says in many ways that a file is damaged
+            from loguru import logger   # imported only where something is said
+            logger.warning(f'what was kept of {self._name} in {self.cache_path} is damaged, so it is compiled anew: {error!r}')
+            self.flush()  # type: ignore[no-untyped-call]
+            return None
+
+# %% ../../nbs/trading/01_quoting.ipynb #kept03
+def compiled_as(
+    signature: Any,                    # one, that of every call
+    plain: Callable[..., Any],
+    keep: type[Kept] | None,           # how it is kept for another process; None: it is not
+    **options: Any,                    # Numba's
+) -> Any:
+    "What `njit(signature, nogil=True)` makes of a function; RuntimeError where it stands in no file that it could be kept beside"
+    made: Any = njit(nogil=True, **options)(plain)
+    if made is plain: return plain   # NUMBA_DISABLE_JIT
+    if keep:
+        made._cache = keep(plain)
+        made._cache.about = keep.made_of(plain), repr(sorted(options.items()))
+    with register_dispatcher(made): made.compile(signature)
+    made.disable_compile()
+    return made
 
 # %% ../../nbs/trading/01_quoting.ipynb #c09
 Quoter = Callable[[View, np.ndarray, np.ndarray, np.ndarray], int]
@@ -182,7 +279,7 @@ SCRATCH = 64  # float64 numbers that a model may keep between calls
 BOUND = ('spread_percentage', 'volatility', 'profit_floor', 'leaning')  # what set the width, in the order of the codes
 SPREAD, VOLATILITY, FLOOR, LEANING = range(len(BOUND))
 
-@_with_its_numbers
+@_by_what_it_reads
 def compile_quoter(function: Quoter) -> Quoter | None:
     "The model as a compiled first-class function, or None (said once, as a warning) where Numba can't compile it"
     plain, reason = getattr(function, 'py_func', function), Exception()
@@ -199,28 +296,6 @@ def compile_quoter(function: Quoter) -> Quoter | None:
     logger.warning(f'{getattr(function, "__name__", function)} runs in Python, slower, with the same result: Numba says {said}')
     return None
 
-# %% ../../nbs/trading/01_quoting.ipynb #kept02
-class Kept(FunctionCache):
-    "Numba's cache of one function on disk, read without what only compiling needs"
-    def load_overload(self, sig: Any, target_context: Any) -> Any:   # Numba's names
-        rtsys.initialize(target_context)   # what compiled code calls by name
-        with collector_resting(), self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
-
-def compiled_as(
-    signature: Any,                    # one, that of every call
-    plain: Callable[..., Any],
-    keep: type[FunctionCache] | None,  # how it is kept for another process; None: it is not
-    **options: Any,                    # Numba's
-) -> Any:
-    "What `njit(signature, nogil=True)` makes of a function; RuntimeError where it stands in no file that it could be kept beside"
-    made: Any = njit(nogil=True, **options)(plain)
-    if made is plain: return plain   # NUMBA_DISABLE_JIT
-    if keep: made._cache = keep(plain)
-    with register_dispatcher(made): made.compile(signature)
-    made.disable_compile()
-    return made
-
 # %% ../../nbs/trading/01_quoting.ipynb #many02
 MANY = types.int64(_MARKETS, types.int64[:, :, :, ::1], _OWN, _HEARD, types.float64[::1], types.float64[:, ::1], types.float64[:, ::1],
                    types.int64[:, :, :, :, ::1], types.int64[:, ::1], types.int64[::1])
@@ -236,7 +311,7 @@ def _each(market: np.ndarray, depth: np.ndarray, orders: np.ndarray, fills: np.n
         due[config, 1] = _model(view, parameters[config], scratch[config], wishes[config])
     return 0
 
-@_with_its_numbers
+@_by_what_it_reads
 def compile_many(
     function: Quoter,   # one that compile_quoter compiles
 ) -> Any:               # (market, depth, orders, fills, signals, parameters, scratch, wishes, due, asking) -> 0
@@ -306,7 +381,7 @@ def _understood(step: Any, kinds: dict[str, str], known: dict[str, Any], fields:
     else: return False
     return kinds.setdefault(name, part) == part
 
-@_with_its_numbers
+@_by_what_it_reads
 def fields_read(
     function: Quoter,               # one that compile_quoter compiles
 ) -> frozenset[str] | None:         # None: it may go by anything

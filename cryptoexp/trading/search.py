@@ -29,9 +29,9 @@ from cryptoexp.trading.arguments import (
     check_choice, check_kind, check_names, check_number, check_path, check_switch, check_whole, shown,
 )
 from .backtest import check_setting
-from .quoting import Quoter
+from .quoting import Quoter, fingerprint
 from cryptoexp.trading.sweep import (
-    FIELDS, NO_NUMBER, RESULTS, Grid, Source, TapeLike, code_digest, fingerprint, name_problems, settings_of, several_tapes, sources_of,
+    FIELDS, NO_NUMBER, RESULTS, Grid, Source, TapeLike, code_digest, name_problems, settings_of, several_tapes, sources_of,
     sweep,
 )
 

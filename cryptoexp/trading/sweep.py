@@ -6,9 +6,9 @@
 __all__ = ['SUMS', 'NO_NUMBER', 'RESULTS', 'MOST_SETTINGS', 'MOST_BYTES', 'Grid', 'FIELDS', 'VENUE_NAMES', 'TapeLike',
            'MOST_CHUNK', 'TOLD', 'Setting', 'Told', 'told', 'mean_markouts', 'minutes_of', 'numbers_of', 'run_block',
            'blocks_of', 'one_pass', 'grid_rows', 'name_problems', 'settings_of', 'queue_named', 'Source', 'tape_digest',
-           'several_tapes', 'sources_of', 'fingerprint', 'code_digest', 'venue_facts', 'setting_key', 'write_cell',
-           'read_cell', 'read_cells', 'Parts', 'run_cell', 'progress_bar', 'sweep', 'check_work', 'cells_of',
-           'sweep_table', 'pieces_of', 'heatmap']
+           'several_tapes', 'sources_of', 'code_digest', 'venue_facts', 'setting_key', 'write_cell', 'read_cell',
+           'read_cells', 'Parts', 'run_cell', 'progress_bar', 'sweep', 'check_work', 'cells_of', 'sweep_table',
+           'pieces_of', 'heatmap']
 
 # %% ../../nbs/trading/07_sweep.ipynb #c03
 import contextlib
@@ -21,7 +21,6 @@ import os
 import re
 import tempfile
 import threading
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -50,7 +49,7 @@ from .ledger import MINUTE_NS
 from .limits import TOO_MANY, aimed, make_rules
 from .matching import ORDER, SAMPLE
 from .models import MODELS, model_of
-from .quoting import Quoter, compile_many, compile_quoter
+from .quoting import Quoter, compile_many, compile_quoter, fingerprint
 from .report import HORIZONS
 from .venue import VENUES, Latency, QueueModel, Venue
 
@@ -401,42 +400,6 @@ def sources_of(
         else: found.append(Source(name, _files_digest(group), None, group))
     return found
 
-# %% ../../nbs/trading/07_sweep.ipynb #c39
-def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
-    "The bytes that tell a value, or a function with all it refers to, from others"
-    if thing is None or isinstance(thing, bool | int | float | complex | str | bytes):
-        yield f'{type(thing).__name__} {thing!r};'.encode()
-        return
-    if id(thing) in seen:
-        yield b'again;'
-        return
-    seen[id(thing)] = thing  # kept alive, so that its id stays its own
-    if hasattr(thing, 'py_func'): yield from _pieces(thing.py_func, seen)  # compiled by Numba
-    elif isinstance(thing, np.ndarray) and thing.dtype != object: yield f'{thing.dtype} {thing.shape} '.encode() + thing.tobytes()
-    elif isinstance(thing, types.CodeType):
-        yield thing.co_code
-        yield repr((thing.co_names, thing.co_varnames, thing.co_freevars)).encode()
-        for constant in thing.co_consts: yield from _pieces(constant, seen)
-    elif isinstance(thing, types.FunctionType):
-        called = {name: thing.__globals__[name] for name in _global_names(thing.__code__) if name in thing.__globals__}
-        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        for part in (thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, called): yield from _pieces(part, seen)
-    elif isinstance(thing, types.ModuleType): yield f'{thing.__name__} {getattr(thing, "__version__", "")};'.encode()
-    elif isinstance(thing, tuple | list):
-        for part in thing: yield from _pieces(part, seen)
-    elif isinstance(thing, set | frozenset): yield from sorted(b''.join(_pieces(part, dict(seen))) for part in thing)
-    elif isinstance(thing, dict):
-        for name in sorted(thing, key=repr): yield from itertools.chain(_pieces(name, seen), _pieces(thing[name], seen))
-    else: yield str(joblib.hash(thing)).encode()
-
-def _global_names(code: types.CodeType) -> list[str]:
-    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _global_names(constant)]
-    return sorted({*code.co_names, *inner})
-
-def fingerprint(thing: Any) -> str:
-    "SHA-256 of a function, by what it does, or of a value"
-    return hashlib.sha256(b'\0'.join(_pieces(thing, {}))).hexdigest()
-
 # %% ../../nbs/trading/07_sweep.ipynb #c41
 @functools.cache
 def code_digest() -> str:
@@ -513,7 +476,8 @@ def _attempt(tape: Tape, settings: Sequence[Setting], *asked: Any, **options: An
     "Run some settings; those that raise answer with `error`"
     try: return one_pass(tape, settings, *asked, **options)
     except Exception as error:
-        if len(settings) == 1: return [{'error': f'{type(error).__name__}: {error}'}]
+        when = getattr(error, '__notes__', ())   # and at which row
+        if len(settings) == 1: return [{'error': '; '.join([f'{type(error).__name__}: {error}', *when])}]
     half = len(settings) // 2
     return [answer for part in (settings[:half], settings[half:]) for answer in _attempt(tape, part, *asked, **options)]
 

@@ -91,6 +91,7 @@ class Market:
             self.parameters.append([float(seed*7 + account), *case.parameters[1:]])
             self.cash.append(round(decimal(config.total_capital)*MONEY_SCALE)*int(draw.integers(1, 40)))
             self.lots.append([case.instrument.lots(config.initial_base)])
+        if seed % 3 == 0: self.rules = self.rules[:1] * 5   # what is read once for all (alike)
         self.prepared: Prepared = prepare([(rows, case.instrument)], closing=not whole)
 
     def play(self, record: bool, quoter: Any = forceful, **options: Any) -> Runs:
@@ -378,6 +379,8 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('what was traded is told twice', 'matching',
      '        if flow:\n            account.seen_bought', '        if False:\n            account.seen_bought'),
     ('light orders are not met', 'matching', 'if config == clock.configs: break', 'break'),
+    ('rules that differ are those of the first', 'matching',
+     'return desk.rules[0 if desk.clock[0].alike else at]', 'return desk.rules[0]'),
     ('light bids are met too late', 'matching', 'resting[0, config] < tick: config += 1', 'resting[0, config] <= tick: config += 1'),
 )]
 CHECK = """

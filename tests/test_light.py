@@ -367,8 +367,6 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('a whole fill is thought to rest', 'matching', 'if light.known_id == news.tick and light.moved == 0:', 'if False:'),
     ('an order on its way is forgotten with the one that was filled', 'matching',
      'if light.known_id == news.tick and light.moved == 0:', 'if True:'),
-    ('a level that is gone fills light orders', 'matching',
-     'or (lots > 0 and (tick > bid if bids else tick < ask))', 'or (tick > bid if bids else tick < ask)'),
     ('one of many models sees its fills at once', 'matching',
      'view.position_lots = side.bid_lots, side.ask_lots, account.known_position_lots',
      'view.position_lots = side.bid_lots, side.ask_lots, account.position_lots'),

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,17 @@ from cryptoexp.trading.venue import Venue
 AWAY = (1, 1)
 settings = ModuleType('settings')   # stands for a file of the user's
 settings.__file__, settings.AWAY = '/somewhere/settings.py', 1   # type: ignore[attr-defined]
+folder = ModuleType('folder')       # of files, one of which names it again
+folder.__path__, folder.settings, settings.folder = ['/somewhere'], settings, folder   # type: ignore[attr-defined]
+
+
+class Distance(Enum): NEAR, FAR = 1, 2
+
+
+class Farther(Enum): NEAR, FAR = 4, 5
+
+
+Farther.__qualname__, Farther.__module__ = Distance.__qualname__, Distance.__module__   # the same class, written anew
 
 
 def helper() -> int: return 1
@@ -36,6 +48,16 @@ def by_a_tuple(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
 
 def by_an_attribute(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
     wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = view.market[0].bid_tick - settings.AWAY, 2
+    return 0
+
+
+def by_a_file_in_a_folder(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = view.market[0].bid_tick - folder.settings.AWAY, 2
+    return 0
+
+
+def by_a_word(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = view.market[0].bid_tick - Distance.NEAR.value, 2
     return 0
 
 
@@ -63,11 +85,19 @@ def test_a_model_is_compiled_anew_when_what_it_reads_has_changed(tape: Prepared,
     here = sys.modules[__name__]
     def farther() -> int: return 4
     for model, owner, name, value in ((by_a_tuple, here, 'AWAY', (4, 4)), (by_an_attribute, settings, 'AWAY', 4),
+                                      (by_a_word, here, 'Distance', Farther),
                                       (by_a_helper, here, 'quick', njit(farther))):
         before = first_bid(tape, model)
         assert compile_quoter(model) is not None and before == first_bid(tape, model, compiled=False)
         monkeypatch.setattr(owner, name, value)
         assert first_bid(tape, model) == before - 3 == first_bid(tape, model, compiled=False), name
+
+
+def test_so_does_what_lies_deeper_in_a_folder_of_files(tape: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = first_bid(tape, by_a_file_in_a_folder)
+    assert compile_quoter(by_a_file_in_a_folder) is not None
+    monkeypatch.setattr(settings, 'AWAY', 3)
+    assert first_bid(tape, by_a_file_in_a_folder) == before - 2 == first_bid(tape, by_a_file_in_a_folder, compiled=False)
 
 
 RUN = """

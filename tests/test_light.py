@@ -174,16 +174,28 @@ def test_light_orders_change_nothing_in_many_markets(block: int, whole: bool) ->
     for seed in range(1000 + block*50, 1050 + block*50): compare(seed, whole, every_message=bool(seed % 3))
 
 
+def bid_at_100(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = 100, 5
+    return 0
+
+
+def by_whole_fills(rows: list[Any]) -> list[Runs]:
+    "A bid of five at 100, asked for each tenth of a second, in a book of 100 and 110, by hftbacktest's rules: with tables and light"
+    venue = Venue('paper', latency=Latency.constant(5, 30), fills='whole', kind='linear')
+    rules = make_rules(settings(refresh_interval=.1), TOY, venue, unlimited=True)
+    prepared = prepare([(from_rows([*opening({100: 10}, {110: 10}), *rows]), TOY)], closing=False)
+    both = [run_configurations(prepared, rules, np.zeros((1, 1)), bid_at_100, whole=True, record=record) for record in (True, False)]
+    assert [bool(runs.desk.clock[0].light) for runs in both] == [False, True]
+    return both
+
+
 def by_hand() -> None:
     "Ten stand before our light bid of five when it arrives; six of them leave; so a print of six has two for us"
-    def bid(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
-        wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = 100, 5
-        return 0
     rows = from_rows([*opening({100: 10}, {110: 10}), happens(300, DEPTH | BUY, 100, 4), happens(500, TRADE | SELL, 100, 6),
                       control(900, RESUME)])
     prepared, config = prepare([(rows, TOY)]), settings()
     for record in (True, False):
-        runs = run_configurations(prepared, make_rules(config, TOY), np.zeros((1, 1)), bid, cash_e8=10**13, record=record)
+        runs = run_configurations(prepared, make_rules(config, TOY), np.zeros((1, 1)), bid_at_100, cash_e8=10**13, record=record)
         assert bool(runs.desk.clock[0].light) == (not record) and int(runs.desk.accounts[0].position_lots) == 2
 
 
@@ -300,17 +312,9 @@ def test_a_decision_after_a_break_is_taken() -> None: stopped_between()
 
 def at_the_end() -> None:
     "The last row fills our bid at 183 ms; we hear of it at 213, so the decision of 200 is not the last as long as hftbacktest waits"
-    def bid(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
-        wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = 100, 5
-        return 0
-    venue = Venue('paper', latency=Latency.constant(5, 30), fills='whole', kind='linear')
-    rules = make_rules(settings(refresh_interval=.1), TOY, venue, unlimited=True)
     for last_ms, decisions in ((183, 2), (165, 1)):
-        prepared = prepare([(from_rows([*opening({100: 10}, {110: 10}), happens(last_ms, TRADE | SELL, 99, 20)]), TOY)], closing=False)
-        for record in (True, False):
-            runs = run_configurations(prepared, rules, np.zeros((1, 1)), bid, whole=True, record=record)
-            assert bool(runs.desk.clock[0].light) == (not record) and int(runs.desk.accounts[0].fills) == 1
-            assert runs.desk.state.decisions.tolist() == [decisions], (last_ms, record)
+        for runs in by_whole_fills([happens(last_ms, TRADE | SELL, 99, 20)]):
+            assert int(runs.desk.accounts[0].fills) == 1 and runs.desk.state.decisions.tolist() == [decisions], last_ms
 
 
 def test_a_light_account_waits_for_its_answers_at_the_end() -> None: at_the_end()
@@ -318,19 +322,27 @@ def test_a_light_account_waits_for_its_answers_at_the_end() -> None: at_the_end(
 
 def an_offer_that_is_gone() -> None:
     "An ask through our bid fills it; the news that nothing is left at such a price, where nothing stood, does not"
-    def bid(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
-        wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = 100, 5
-        return 0
-    venue = Venue('paper', latency=Latency.constant(5, 30), fills='whole', kind='linear')
-    rules = make_rules(settings(refresh_interval=.1), TOY, venue, unlimited=True)
     for lots, fills in ((0, 0), (7, 1)):
-        rows = from_rows([*opening({100: 10}, {110: 10}), happens(150, DEPTH | SELL, 99, lots), happens(190, DEPTH | SELL, 111, 3)])
-        for record in (True, False):
-            runs = run_configurations(prepare([(rows, TOY)], closing=False), rules, np.zeros((1, 1)), bid, whole=True, record=record)
-            assert bool(runs.desk.clock[0].light) == (not record) and int(runs.desk.accounts[0].fills) == fills, (lots, record)
+        for runs in by_whole_fills([happens(150, DEPTH | SELL, 99, lots), happens(190, DEPTH | SELL, 111, 3)]):
+            assert int(runs.desk.accounts[0].fills) == fills, lots
 
 
 def test_an_offer_that_is_gone_fills_nothing() -> None: an_offer_that_is_gone()
+
+
+def news_at_its_moment() -> None:
+    "Filled at 150 ms, heard of at 180: the account is weighed at the price of then, and not at all where the feed has broken off before"
+    better, back = happens(160, DEPTH | BUY, 104, 3), happens(190, DEPTH | BUY, 104, 0)
+    peaks = []
+    for between in ([], [better], [better, control(170, STALE)]):
+        after = [*([back] if between else []), happens(390, DEPTH | SELL, 111, 3)]
+        both = by_whole_fills([happens(150, TRADE | SELL, 99, 20), *between, *after])
+        assert len({int(runs.desk.state.peak_e8[0]) for runs in both}) == 1, between
+        peaks.append(int(both[0].desk.state.peak_e8[0]))
+    assert len(set(peaks)) == 3, peaks
+
+
+def test_news_is_weighed_at_its_moment() -> None: news_at_its_moment()
 
 
 MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be noticed
@@ -360,6 +372,10 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
      'view.position_lots = time_ns, bid, ask, account.known_position_lots',
      'view.position_lots = time_ns, bid, ask, account.position_lots'),
     ('the size at the touch is not shown', 'matching', 'if shown: view.bid_lots', 'if False: view.bid_lots'),
+    ('news is heard with the prices of before', 'matching',
+     'while at < stop and rows.time_ns[turns[at, ROW]] <= limit_ns: at += 1', 'pass'),
+    ('news overtakes a break', 'matching',
+     'if at == stop and at < turns.shape[0] and rows.time_ns[turns[at, ROW]] <= limit_ns: return False', 'pass'),
     ('all wait for the first', 'matching',
      'together = clock.light and clock.alike and desk.asking[0] == clock.configs', 'together = clock.light'),
     ('news of whole fills comes as it happened', 'matching',
@@ -394,7 +410,7 @@ CHECK = """
 import test_light
 try:
     test_light.by_hand(); test_light.out_of_range(); test_light.at_the_end(); test_light.stopped_between()
-    test_light.an_offer_that_is_gone()
+    test_light.an_offer_that_is_gone(); test_light.news_at_its_moment()
 except AssertionError: print('noticed by hand'); sys.exit()
 for seed in map(int, sys.argv[2:]):
     for whole in (True, False):

@@ -35,7 +35,8 @@ from cryptoexp.trading.limits import (
 )
 from cryptoexp.trading.quoting import (
     ASK, BID, BOUND, FILL_OR_KILL, FORCE, GOOD_TILL_CANCELLED, HEARD, IMMEDIATE, LOTS, MANY, MARKET, MARKET_ORDER, OWN,
-    POST_ONLY, SCRATCH, SIGNALS, SIGNATURE, TICK, Kept, _Whole, Quoter, View, Wishes, compile_many, compile_quoter, compiled_as, new_view,
+    POST_ONLY, SCRATCH, SIGNALS, SIGNATURE, TICK, Kept, Quoter, View, Wishes, WithChecksum, compile_many, compile_quoter, compiled_as,
+    new_view,
 )
 from .models import model_of
 from .venue import QUEUE_BEHIND, QUEUE_L3, Venue, entry_latency, queue_after, response_latency
@@ -2392,7 +2393,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             clock.next_decision_ns = min(clock.next_decision_ns, desk.state[config].next_decision_ns)
 
 # %% ../../nbs/trading/03_matching.ipynb #alone01
-class _CodeAlone(_Whole):
+class _CodeAlone(WithChecksum):
     "What is kept of a function that no other compiled function calls: its code, and its names"
     def parts(self, data: Any) -> Any:
         (name, kind, (code, _)), described, *others = super().parts(data)

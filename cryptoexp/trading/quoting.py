@@ -7,8 +7,8 @@ __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'F
            'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'FRACTION', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
            'VOLATILITY', 'FLOOR', 'LEANING', 'MANY', 'STANDING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE',
            'MAKER_FEE', 'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'fingerprint',
-           'kept_on_disk', 'Kept', 'compiled_as', 'compile_quoter', 'compile_many', 'fields_read', 'floor_half_spread',
-           'outward', 'update_volatility', 'constant_spread']
+           'kept_on_disk', 'WithChecksum', 'Kept', 'compiled_as', 'compile_quoter', 'compile_many', 'fields_read',
+           'floor_half_spread', 'outward', 'update_volatility', 'constant_spread']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
@@ -16,7 +16,8 @@ import hashlib
 import math
 import pickle
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple, cast
@@ -166,10 +167,7 @@ def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
         yield repr((thing.co_names, thing.co_varnames, thing.co_freevars)).encode()
         for constant in thing.co_consts: yield from _pieces(constant, seen)
     elif isinstance(thing, FunctionType):
-        named = _global_names(thing.__code__)
-        called: dict[str, Any] = {name: thing.__globals__[name] for name in named if name in thing.__globals__}
-        own = {name: module for name, module in called.items() if isinstance(module, ModuleType) and _is_own(module)}
-        called |= {f'{name}.{part}': getattr(module, part) for name, module in own.items() for part in named if hasattr(module, part)}
+        called = _reached(thing.__globals__, _global_names(thing.__code__))
         cells = [cell.cell_contents for cell in thing.__closure__ or () if cell != CellType()]   # not those still empty
         for part in (thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, called): yield from _pieces(part, seen)
     elif isinstance(thing, ModuleType): yield f'{thing.__name__} {getattr(thing, "__version__", "")};'.encode()
@@ -178,7 +176,10 @@ def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     elif isinstance(thing, set | frozenset): yield from sorted(b''.join(_pieces(part, dict(seen))) for part in thing)
     elif isinstance(thing, dict):
         for name in sorted(thing, key=repr): yield from (*_pieces(name, seen), *_pieces(thing[name], seen))
-    elif isinstance(thing, type): yield f'{thing.__module__}.{thing.__qualname__};'.encode()
+    elif isinstance(thing, Enum): yield from (*_pieces(type(thing).__qualname__, seen), *_pieces(thing.value, seen))
+    elif isinstance(thing, type):
+        yield f'{thing.__module__}.{thing.__qualname__} {getattr(thing, "_fields", "")};'.encode()
+        if issubclass(thing, Enum): yield from _pieces({name: member.value for name, member in thing.__members__.items()}, seen)
     else:
         import joblib   # imported only where nothing simpler tells a value
         try: yield str(joblib.hash(thing)).encode()
@@ -188,8 +189,22 @@ def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
 @functools.cache
 def _is_own(module: ModuleType) -> bool:
     "Whether a module is one that its user writes: not built in, nor installed"
-    installed, place = (sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')), getattr(module, '__file__', None)
+    installed = (sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib'))
+    place = getattr(module, '__file__', None) or next(iter(getattr(module, '__path__', ())), None)   # a folder without __init__.py
     return place is not None and not any(Path(place).is_relative_to(folder) for folder in installed)
+
+def _reached(around: Mapping[str, Any], named: Sequence[str]) -> dict[str, Any]:
+    "What names lead to, also by way of modules that the user writes"
+    found = {name: around[name] for name in named if name in around}
+    waiting, known = list(found.items()), set[ModuleType]()
+    while waiting:
+        name, module = waiting.pop()
+        if not isinstance(module, ModuleType) or module in known or not _is_own(module): continue
+        known.add(module)
+        parts = {f'{name}.{part}': getattr(module, part) for part in named if hasattr(module, part)}
+        found |= parts
+        waiting.extend(parts.items())
+    return found
 
 def _global_names(code: CodeType) -> list[str]:
     inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _global_names(constant)]
@@ -217,7 +232,7 @@ def _by_what_it_reads(work: Callable[..., Any]) -> Any:
 
 
 # %% ../../nbs/trading/01_quoting.ipynb #kept02
-class _Whole(CompileResultCacheImpl):
+class WithChecksum(CompileResultCacheImpl):
     "What is kept carries its checksum: a damaged file must not run"
     def reduce(self, data: Any) -> Any:   # Numba's names
         body = dumps(self.parts(data))  # type: ignore[no-untyped-call]
@@ -232,7 +247,7 @@ class _Whole(CompileResultCacheImpl):
 
 class Kept(FunctionCache):
     "Numba's cache of one function on disk: known by all that the function reads, and read without what only compiling needs"
-    _impl_class: Any = _Whole
+    _impl_class: Any = WithChecksum
     about: tuple[str, ...] = ()   # what it must have been compiled from, and how
 
     @staticmethod

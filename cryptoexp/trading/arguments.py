@@ -52,11 +52,12 @@ def check_whole(
     least: int = 1,
     most: int | None = None,
     optional: bool = False,   # None is allowed
+    advice: str = '',         # what to write instead; by itself the bounds
 ) -> None:
     "TypeError unless an argument is a whole number, ValueError unless it lies in the bounds"
     if value is None and optional: return
     bounds = f'from {least:,} to {most:,}' if most is not None else f'at least {least:,}'
-    advice = f'give a whole number, {bounds}' + ', or None' * optional
+    advice = advice or f'give a whole number, {bounds}' + ', or None' * optional
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral): raise TypeError(f'{name} is {shown(value)}: {advice}')
     if int(value) < least or (most is not None and int(value) > most): raise ValueError(f'{name} is {value}: {advice}')
 

@@ -597,8 +597,9 @@ def sweep(
 # %% ../../nbs/trading/07_sweep.ipynb #c52
 def check_work(jobs: Any, folder: Any, sizes: Mapping[str, Any], switches: Mapping[str, Any]) -> None:
     "TypeError or ValueError for how a sweep is to be run"
-    check_whole('jobs', jobs, -1 << 20, optional=True)
-    if jobs == 0: raise ValueError('jobs is 0: give a number of processes, -1 for one a core, or None')
+    how = 'give a number of processes, -1 for one a core, or None'
+    check_whole('jobs', jobs, -1 << 20, optional=True, advice=how)
+    if jobs == 0: raise ValueError(f'jobs is 0: {how}')
     check_path('folder', folder, optional=True)
     for name, size in sizes.items(): check_whole(name, size, optional=True)
     for name, switch in switches.items(): check_switch(name, switch)

@@ -255,7 +255,7 @@ def run_ours(market: Source, prepared: Prepared, settings: Sequence[Setting], qu
     "CPU seconds of the whole call, and the totals of each configuration"
     rules = rules_of(market, queue, len(settings))
     begin = time.process_time()
-    runs = run_configurations(prepared, rules, np.array(settings, float), our_quoter, whole=True, record=False)
+    runs = run_configurations(prepared, rules, np.array(settings, float), our_quoter, parity=True, record=False)
     seconds, found = time.process_time() - begin, []
     for state, account in zip(runs.desk.state, runs.desk.accounts):
         fee = (MAKER_FEE*int(state.maker_e8) + TAKER_FEE*int(state.taker_e8))/1e8   # before each is rounded to 1e-8
@@ -266,7 +266,7 @@ def run_ours(market: Source, prepared: Prepared, settings: Sequence[Setting], qu
 
 def counted(market: Source, prepared: Prepared, settings: Sequence[Setting]) -> str:
     "How many decisions were taken at all, and how many orders sent"
-    runs = run_configurations(prepared, rules_of(market, 'risk-averse', len(settings)), np.array(settings, float), our_quoter, whole=True,
+    runs = run_configurations(prepared, rules_of(market, 'risk-averse', len(settings)), np.array(settings, float), our_quoter, parity=True,
                               record=False)
     skipped, decisions = int(runs.desk.clock[0].skipped), int(runs.desk.state.decisions.max())
     return f'{skipped:,} of {decisions:,} decisions only counted, {int(runs.desk.state.orders_sent.sum()):,} orders'
@@ -458,7 +458,7 @@ prepared = pickle.load(open(sys.argv[1], 'rb'))
 config = MarketMakingConfig(spread_percentage=2e-5, min_profit_threshold=0.0, maker_fee=0.0, taker_fee=0.0005)
 model, own = model_of(config)
 rules = make_rules(config, prepared.instruments[0], Venue('paper', 0.0, 0.0005, fills='whole'))
-runs = run_configurations(prepared, rules, own[None], model.quoter, model.levels, cash_e8=10**12, whole=True)
+runs = run_configurations(prepared, rules, own[None], model.quoter, model.levels, cash_e8=10**12, parity=True)
 print(int(runs.desk.state.orders_sent[0]))
 """
 WITH_TABLE = BUILT_IN + "print(runs.totals().to_string())\n"   # the first table imports pandas
@@ -472,7 +472,7 @@ from cryptoexp.trading.limits import make_rules
 from cryptoexp.trading.venue import Venue
 prepared = pickle.load(open(sys.argv[1], 'rb'))
 rules = make_rules(MarketMakingConfig(), prepared.instruments[0], Venue('paper', 0.0, 0.0005, fills='whole'), unlimited=True)
-runs = run_configurations(prepared, rules, np.array([[2.0, 10.0]]), mine.quoter, whole=True)
+runs = run_configurations(prepared, rules, np.array([[2.0, 10.0]]), mine.quoter, parity=True)
 print(int(runs.desk.state.orders_sent[0]))
 """
 THEIRS = """

@@ -137,7 +137,7 @@ def ours(
     rules = np.concatenate([rule]*(len(configurations)*assets)).view(np.recarray)
     parameters = np.array([[STRATEGIES.index(case.strategy), case.seed, *own] for own in configurations], float)
     latency = venue.latency.table if len(venue.latency.table) > 1 else None
-    runs = run_configurations(prepared, rules, parameters, follow_strategy, case.levels, latency=latency, whole=True, slots=256, ring=2048)
+    runs = run_configurations(prepared, rules, parameters, follow_strategy, case.levels, latency=latency, parity=True, slots=256, ring=2048)
     return Ours(runs.desk, runs.fills, runs.orders)
 
 

@@ -78,7 +78,7 @@ class Market:
         rows = Events(rows.flags, local_ns - between, local_ns, *rows.columns[3:])
         later = rows.exchange_ns >= rows.exchange_ns[rows.kind == DEPTH].min()
         rows = rows[~(later & np.isin(rows.kind, (CLEAR, SNAPSHOT)))]   # else every row has to be looked at
-        self.whole, self.rules, self.parameters, self.cash, self.lots = whole, [], [], [], []
+        self.whole, self.parity, self.rules, self.parameters, self.cash, self.lots = whole, whole and seed % 4 > 0, [], [], [], []
         for account in range(5):
             there, back = LATENCIES[draw.integers(len(LATENCIES))]
             least_ms = 2*there + back
@@ -92,16 +92,16 @@ class Market:
             self.cash.append(round(decimal(config.total_capital)*MONEY_SCALE)*int(draw.integers(1, 40)))
             self.lots.append([case.instrument.lots(config.initial_base)])
         if seed % 3 == 0: self.rules = self.rules[:1] * 5   # what is read once for all (alike)
-        self.prepared: Prepared = prepare([(rows, case.instrument)], closing=not whole)
+        self.prepared: Prepared = prepare([(rows, case.instrument)], closing=not self.parity)
 
     def play(self, record: bool, quoter: Any = forceful, **options: Any) -> Runs:
         return run_configurations(
             self.prepared, np.concatenate(self.rules).view(np.recarray), np.array(self.parameters), quoter, cash_e8=np.array(self.cash),
-            position_lots=np.array(self.lots), whole=self.whole, record=record, **options)
+            position_lots=np.array(self.lots), parity=self.parity, record=record, **options)
 
 
 KEPT = {'request_head', 'request_tail', 'news_head', 'news_tail', 'next_request_ns', 'next_news_ns', 'order_count',
-        'taken_count'}   # how things are kept, not what they are
+        'taken_count', 'quiet'}   # how things are kept, not what they are
 
 
 def compare(seed: int, whole: bool, steps: int = 400, **options: Any) -> tuple[int, int, int]:
@@ -184,7 +184,7 @@ def by_whole_fills(rows: list[Any]) -> list[Runs]:
     venue = Venue('paper', latency=Latency.constant(5, 30), fills='whole', kind='linear')
     rules = make_rules(settings(refresh_interval=.1), TOY, venue, unlimited=True)
     prepared = prepare([(from_rows([*opening({100: 10}, {110: 10}), *rows]), TOY)], closing=False)
-    both = [run_configurations(prepared, rules, np.zeros((1, 1)), bid_at_100, whole=True, record=record) for record in (True, False)]
+    both = [run_configurations(prepared, rules, np.zeros((1, 1)), bid_at_100, parity=True, record=record) for record in (True, False)]
     assert [bool(runs.desk.clock[0].light) for runs in both] == [False, True]
     return both
 
@@ -210,7 +210,7 @@ def out_of_range() -> None:
     rows = from_rows([*opening({100: 10}, {110: 10}), happens(300, DEPTH | BUY, 100, 4), control(900, RESUME)])
     rules = make_rules(settings(), TOY, Venue('paper', fills='whole', kind='linear'), unlimited=True)
     for record in (True, False):
-        runs = run_configurations(prepare([(rows, TOY)], closing=False), rules, np.zeros((1, 1)), low, whole=True, record=record)
+        runs = run_configurations(prepare([(rows, TOY)], closing=False), rules, np.zeros((1, 1)), low, parity=True, record=record)
         assert bool(runs.desk.clock[0].light) == (not record)
         assert int(runs.desk.refusals.sum()) > 0 and runs.desk.state.orders_sent.tolist() == [1]
 

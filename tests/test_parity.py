@@ -328,7 +328,7 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('the end does not wait for answers', 'matching', 'max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns', 'clock.end_ns <= time_ns', 2),
     ('one decision more at the end', 'matching',
      'max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) <= time_ns', 'max(clock.end_ns, state.last_heard_ns, state.last_sent_ns) + rule.interval_ns <= time_ns', 2),
-    ('the clock starts with our first row', 'backtest', '(prepared.start_ns if whole else prepared.first_ns)', '(prepared.first_ns + 1)'),
+    ('the clock starts with our first row', 'backtest', '(prepared.start_ns if parity else prepared.first_ns)', '(prepared.first_ns + 1)'),
     ('an order is cancelled before it is confirmed', 'matching', 'if rule.await_confirmation and order.confirmed_ns > time_ns:', 'if False:'),
     ('a confirmation of a decision\'s time comes after it', 'matching',
      'if rule.await_confirmation and order.confirmed_ns > time_ns:', 'if rule.await_confirmation and order.confirmed_ns >= time_ns:'),

@@ -72,12 +72,12 @@ def trace_run(
         quoter, levels = model.quoter, model.levels
     else: given = one_setting(parameters)
     rules: Any = np.concatenate([make_rules(config, first, venue)] + [
-        make_rules(replace(config, trading_pair=one.pair), one, replace(Venue.from_config(config), latency=venue.latency))
+        make_rules(replace(config, trading_pair=one.pair), one, replace(Venue.from_config(config), latency=venue.latency, fills=venue.fills))
         for one in prepared.instruments[1:]]).view(np.recarray)
     opening = np.zeros((1, len(prepared.instruments)), np.int64)
     opening[0, 0] = first.lots(config.initial_base)
     runs = run_configurations(prepared, rules, given[None, :], quoter, levels, round(decimal(config.total_capital) * MONEY_SCALE), opening,
-                              venue.latency.table, venue.funding, venue.fills == 'whole')
+                              venue.latency.table, venue.funding)
     return traced(runs.fills, runs.samples, runs.desk.rules[0], config.total_capital, int(opening[0, 0]))
 
 # %% ../../nbs/trading/16_all_models.ipynb #q09

@@ -263,11 +263,12 @@ def _follow_rows(prepared: Prepared, home: bool, whole: bool) -> Course:
     count, prints, bests = _find_turns(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), turns, volumes,
                                        best, first)
     if 8 * bests > size: bests = 0   # they change too often to be written down
-    by_tick = np.empty(0 if home and bests else int(first.sum()), np.int32)
+    by_tick, after = (np.empty(0 if home and bests else int(first.sum()), kind) for kind in (np.int32, np.int64))
     if home and bests: first = np.zeros((2, 1), np.int32)   # then nobody searches in our book
-    else: _sort_rows(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), first, by_tick)
+    else: _sort_rows(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), first, by_tick,
+                    after)
     controls = np.flatnonzero(kinds[turns[:count, ROW]] == CONTROL).astype(np.int32)
-    return Course(turns[:count].copy(), controls, volumes[:prints + 1].copy(), best[:bests].copy(), by_tick, first)
+    return Course(turns[:count].copy(), controls, volumes[:prints + 1].copy(), best[:bests].copy(), by_tick, after, first)
 
 def home_of(prepared: Prepared, whole: bool) -> Course | None:
     "What our book goes through, made once for a prepared tape; None where only the rows will do"
@@ -300,7 +301,7 @@ def _make_short(prepared: Prepared, whole: bool) -> Course | None:
 # %% ../../nbs/trading/06_backtest.ipynb #c34
 @njit(cache=True)
 def _sort_rows(rows: Rows, home: bool, base: int, top: int, best_quotes: bool, rescan: bool, levels: np.ndarray, edges: np.ndarray,
-               first: np.ndarray, by_tick: np.ndarray) -> None:
+               first: np.ndarray, by_tick: np.ndarray, after: np.ndarray) -> None:
     "The rows of each level behind one another"
     for index in range(2):
         for tick in range(first.shape[1] - 1): first[index, tick + 1] += first[index, tick]
@@ -314,11 +315,12 @@ def _sort_rows(rows: Rows, home: bool, base: int, top: int, best_quotes: bool, r
             low, high = _deleted(edges, levels, index, kind, flags, tick, base)
             for level in range(low, high + 1):
                 if levels[index, level] > 0:
-                    by_tick[filled[index, level]] = 2 * row + 1
+                    by_tick[filled[index, level]], after[filled[index, level]] = row, -1 if kind == CLEAR else 0
                     filled[index, level] += 1
         if kind != CLEAR:
-            by_tick[filled[0 if flags & BUY else 1, tick]] = 2 * row
-            filled[0 if flags & BUY else 1, tick] += 1
+            index = 0 if flags & BUY else 1
+            by_tick[filled[index, tick]], after[filled[index, tick]] = row, rows.lots[row]
+            filled[index, tick] += 1
         apply_level(levels, edges, kind, flags, tick, rows.lots[row], base, rescan)
 
 # %% ../../nbs/trading/06_backtest.ipynb #c35
@@ -476,8 +478,10 @@ def _check_run(prepared: Any, rules: Any, parameters: Any, quoter: Any, levels: 
         rule = rules[int(np.argmax(beyond))]
         raise ValueError(f'latency has {known:,} rows, and rules[{int(np.argmax(beyond))}] reads from row {rule.latency_first:,} on '
                          f'{rule.latency_rows:,} of them: give the tables of all venues one behind the other')
+    if len(rules) and rules.await_confirmation.min() != rules.await_confirmation.max():
+        raise ValueError('some of the rules are of venues that fill orders whole, some of others: run them one after another')
     for name, count in zip(('depth', 'slots', 'ring'), counts): check_whole(name, count, 0)
-    for name, switch in zip(('whole', 'record', 'every_message', 'own_orders'), switches): check_switch(name, switch, name == 'whole')
+    for name, switch in zip(('parity', 'record', 'every_message', 'own_orders'), switches): check_switch(name, switch)
 
 def _check_start(prepared: Prepared, rules: Any, parameters: Any, cash_e8: Any, position_lots: Any) -> tuple[int, int]:
     "How many configurations and instruments there are; errors as above for money and positions at the start"
@@ -501,7 +505,7 @@ def run_configurations(
     position_lots: np.ndarray | int = 0,  # at the start, shape (configs, assets)
     latency: np.ndarray | None = None,    # the tables that latency_first and latency_rows of the rules point into
     funding: np.ndarray | None = None,
-    whole: bool | None = None,            # hftbacktest's rules: whole fills, its clock, its end; None: as the venue of the rules has it
+    parity: bool = False,                 # hftbacktest's clock and its end, for comparing with it; fills are as the rules have them
     record: bool = True,                  # False: totals only, no tables of fills, orders and samples
     every_message: bool = True,           # weigh drawdown and exposure at every message; False: at decisions only
     depth: int = 0, own_orders: bool = False, compiled: bool = True,
@@ -509,9 +513,9 @@ def run_configurations(
 ) -> Runs:
     "All configurations in one pass over the rows"
     _check_run(prepared, rules, parameters, quoter, levels, compiled, (latency, funding), (depth, slots, ring),
-               (whole, record, every_message, own_orders))
+               (parity, record, every_message, own_orders))
     configs, assets = _check_start(prepared, rules, parameters, cash_e8, position_lots)
-    if whole is None: whole = bool(rules.await_confirmation.all())
+    whole = bool(rules.await_confirmation[0])
     slots = slots or max(512 if configs == 1 else 64, 8 * levels * assets)
     ring = ring or 1 << (max(1 << 14 if configs == 1 else 1 << 10, 4 * slots) - 1).bit_length()
     desk = new_desk(rules, prepared.capacity, levels, parameters, cash_e8, position_lots, latency, funding, slots=slots, ring=ring,
@@ -520,21 +524,21 @@ def run_configurations(
     if desk.clock[0].short: desk.edges[0, 0, :, 1] = 0, prepared.capacity[0][1] - prepared.capacity[0][0] - 1   # where a taker's walk ends
     clock, digest = desk.clock[0], fingerprint(quoter) if compiled else ''
     function = compile_quoter(quoter, digest) if compiled else None
-    clock.whole, clock.parity_end, clock.end_ns, clock.recording = whole, whole, prepared.end_ns, record
-    clock.use_best_quotes, clock.external_quoter, clock.marking = prepared.best_quotes, function is None, every_message and not whole
+    clock.whole, clock.parity_end, clock.end_ns, clock.recording = whole, parity, prepared.end_ns, record
+    clock.use_best_quotes, clock.external_quoter, clock.marking = prepared.best_quotes, function is None, every_message and not parity
     stops = bool(((rules.max_drawdown < 1) | (rules.max_loss < 1)).any())
-    clock.cautious = not whole and (prepared.controls or (every_message and stops))
+    clock.cautious = not parity and (prepared.controls or (every_message and stops))
     clock.light = not record and not own_orders and function is not None and may_be_light(desk)
     many = compile_many(quoter, digest) if clock.light else None
     if clock.light: _tell_what_matters(clock, rules, quoter, digest, funding is not None and len(funding) > 0)
-    desk.sides.stale = np.array(prepared.resumes) & (not whole)
-    desk.state.next_decision_ns = (prepared.start_ns if whole else prepared.first_ns) + rules.interval_ns[::assets]
+    desk.sides.stale = np.array(prepared.resumes) & (not parity)
+    desk.state.next_decision_ns = (prepared.start_ns if parity else prepared.first_ns) + rules.interval_ns[::assets]
     clock.next_decision_ns = desk.state.next_decision_ns.min()
     runs = Runs(desk, prepared)
     runs.opening = np.broadcast_to(np.asarray(position_lots), (configs, assets))
     runs.cash_e8 = np.broadcast_to(np.asarray(cash_e8), (configs,))
     slowest = max(int((rules.entry_ns + rules.response_ns).max()), 0 if latency is None else int((latency[:, 2] - latency[:, 0]).max()))
-    until = NEVER - 1 if whole else int(prepared.local.time_ns[-1]) + slowest
+    until = NEVER - 1 if parity else int(prepared.local.time_ns[-1]) + slowest
     run_desk(desk, prepared.exchange, prepared.local, until, function, quoter, runs._parts, many=many)
     return runs
 
@@ -731,7 +735,7 @@ def bracket(
     rules: Any = np.concatenate([make_rules(config, tape.instrument, replace(venue, queue=queue)) for queue in queues]).view(np.recarray)
     runs = run_configurations(
         ready.prepared, rules, np.tile(given, (count, 1)), quoter, levels, round(decimal(config.total_capital) * MONEY_SCALE),
-        tape.instrument.lots(config.initial_base), table, venue.funding, venue.fills == 'whole')
+        tape.instrument.lots(config.initial_base), table, venue.funding)
     return Bracket(*_compared(runs, ready, list(map(str, queues)), int((table[:, 2] - table[:, 0]).max())), source_name(tape), venue,
                    tape.synthetic)
 

@@ -38,6 +38,7 @@ from cryptoexp.trading.quoting import (
     POST_ONLY, SCRATCH, SIGNALS, SIGNATURE, TICK, Kept, Quoter, View, Wishes, WithChecksum, compile_many, compile_quoter, compiled_as,
     new_view,
 )
+from .arguments import check_model
 from .models import model_of
 from .venue import QUEUE_BEHIND, QUEUE_L3, Venue, entry_latency, queue_after, response_latency
 
@@ -92,8 +93,9 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'overrun', 'band_low', 'band_high',
     'funding_at', 'refused_count', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded',
     'best_at', 'light', 'light_due_ns', 'steady', 'settled', 'settled_bid', 'settled_ask', 'calm', 'calm_bid', 'calm_ask', 'calm_bought',
-    'calm_sold', 'skipped', 'alike', 'reads_worth', 'reads_lots', 'reads_flow', 'then_row',
-    'then_level', 'then_count', 'then_lots', 'ring_news_ns', 'filled_head', 'filled_tail')])
+    'calm_sold', 'skipped', 'touches', 'touch_bid', 'touch_ask', 'kept', 'alike', 'reads_worth', 'reads_lots', 'reads_flow', 'then_row',
+    'then_level', 'then_count', 'then_lots', 'then_now', 'then_told', 'then_queue', 'then_slot', 'then_filled', 'ring_news_ns',
+    'filled_head', 'filled_tail')] + [('then_exponent', 'f8'), ('then_front', 'f8'), ('then_traded', 'f8')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
@@ -103,7 +105,7 @@ ACCOUNT = np.dtype([(name, 'i8') for name in (   # one configuration in one mark
     'known_position_lots', 'first_bid', 'first_ask', 'last_bid', 'last_ask', 'position_lots', 'own_lots', 'fills',
     'seen_bought', 'seen_sold', 'filled_buy_lots', 'filled_sell_lots')])
 STATE = np.dtype([(name, 'i8') for name in (     # one configuration
-    'next_decision_ns', 'last_heard_ns', 'last_sent_ns', 'stopped', 'halted', 'order_count', 'decisions', 'next_order_id',
+    'next_decision_ns', 'last_heard_ns', 'last_sent_ns', 'stopped', 'halted', 'quiet', 'order_count', 'decisions', 'next_order_id',
     'orders_sent', 'cancels_sent', 'next_news_ns', 'next_request_ns', 'heard_count', 'last_equity_e8', 'known_cash_e8', 'late_cancels',
     'news_head', 'news_tail', 'request_head', 'request_tail', 'cash_e8', 'fees_e8', 'maker_e8', 'taker_e8',
     'fills', 'taken_count', 'expired', 'waited', 'start_e8', 'peak_e8', 'position_lots', 'known_position_lots',
@@ -116,7 +118,8 @@ class Course(NamedTuple):
     controls: np.ndarray   # int32: which turns are controls
     volumes: np.ndarray    # int64, shape (prints + 1, 2): lots bought and sold in the first so many prints
     best: np.ndarray       # int64, shape (k, 3): rows that end a message after which another quantity is best, with those of bid and ask
-    by_tick: np.ndarray    # int32: rows that change a level, level by level: twice their number, and one more to delete it
+    by_tick: np.ndarray    # int32: rows that change a level, level by level
+    after: np.ndarray      # int64: lots that the level holds after each of them; -1: deleted by a clear, of which no queue is told
     first: np.ndarray      # int32, shape (2, ticks + 1): where the rows of a level begin in `by_tick`
 
 ROW, BID_NOW, ASK_NOW, BID_TOLD, ASK_TOLD, PRINTS = range(6)   # best prices after the row, after the last whole message
@@ -486,13 +489,13 @@ def _beyond(desk: Desk, slot: int, lots: int) -> bool:
 @rare
 def _search(by_tick: np.ndarray, first: int, low: int, high: int, row: int) -> int:
     "How many of the rows first … first + high have come once `row` has, at least `low`"
-    last, step, more = 2 * row + 1, 16, 0
-    while low + step <= high and by_tick[first + low + step - 1] <= last: low, step = low + step, 2 * step
+    step, more = 16, 0
+    while low + step <= high and by_tick[first + low + step - 1] <= row: low, step = low + step, 2 * step
     size = min(high - low, step - 1)
     while size > 16:   # without a branch that the processor could guess wrong
         half = (size + 1) >> 1
-        low, size = low + half * (by_tick[first + low + half - 1] <= last), size >> 1
-    for at in range(size): more += by_tick[first + low + at] <= last   # a line of its cache, several at once
+        low, size = low + half * (by_tick[first + low + half - 1] <= row), size >> 1
+    for at in range(size): more += by_tick[first + low + at] <= row   # a line of its cache, several at once
     return low + more
 
 @inner
@@ -512,23 +515,21 @@ def _passed(course: Course, places: np.ndarray, index: int, tick: int, row: int)
     "How many of a level's rows have come once `row` has"
     first = course.first[index, tick]
     known, most = places[index, tick], course.first[index, tick + 1] - first
-    if known < most and course.by_tick[first + known] <= 2 * row + 1:
+    if known < most and course.by_tick[first + known] <= row:
         known = places[index, tick] = _search(course.by_tick, first, known, most, row)
     return known
 
 @inner
-def _lots_after(course: Course, rows: Rows, index: int, tick: int, count: int) -> int:
+def _lots_after(course: Course, index: int, tick: int, count: int) -> int:
     "What a level holds after so many of its rows"
-    if count == 0: return 0
-    entry = course.by_tick[course.first[index, tick] + count - 1]
-    return 0 if entry & 1 else rows.lots[entry >> 1]
+    return max(0, course.after[course.first[index, tick] + count - 1]) if count > 0 else 0
 
 @inner
 def _happened(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
     "How many of a level's rows have happened once `row` has; orders of ours and what we took there are told of each"
     course, places, first = desk.there, desk.place[AT_EXCHANGE], desk.there.first[index, tick]
     known, most = places[index, tick], course.first[index, tick + 1] - first
-    if known == most or course.by_tick[first + known] > 2 * row + 1: return known
+    if known == most or course.by_tick[first + known] > row: return known
     if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0: return _catch_up(desk, rows, index, tick, row)
     known = places[index, tick] = _search(course.by_tick, first, known, most, row)
     return known
@@ -537,7 +538,7 @@ def _happened(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
 def _level_now(desk: Desk, rows: Rows, index: int, tick: int) -> int:
     "Lots displayed at a level of the exchange"
     if desk.clock[0].short == 0: return desk.exchange[index, tick]
-    return _lots_after(desk.there, rows, index, tick, _happened(desk, rows, index, tick, desk.clock[0].row_now - 1))
+    return _lots_after(desk.there, index, tick, _happened(desk, rows, index, tick, desk.clock[0].row_now - 1))
 
 # %% ../../nbs/trading/03_matching.ipynb #c53
 @inner
@@ -582,15 +583,14 @@ def _order_moves(desk: Desk, slot: int, since_ns: int, before: int, lots: int) -
 def _catch_up(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
     "Tell whoever is concerned of a level's rows up to `row`, one after another; answers how many have come"
     course, first, count = desk.there, desk.there.first[index, tick], desk.place[AT_EXCHANGE, index, tick]
-    most, before = course.first[index, tick + 1] - first, _lots_after(course, rows, index, tick, count)
-    while count < most and course.by_tick[first + count] <= 2 * row + 1:
-        at = course.by_tick[first + count] >> 1
+    most, before = course.first[index, tick + 1] - first, _lots_after(course, index, tick, count)
+    while count < most and course.by_tick[first + count] <= row:
+        at, lots = course.by_tick[first + count], course.after[first + count]
         count += 1
-        lots = _lots_after(course, rows, index, tick, count)
-        if rows.flags[at] & KIND_MASK != CLEAR:
+        if lots >= 0:
             if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)
             if desk.heads[index, tick] != 0: _queue_moves(desk, rows, at, index, tick, before, lots)
-        before = lots
+        before = max(0, lots)
     desk.place[AT_EXCHANGE, index, tick] = count
     return count
 
@@ -1001,6 +1001,7 @@ def _on_news(desk: Desk, config: int) -> None:
     state, ring = desk.state[config], desk.news.shape[1]
     news = desk.news[config, state.news_head & (ring - 1)]
     state.news_head += 1
+    state.quiet = 0
     if state.news_head == state.news_tail:
         state.news_head = state.news_tail = 0
         state.next_news_ns = NEVER
@@ -1390,7 +1391,7 @@ def _light_arrivals(clocks: Any, sides: Any, edges: np.ndarray, every_rule: Any,
                 if light.next_tick >= 0:
                     if (light.next_tick >= ask) if index == 0 else (light.next_tick <= bid):   # it would take
                         state.expired += 1
-                        light.refused_ns = heard_ns
+                        light.refused_ns, state.quiet = heard_ns, 0
                     else:
                         resting[index, config] = light.next_tick
                         _arrive_light(light, row)
@@ -1408,7 +1409,7 @@ def _light_sends(desk: Desk, config: int, index: int, time_ns: int) -> None:
     "A change of a light order is on its way"
     state, light, clock = desk.state[config], desk.light[2 * config + index], desk.clock[0]
     due = time_ns + desk.rules[config].entry_ns
-    state.last_sent_ns = max(state.last_sent_ns, due)
+    state.last_sent_ns, state.quiet = max(state.last_sent_ns, due), 0
     light.moved, light.due_ns = 1, due
     clock.light_due_ns = min(clock.light_due_ns, due)
 
@@ -1464,6 +1465,7 @@ def _calm(desk: Desk) -> bool:
 def _recall(desk: Desk, config: int, time_ns: int) -> None:
     "Cancel the light orders of a configuration, those on their way included"
     state, due = desk.state[config], time_ns + desk.rules[config].entry_ns
+    state.quiet = 0
     for index in range(2):
         light = desk.light[2 * config + index]
         if light.refused_ns < time_ns: light.known_tick = -1   # news comes after the rows of its moment
@@ -1552,13 +1554,17 @@ def _next_met(resting: np.ndarray, index: int, tick: int, config: int) -> int:
 @inner
 def _print_light(desk: Desk, rows: Rows, config: int, index: int, row: int) -> None:
     "A print reaches the only order of a configuration that it can reach"
-    clock, slot, lots, tick = desk.clock[0], _write_out(desk, config, index), rows.lots[row], int(rows.tick[row])
-    order, light = desk.orders[slot], desk.light[2 * config + index]
+    clock, time_ns, tick, light = desk.clock[0], rows.time_ns[row], int(rows.tick[row]), desk.light[2 * config + index]
+    if clock.then_filled and _as_told(desk, config, index, row) and _fill_light(desk, config, index, time_ns): return
+    slot = _write_out(desk, config, index)
+    order = desk.orders[slot]
     if clock.whole == 0 or order.tick == tick: _tell_light(desk, rows, slot, index, row)
-    if clock.whole == 0: _print_parts(desk, slot, rows.time_ns[row], tick, lots)
-    elif order.tick == tick and not _beyond(desk, slot, lots): return
-    elif _fill_light(desk, config, index, rows.time_ns[row]): return
-    else: _fill(desk, slot, rows.time_ns[row], order.tick, order.remaining, True, BY_QUEUE if order.tick == tick else BY_THROUGH)
+    if clock.whole == 0: _print_parts(desk, slot, time_ns, tick, rows.lots[row])
+    else:
+        if order.tick == tick and not _beyond(desk, slot, rows.lots[row]): return
+        if clock.then_slot == slot: clock.then_filled = 1
+        if _fill_light(desk, config, index, time_ns): return
+        _fill(desk, slot, time_ns, order.tick, order.remaining, True, BY_QUEUE if order.tick == tick else BY_THROUGH)
     if order.status == FILLED:
         desk.resting[index, config] = NO_BID if index == 0 else NO_ASK
         light.gone_ns = desk.state[config].last_heard_ns
@@ -1586,6 +1592,7 @@ def _on_filled(desk: Desk) -> None:
     config, lots = news.slot, news.lots
     state, account, light = desk.state[config], desk.accounts[config], desk.light[2 * config + (0 if lots > 0 else 1)]
     clock.filled_head += 1
+    state.quiet = 0
     state.known_cash_e8 -= news.paid_e8
     account.known_position_lots += lots
     if lots > 0: account.filled_buy_lots += lots
@@ -1601,7 +1608,7 @@ def _on_filled(desk: Desk) -> None:
 def _unfold(desk: Desk, rows: Rows, config: int, index: int, row: int) -> None:
     "A light order becomes one like all others, as it would be had it been one from the start; the rows before `row` have happened"
     state, light, rule, place = desk.state[config], desk.light[2 * config + index], desk.rules[config], _write_out(desk, config, index)
-    slot = desk.alive[config, state.order_count]
+    slot, state.quiet = desk.alive[config, state.order_count], 0
     state.order_count += 1
     _tell_light(desk, rows, place, index, row - 1)
     desk.orders[slot] = desk.orders[place]
@@ -1649,32 +1656,44 @@ def _count_then(course: Course, known: int, index: int, tick: int, row: int) -> 
     "How many of a level's rows had come once `row` had; `known`: how many have, as far as anybody asked"
     first, by_tick, step = course.first[index, tick], course.by_tick, 1
     most = course.first[index, tick + 1] - first
-    if known == 0 or by_tick[first + known - 1] <= 2 * row + 1: return _search(by_tick, first, known, most, row)
+    if known == 0 or by_tick[first + known - 1] <= row: return _search(by_tick, first, known, most, row)
     most = known
-    while known > 0 and by_tick[first + known - 1] > 2 * row + 1: known, most, step = max(0, known - step), known, 2 * step
+    while known > 0 and by_tick[first + known - 1] > row: known, most, step = max(0, known - step), known, 2 * step
     return _search(by_tick, first, known, most, row)
+
+@inner
+def _as_told(desk: Desk, config: int, index: int, now: int) -> bool:
+    "Whether a light order that met nobody so far arrived with the one that was last told of all up to row `now`, under the same rules"
+    clock, light, rule = desk.clock[0], desk.light[2 * config + index], _rule_of(desk, config)
+    there = clock.then_now == now and clock.then_row == light.row and clock.then_level == 2 * light.tick + index
+    return there and light.told < 0 and rule.queue == clock.then_queue and rule.exponent == clock.then_exponent
 
 @inner
 def _tell_light(desk: Desk, rows: Rows, slot: int, index: int, now: int) -> None:
     "Tell a light order what its level has gone through up to row `now`, beginning with what stood before it when it arrived"
     course, order, clock = desk.there, desk.orders[slot], desk.clock[0]
     light, rule, tick = desk.light[2 * order.config + index], _rule_of(desk, order.config), order.tick
-    first, count, level = course.first[index, tick], light.told, 2 * tick + index
-    if count < 0:
+    if _as_told(desk, int(order.config), index, now):
+        order.queue_ahead_lots, light.told = clock.then_lots, clock.then_told
+        order.front, order.traded = clock.then_front, clock.then_traded
+        return
+    first, count, level, fresh = course.first[index, tick], light.told, 2 * tick + index, light.told < 0
+    if fresh:
         if clock.then_row != light.row or clock.then_level != level:   # else another account's has arrived there with it
-            clock.then_row, clock.then_level = light.row, level
+            clock.then_row, clock.then_level, clock.then_now = light.row, level, -1
             clock.then_count = _count_then(course, desk.place[AT_EXCHANGE, index, tick], index, tick, light.row - 1)
-            clock.then_lots = _lots_after(course, rows, index, tick, clock.then_count)
+            clock.then_lots = _lots_after(course, index, tick, clock.then_count)
         count, lots = clock.then_count, clock.then_lots
         order.queue_ahead_lots, order.front, order.traded = lots, lots * rule.lot_up / rule.lot_down, 0.0
-    else: lots = _lots_after(course, rows, index, tick, count)
+    else: lots = _lots_after(course, index, tick, count)
     last = _happened(desk, rows, index, tick, now)
-    while count < last:
-        at = course.by_tick[first + count] >> 1
-        count += 1
-        before, lots = lots, _lots_after(course, rows, index, tick, count)
-        if rows.flags[at] & KIND_MASK != CLEAR: _one_moves(desk, rows, at, slot, before, lots)
+    for at in range(first + count, first + last):
+        before, lots = lots, max(0, course.after[at])
+        if course.after[at] >= 0: _one_moves(desk, rows, course.by_tick[at], slot, before, lots)
     light.told = last
+    if not fresh or rule.queue == QUEUE_L3: return
+    clock.then_now, clock.then_told, clock.then_slot, clock.then_filled, clock.then_queue = now, last, slot, 0, rule.queue
+    clock.then_exponent, clock.then_front, clock.then_traded = rule.exponent, order.front, order.traded
 
 # %% ../../nbs/trading/03_matching.ipynb #lightm01
 def may_be_light(desk: Desk) -> bool:
@@ -2002,8 +2021,8 @@ def _lots_here(desk: Desk, rows: Rows, bid: int, ask: int) -> None:
         clock.best_at = _turns_before(here.best, clock.best_at, clock.local_row)
         if clock.best_at > 0: side.bid_lots, side.ask_lots = here.best[clock.best_at - 1, 1], here.best[clock.best_at - 1, 2]
         return
-    if bid != NO_BID: side.bid_lots = _lots_after(here, rows, 0, bid, _passed(here, places, 0, bid, clock.local_row - 1))
-    if ask != NO_ASK: side.ask_lots = _lots_after(here, rows, 1, ask, _passed(here, places, 1, ask, clock.local_row - 1))
+    if bid != NO_BID: side.bid_lots = _lots_after(here, 0, bid, _passed(here, places, 0, bid, clock.local_row - 1))
+    if ask != NO_ASK: side.ask_lots = _lots_after(here, 1, ask, _passed(here, places, 1, ask, clock.local_row - 1))
 
 # %% ../../nbs/trading/03_matching.ipynb #c130
 @rare
@@ -2201,7 +2220,7 @@ def _look_light(desk: Desk, config: int, time_ns: int) -> bool:
 def _conclude_light(desk: Desk, config: int, code: int, time_ns: int) -> None:
     "One of many models has answered"
     state, account, side, rule = desk.state[config], desk.accounts[config], desk.sides[0], desk.rules[config]
-    state.heard_count = 0
+    state.heard_count = state.quiet = 0
     state.decisions += 1
     if 0 <= code < desk.bound.shape[1]: desk.bound[config, code] += 1
     account.seen_bought, account.seen_sold = side.bought_lots, side.sold_lots
@@ -2225,24 +2244,45 @@ def _show_worth(sides: Any, every_rule: Any, states: Any, accounts: Any, views: 
     view.share = held_share(equity, bid, ask, account.known_position_lots, rules[0])
     view.order_lots = standard_lots(equity, bid, ask, rules)
 
+@inner
+def _decided(state: Any, account: Any, bound: np.ndarray, config: int, code: int, bid: int, ask: int) -> None:
+    "A decision is counted, with what set its width, and the touch of the exchange is remembered (an ask of 0: there is none)"
+    state.decisions += 1
+    if 0 <= code < bound.shape[1]: bound[config, code] += 1
+    if ask == 0: return
+    account.last_bid, account.last_ask = bid, ask
+    if account.first_ask == 0: account.first_bid, account.first_ask = bid, ask
+
+@inner
+def _touch_there(side: Any) -> tuple[int, int]:
+    "Best prices of the exchange in ticks of the instrument; 0, 0 where a side is empty"
+    if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: return 0, 0
+    return side.exchange_bid - side.shift, side.exchange_ask - side.shift
+
+# %% ../../nbs/trading/03_matching.ipynb #lean04
 @rare
 def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts: Any, views: Any, due: np.ndarray, asking: np.ndarray,
-                 first: int) -> int:
+                 bound: np.ndarray, first: int) -> int:
     "Views for those from `first` on that are due, in a usable market; answers the first that takes more than a look, else their number"
     clock, side, time_ns, count, rule = clocks[0], sides[0], clocks[0].time_ns, asking[0], every_rule[0]
     bid, ask, bid_lots, ask_lots = side.local_bid - side.shift, side.local_ask - side.shift, side.bid_lots, side.ask_lots
     ending, alike = clock.parity_end and clock.end_ns <= time_ns, clock.alike
     worth, flow, shown = clock.reads_worth, clock.reads_flow, clock.reads_lots
     interval_ns, to_weigh = rule.interval_ns, not clock.marking and not rule.unlimited
+    number, kept, (there_bid, there_ask) = clock.touches if clock.steady else -1, clock.kept, _touch_there(side)
     for config in range(max(0, first), states.size):
         state, account, view = states[config], accounts[config], views[config]
         due[config, 0] = 0
         if state.next_decision_ns > time_ns: continue
         if not alike: interval_ns, to_weigh = every_rule[config].interval_ns, not clock.marking and not every_rule[config].unlimited
         if ending or state.stopped or state.halted or to_weigh:
-            asking[0] = count
+            asking[0], clock.kept = count, kept
             return config
         state.next_decision_ns += interval_ns
+        if state.quiet == number:
+            kept += 1
+            _decided(state, account, bound, config, due[config, 1], there_bid, there_ask)
+            continue
         view.usable = 1
         view.time_ns, view.bid_tick, view.ask_tick, view.position_lots = time_ns, bid, ask, account.known_position_lots
         if shown: view.bid_lots, view.ask_lots = bid_lots, ask_lots
@@ -2252,7 +2292,7 @@ def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts
             view.filled_buy_lots, view.filled_sell_lots = account.filled_buy_lots, account.filled_sell_lots
         due[config, 0] = 1
         count += 1
-    asking[0] = count
+    asking[0], clock.kept = count, kept
     return int(states.size)
 
 # %% ../../nbs/trading/03_matching.ipynb #plain01
@@ -2278,8 +2318,8 @@ def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, account
                   due: np.ndarray, bound: np.ndarray, first: int) -> int:
     "The answers of those from `first` on become light orders; answers the first that takes more than that, else their number"
     clock, side, time_ns, least, shift = clocks[0], sides[0], clocks[0].time_ns, clocks[0].light_due_ns, sides[0].shift
-    bid, ask, told = side.exchange_bid - shift, side.exchange_ask - shift, side.exchange_bid != NO_BID and side.exchange_ask != NO_ASK
     flow, alike, (low, high, most, slack), due_ns = clock.reads_flow, clock.alike, _plain_limits(side, every_rule[0]), time_ns
+    there_bid, there_ask = _touch_there(side)
     for config in range(max(0, first), states.size):
         if not due[config, 0]: continue
         if not alike: low, high, most, slack = _plain_limits(side, every_rule[config])
@@ -2287,13 +2327,15 @@ def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, account
         if state.order_count > 0 or most <= 0 or not _plain(lights, answers, config, low, high):
             clock.light_due_ns = least
             return config
-        due_ns, numbers, dropped = time_ns + every_rule[0 if alike else config].entry_ns, state.next_order_id, 0
+        due_ns, numbers, dropped, state.quiet = time_ns + every_rule[0 if alike else config].entry_ns, state.next_order_id, 0, clock.touches
         for index in range(2):
             light, lots = lights[2 * config + index], min(answers[config, 0, index, 0, LOTS], most)
             tick = answers[config, 0, index, 0, TICK] + shift
             known = light.known_tick if light.refused_ns > time_ns else -1
             outside = (tick - known) * (1 - 2 * index)
-            if known >= 0 and lots > 0 and 0 <= outside <= slack: continue
+            if known >= 0 and lots > 0 and 0 <= outside <= slack:
+                if light.refused_ns != NEVER: state.quiet = 0   # and we have not heard of it
+                continue
             if known >= 0: light.drops, light.moved, light.due_ns, dropped = 1, 1, due_ns, dropped + 1
             light.known_tick = -1
             if lots <= 0: continue
@@ -2303,14 +2345,10 @@ def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, account
         sent = numbers - state.next_order_id
         if sent + dropped > 0: least, state.last_sent_ns = min(least, due_ns), max(state.last_sent_ns, due_ns)
         state.next_order_id, state.orders_sent, state.cancels_sent = numbers, state.orders_sent + sent, state.cancels_sent + dropped
-        state.decisions += 1
-        if 0 <= code < bound.shape[1]: bound[config, code] += 1
+        _decided(state, account, bound, config, code, there_bid, there_ask)
         if flow:
             account.seen_bought, account.seen_sold = side.bought_lots, side.sold_lots
             state.heard_count = account.filled_buy_lots = account.filled_sell_lots = 0
-        if told:
-            account.last_bid, account.last_ask = bid, ask
-            if account.first_ask == 0: account.first_bid, account.first_ask = bid, ask
     clock.light_due_ns = least
     return int(states.size)
 
@@ -2323,6 +2361,7 @@ def _turn_one(desk: Desk, config: int, usable: bool) -> None:
         state.next_decision_ns = NEVER
         return
     state.next_decision_ns += desk.rules[config].interval_ns
+    state.quiet = 0
     if usable and not state.stopped and _look_light(desk, config, time_ns):
         desk.due[config, 0] = 1
         desk.asking[0] += 1
@@ -2332,17 +2371,20 @@ def _turn_one(desk: Desk, config: int, usable: bool) -> None:
 def _turn_together(desk: Desk, rows: Rows, many: Any) -> None:
     "One decision of all configurations that are due"
     clock, side, time_ns, configs = desk.clock[0], desk.sides[0], desk.clock[0].time_ns, desk.clock[0].configs
-    usable, config, desk.asking[0] = _usable(side), 0, 0
+    usable, config, desk.asking[0], clock.kept = _usable(side), 0, 0, 0
+    if side.local_bid != clock.touch_bid or side.local_ask != clock.touch_ask:
+        clock.touches, clock.touch_bid, clock.touch_ask = clock.touches + 1, side.local_bid, side.local_ask
     if usable and clock.reads_lots and side.touch_row != clock.local_row: _lots_here(desk, rows, side.local_bid, side.local_ask)
     while True:
         if usable: config = _look_at_all(desk.clock, desk.sides, desk.rules, desk.state, desk.accounts, desk.views, desk.due, desk.asking,
-                                         config)
+                                         desk.bound, config)
         if config >= configs: break
         if desk.state[config].next_decision_ns <= time_ns: _turn_one(desk, config, usable)
         config += 1
     count, seen, config = desk.asking[0], desk.seen, 0
-    if count == 0: return
-    many(desk.views, seen.depth, seen.orders, seen.fills, seen.signals, desk.parameters, desk.scratch, desk.answers, desk.due, desk.asking)
+    if count + clock.kept == 0: return
+    if count > 0: many(desk.views, seen.depth, seen.orders, seen.fills, seen.signals, desk.parameters, desk.scratch, desk.answers, desk.due,
+                       desk.asking)
     clock.settled, clock.settled_bid, clock.settled_ask = clock.steady, side.local_bid, side.local_ask
     if side.exchange_bid == NO_BID or side.exchange_ask == NO_ASK: clock.settled = 0
     while True:
@@ -2353,7 +2395,7 @@ def _turn_together(desk: Desk, rows: Rows, many: Any) -> None:
         _note_touch(desk, config)
         if desk.state[config].order_count > 0: clock.settled = 0
         config += 1
-    if count < configs or min(clock.light_due_ns, clock.next_request_ns, clock.next_news_ns) < NEVER: clock.settled = 0
+    if count + clock.kept < configs or min(clock.light_due_ns, clock.next_request_ns, clock.next_news_ns) < NEVER: clock.settled = 0
 
 
 # %% ../../nbs/trading/03_matching.ipynb #c142
@@ -2386,7 +2428,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
             due = desk.state[clock.at_config].next_decision_ns <= clock.time_ns
             if due and _turn(desk, local_rows, clock.at_config, quoter): return QUESTION
             clock.at_config += 1
-        together = clock.light and clock.alike and desk.asking[0] == clock.configs   # all have decided, and will again at one time
+        together = clock.light and clock.alike and desk.asking[0] + clock.kept == clock.configs   # all decided, and will again at once
         clock.deciding, clock.next_decision_ns = 0, desk.state[0].next_decision_ns if together else NEVER
         if clock.overrun: return OVERRUN
         for config in range(0 if together else clock.configs):
@@ -2542,7 +2584,7 @@ def new_desk(
                 edges=np.broadcast_to(np.array([[NO_BID, NO_ASK], [NO_ASK, NO_BID]]), (assets, 2, 2, 2)).copy())
 
 NO_COURSE = Course(np.zeros((0, 6), np.int32), np.zeros(0, np.int32), np.zeros((1, 2), np.int64), np.zeros((0, 3), np.int64),
-                   np.zeros(0, np.int32), np.zeros((2, 1), np.int32))
+                   np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros((2, 1), np.int32))
 
 # %% ../../nbs/trading/03_matching.ipynb #c148
 def _given(parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -2689,6 +2731,7 @@ def check_rows(events: Events, first: int = 0) -> None:
     flaws = ((kind == 0, 'has no kind'), (neither, 'concerns neither clock: EXCHANGE_ONLY and LOCAL_ONLY at once'),
              (priced & (~sided | doubled), 'must name one side, BUY or SELL'),
              (priced & (events.lots < 0), 'has a negative quantity'), ((kind == TRADE) & (events.lots == 0), 'is a trade of nothing'),
+             ((kind == TRADE) & (events.tick == 0), 'is a trade at no price'),
              (priced & (events.tick < 0), 'has a negative price'), (control & ((events.tick < 0) | (events.tick > KILL)),
                  'is a control row of unknown code'),
              ((events.tick >= 1 << 31) & ~control, 'has a price of 2**31 ticks or more: take a coarser tick'))
@@ -2769,6 +2812,7 @@ class Engine(Output):
         by_order: bool = False,                # whether the id of a level's row names the order that changed it
     ):
         super().__init__()
+        check_model(quoter, levels, compiled)
         self.instrument, self.config = instrument, replace(config, trading_pair=instrument.pair)  # a recording says itself what it is of
         self.venue = venue or Venue.from_config(config)
         model, own = model_of(aimed(config, instrument, self.venue))

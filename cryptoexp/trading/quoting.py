@@ -7,14 +7,15 @@ __all__ = ['MARKET', 'OWN', 'HEARD', 'SIGNALS', 'BID', 'ASK', 'TICK', 'LOTS', 'F
            'IMMEDIATE', 'FILL_OR_KILL', 'MARKET_ORDER', 'FRACTION', 'Quoter', 'SIGNATURE', 'SCRATCH', 'BOUND', 'SPREAD',
            'VOLATILITY', 'FLOOR', 'LEANING', 'MANY', 'STANDING', 'SPREAD_FRACTION', 'WIDENING', 'HALF_LIFE',
            'MAKER_FEE', 'MIN_PROFIT', 'TARGET', 'THRESHOLD', 'View', 'new_view', 'Wishes', 'Checked', 'fingerprint',
-           'kept_on_disk', 'WithChecksum', 'Kept', 'compiled_as', 'compile_quoter', 'compile_many', 'fields_read',
-           'floor_half_spread', 'outward', 'update_volatility', 'constant_spread']
+           'kept_on_disk', 'WithChecksum', 'Kept', 'compiled_as', 'why_not', 'compile_quoter', 'compile_many',
+           'fields_read', 'floor_half_spread', 'outward', 'update_volatility', 'constant_spread']
 
 # %% ../../nbs/trading/01_quoting.ipynb #c03
 import functools
 import hashlib
 import math
 import pickle
+import re
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
@@ -284,6 +285,15 @@ def compiled_as(
     made.disable_compile()
     return made
 
+# %% ../../nbs/trading/01_quoting.ipynb #whynot01
+def why_not(error: Exception) -> str:
+    "What Numba has against a function, in a line, with the line of the function that it means"
+    lines = [re.sub(r'\x1b\[\d*m', '', line).strip(' >') for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith('Failed in ')] or [type(error).__name__]
+    place = re.search(r'File "([^"]+)", line (\d+)', str(error))
+    said = ' '.join(telling[:2]) if telling[0].endswith(':') else telling[0]
+    return f'{said} ({Path(place[1]).name}, line {place[2]})' if place else said
+
 # %% ../../nbs/trading/01_quoting.ipynb #c09
 Quoter = Callable[[View, np.ndarray, np.ndarray, np.ndarray], int]
 _MARKETS, _OWN, _HEARD = (types.Array(numba.from_dtype(dtype), 1, 'C') for dtype in (MARKET, OWN, HEARD))
@@ -307,8 +317,7 @@ def compile_quoter(function: Quoter) -> Quoter | None:
             reason = error
             if 'cannot cache' not in str(error): break
     from loguru import logger   # imported only where something is said
-    said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
-    logger.warning(f'{getattr(function, "__name__", function)} runs in Python, slower, with the same result: Numba says {said}')
+    logger.warning(f'{getattr(function, "__name__", function)} runs in Python, slower, with the same result: Numba says {why_not(reason)}')
     return None
 
 # %% ../../nbs/trading/01_quoting.ipynb #many02

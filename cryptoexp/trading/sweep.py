@@ -166,7 +166,7 @@ def run_block(ready: Ready, block: Sequence[Told], traced: bool, minutes: bool) 
         ready.prepared, rules, np.array([one.parameters for one in block]), first.quoter, first.levels,
         np.array([round(decimal(one.config.total_capital) * MONEY_SCALE) for one in block]),
         np.array([[instrument.lots(one.config.initial_base)] for one in block]), np.concatenate(list(tables.values())),
-        first.venue.funding, first.venue.fills == 'whole', record=traced)
+        first.venue.funding, record=traced)
     answers = numbers_of(runs, block, ready, traced, minutes)
     for place in np.flatnonzero(runs.desk.refusals[:, TOO_MANY]) if len(block) > 1 else ():   # a run alone has more room for orders
         answers[place] = run_block(ready, [block[place]], traced, minutes)[0]

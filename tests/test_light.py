@@ -68,6 +68,14 @@ def by_flow(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
     return (now.bought_lots + now.sold_lots) % 6
 
 
+def by_clock(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    "Moves with the time of day"
+    now, away = view.market[0], int(view.market[0].time_ns // 3_000_000) % 3
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = now.bid_tick - away, 2
+    wishes[0, 1, 0, 0], wishes[0, 1, 0, 1] = now.ask_tick + away, 2
+    return away
+
+
 class Market:
     "A random market, and a few accounts that differ in everything that may differ within one pass"
     def __init__(self, seed: int, whole: bool, steps: int, slower: int = 1):
@@ -111,7 +119,8 @@ def compare(seed: int, whole: bool, steps: int = 400, **options: Any) -> tuple[i
 
 
 FLOW = {'seen_bought', 'seen_sold', 'filled_buy_lots', 'filled_sell_lots', 'heard_count'}   # what is kept for those who read it
-UNREAD = {by_touch: FLOW | {'last_equity_e8'}, by_lots: FLOW | {'last_equity_e8'}, by_flow: {'last_equity_e8'}, standing: FLOW}
+UNREAD = {by_touch: FLOW | {'last_equity_e8'}, by_lots: FLOW | {'last_equity_e8'}, by_flow: {'last_equity_e8'},
+          by_clock: FLOW | {'last_equity_e8'}, standing: FLOW}
 
 
 def same(market: Market, seed: int, plain: Runs, light: Runs, unread: frozenset[str] | set[str] = frozenset()) -> tuple[int, int, int]:
@@ -154,14 +163,14 @@ def test_decisions_that_change_nothing_need_not_be_taken(whole: bool) -> None:
 
 
 @pytest.mark.parametrize('whole', [False, True])
-@pytest.mark.parametrize('model', [by_touch, by_lots, by_flow])
+@pytest.mark.parametrize('model', [by_touch, by_lots, by_flow, by_clock])
 def test_what_a_model_does_not_read_need_not_be_worked_out(model: Any, whole: bool) -> None:
     "Views are filled with what the model can be shown to read, and no more; what it does is the same"
     read = fields_read(model)
     assert read
     clock = Market(500, whole, 50).play(False, model).desk.clock[0]
     kinds = {'reads_worth': {'equity', 'share', 'order_lots'}, 'reads_lots': {'bid_lots', 'ask_lots'},
-             'reads_flow': {'bought_lots', 'sold_lots', 'filled_buy_lots', 'filled_sell_lots'}}
+             'reads_flow': {'bought_lots', 'sold_lots', 'filled_buy_lots', 'filled_sell_lots'}, 'reads_time': {'time_ns'}}
     assert {name: bool(clock[name]) for name in kinds} == {name: bool(read & fields) for name, fields in kinds.items()}
     found = np.array([compare_standing(seed, whole, model=model, every_message=bool(seed % 3)) for seed in range(500, 512)])
     assert (found.sum(axis=0)[[0, 2]] > (400, 100)).all(), found.sum(axis=0)
@@ -349,7 +358,7 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('as it is', 'matching', 'if kept != -2 and light.known_tick >= 0:', 'if kept != -2 and light.known_tick >= 0:'),
     ('a light order that would take rests', 'matching',
      'if (light.next_tick >= ask) if index == 0 else (light.next_tick <= bid):', 'if False:'),
-    ('what has happened since it arrived is not told', 'matching', 'while count < last:', 'while False:'),
+    ('what has happened since it arrived is not told', 'matching', 'for at in range(first + count, first + last):', 'for at in range(0):'),
     ('a cancel that came too late is not counted', 'matching', 'elif light.drops: state.late_cancels += 1', 'elif light.drops: pass'),
     ('what was thought better of on its way stays', 'matching',
      'light.known_tick, light.moved, light.stop_ns = -1, 2, due', 'light.known_tick, light.moved, light.stop_ns = -1, 1, due'),
@@ -369,15 +378,19 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('what stood before one order stood before the next', 'matching',
      'if clock.then_row != light.row or clock.then_level != level:', 'if clock.then_row == 0 or clock.then_level == 0:'),
     ('a plain model sees its fills at once', 'matching',
-     'view.position_lots = time_ns, bid, ask, account.known_position_lots',
-     'view.position_lots = time_ns, bid, ask, account.position_lots'),
+     'view.position_lots = bid, ask, account.known_position_lots', 'view.position_lots = bid, ask, account.position_lots'),
+    ('the time is not shown', 'matching', 'if timed: view.time_ns', 'if False: view.time_ns'),
+    ('all fills of a market cost what the first did', 'matching', 'tick != clock.paid_tick or ', ''),
+    ('small fills cost what large ones do', 'matching', 'lots != clock.paid_lots or ', ''),
+    ('takers pay what makers do', 'matching', ' or maker != clock.paid_maker:', ':'),
+    ('all pay the fees of the first', 'matching', 'if not clock.alike or tick !=', 'if tick !='),
     ('the size at the touch is not shown', 'matching', 'if shown: view.bid_lots', 'if False: view.bid_lots'),
     ('news is heard with the prices of before', 'matching',
      'while at < stop and rows.time_ns[turns[at, ROW]] <= limit_ns: at += 1', 'pass'),
     ('news overtakes a break', 'matching',
      'if at == stop and at < turns.shape[0] and rows.time_ns[turns[at, ROW]] <= limit_ns: return False', 'pass'),
     ('all wait for the first', 'matching',
-     'together = clock.light and clock.alike and desk.asking[0] == clock.configs', 'together = clock.light'),
+     'together = clock.light and clock.alike and desk.asking[0] + clock.kept == clock.configs', 'together = clock.light'),
     ('news of whole fills comes as it happened', 'matching',
      'if at != clock.filled_head and desk.news[shared, (at - 1) & last].due_ns > due: return False', 'pass'),
     ('a whole fill is thought to rest', 'matching', 'if light.known_id == news.tick and light.moved == 0:', 'if False:'),
@@ -394,14 +407,32 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('the next decision comes at its old time', 'matching',
      'state.next_decision_ns += clock.calm * _rule_of', 'state.next_decision_ns += 0 * _rule_of'),
     ('an order on its way lets decisions be skipped', 'matching',
-     'if count < configs or min(clock.light_due_ns, clock.next_request_ns, clock.next_news_ns) < NEVER: clock.settled = 0',
-     'if count < configs: clock.settled = 0'),
+     'if count + clock.kept < configs or min(clock.light_due_ns, clock.next_request_ns, clock.next_news_ns) < NEVER: clock.settled = 0',
+     'if count + clock.kept < configs: clock.settled = 0'),
+    ('who is quiet lets nobody else be asked', 'matching', 'if count + clock.kept < configs or min(', 'if count < configs and min('),
+    ('a fill that is heard of changes no wish', 'matching', '    clock.filled_head += 1\n    state.quiet = 0\n', '    clock.filled_head += 1\n'),
+    ('other news changes no wish', 'matching', '    state.news_head += 1\n    state.quiet = 0\n', '    state.news_head += 1\n'),
+    ('who was refused stays quiet', 'matching', 'light.refused_ns, state.quiet = heard_ns, 0', 'light.refused_ns = heard_ns'),
+    ('who was recalled stays quiet', 'matching', '    state.quiet = 0\n    for index in range(2):', '    for index in range(2):'),
+    ('the touch is always the same', 'matching', 'clock.touch_ask = clock.touches + 1, side', 'clock.touch_ask = clock.touches, side'),
+    ('any model may be left unasked', 'matching', 'clock.touches if clock.steady else -1', 'clock.touches'),
+    ('who is quiet decides nothing', 'matching',
+     '            _decided(state, account, bound, config, due[config, 1], there_bid, there_ask)\n', ''),
+    ('who was told before is told nothing more', 'matching', 'there = clock.then_now == now and', 'there ='),
+    ('all at a level arrived with the first', 'matching',
+     'clock.then_now == now and clock.then_row == light.row and', 'clock.then_now == now and'),
+    ('all at a level are told what the first is', 'matching', 'return there and light.told < 0 and', 'return there and'),
+    ('all have the queue of the first', 'matching', 'rule.queue == clock.then_queue and rule.exponent == clock.then_exponent', 'True'),
+    ('who arrives is told with those of before', 'matching',
+     'clock.then_row, clock.then_level, clock.then_now = light.row, level, -1', 'clock.then_row, clock.then_level = light.row, level'),
+    ('all at a level are filled with the first', 'matching',
+     'if clock.then_filled and _as_told(desk, config, index, row) and', 'if clock.then_filled and'),
     ('equity is not shown', 'matching', 'if worth: _show_worth', 'if False: _show_worth'),
     ('what was traded is not shown', 'matching',
      '        if flow:\n            view.bought_lots', '        if False:\n            view.bought_lots'),
     ('what was traded is told twice', 'matching',
      '        if flow:\n            account.seen_bought', '        if False:\n            account.seen_bought'),
-    ('light orders are not met', 'matching', 'if config == clock.configs: break', 'break'),
+    ('light orders are not met', 'matching', 'if not 0 <= config < clock.configs: break', 'break'),
     ('rules that differ are those of the first', 'matching',
      'return desk.rules[0 if desk.clock[0].alike else at]', 'return desk.rules[0]'),
     ('light bids are met too late', 'matching', 'resting[0, config] < tick: config += 1', 'resting[0, config] <= tick: config += 1'),
@@ -416,7 +447,7 @@ for seed in map(int, sys.argv[2:]):
     for whole in (True, False):
         try: test_light.compare(seed, whole, 110)
         except (AssertionError, IndexError, ArithmeticError) as error: print('noticed by', seed, whole); sys.exit()
-        try: [test_light.compare_standing(300 + seed, whole, 200, model) for model in (test_light.standing, test_light.by_lots)]
+        try: [test_light.compare_standing(300 + seed, whole, 200, model) for model in (test_light.standing, test_light.by_lots, test_light.by_clock)]
         except (AssertionError, IndexError, ArithmeticError) as error: print('noticed, skipping, by', seed, whole); sys.exit()
 """
 

@@ -449,7 +449,7 @@ def _tell_what_matters(clock: Any, rules: Any, quoter: Quoter, digest: str, fund
     read = fields_read(quoter, digest) or frozenset(MARKET.names or ())
     clock.alike = rules.tobytes() == rules[:1].tobytes() * len(rules)
     clock.reads_worth = bool(read & {'equity', 'share', 'order_lots'})
-    clock.reads_lots = bool(read & {'bid_lots', 'ask_lots'})
+    clock.reads_lots, clock.reads_time = bool(read & {'bid_lots', 'ask_lots'}), 'time_ns' in read
     clock.reads_flow = bool(read & {'bought_lots', 'sold_lots', 'filled_buy_lots', 'filled_sell_lots'})
     clock.steady = not funded and (rules.interval_ns == rules.interval_ns[0]).all() and read <= STANDING
 

@@ -93,8 +93,8 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'overrun', 'band_low', 'band_high',
     'funding_at', 'refused_count', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded',
     'best_at', 'light', 'light_due_ns', 'steady', 'settled', 'settled_bid', 'settled_ask', 'calm', 'calm_bid', 'calm_ask', 'calm_bought',
-    'calm_sold', 'skipped', 'touches', 'touch_bid', 'touch_ask', 'kept', 'alike', 'reads_worth', 'reads_lots', 'reads_flow', 'then_row',
-    'then_level', 'then_count', 'then_lots', 'then_now', 'then_told', 'then_queue', 'then_slot', 'then_filled', 'ring_news_ns',
+    'calm_sold', 'skipped', 'touches', 'touch_bid', 'touch_ask', 'kept', 'alike', 'reads_worth', 'reads_lots', 'reads_flow', 'reads_time', 'then_row',
+    'paid_tick', 'paid_lots', 'paid_maker', 'paid_e8', 'paid_fee_e8', 'then_level', 'then_count', 'then_lots', 'then_now', 'then_told', 'then_queue', 'then_slot', 'then_filled', 'ring_news_ns',
     'filled_head', 'filled_tail')] + [('then_exponent', 'f8'), ('then_front', 'f8'), ('then_traded', 'f8')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
@@ -400,8 +400,11 @@ def _book(desk: Desk, config: int, asset: int, sign: int, tick: int, lots: int, 
     "A fill in the exchange's account of ours: the fee, and all that was paid (negative: got), 1e-8 quote"
     at = config * desk.clock[0].assets + asset
     state, account, rule = desk.state[config], desk.accounts[at], _rule_of(desk, at)
-    worth = worth_e8(tick, lots, rule)
-    fee = fee_e8(abs(worth), rule.maker_fee_e8 if maker else rule.taker_fee_e8)
+    clock = desk.clock[0]
+    if not clock.alike or tick != clock.paid_tick or lots != clock.paid_lots or maker != clock.paid_maker:   # else as the one before
+        clock.paid_tick, clock.paid_lots, clock.paid_maker, clock.paid_e8 = tick, lots, maker, worth_e8(tick, lots, rule)
+        clock.paid_fee_e8 = fee_e8(abs(clock.paid_e8), rule.maker_fee_e8 if maker else rule.taker_fee_e8)
+    worth, fee = clock.paid_e8, clock.paid_fee_e8
     paid = sign * worth + fee
     state.cash_e8 -= paid
     state.fees_e8 += fee
@@ -1380,6 +1383,7 @@ def _light_arrivals(clocks: Any, sides: Any, edges: np.ndarray, every_rule: Any,
     clock, bid, ask = clocks[0], edges[0, AT_EXCHANGE, 0, BEST], edges[0, AT_EXCHANGE, 1, BEST]
     due, row = NEVER, clock.row_now
     for config in range(states.size):
+        if config < 0: break
         state, response_ns = states[config], every_rule[0 if clock.alike else config].response_ns
         for index in range(2):
             light, nowhere = lights[2 * config + index], NO_BID if index == 0 else NO_ASK
@@ -1532,7 +1536,7 @@ def _meet(desk: Desk, rows: Rows, row: int, index: int, tick: int) -> None:
     if clock.settled: _wake(desk)
     while True:
         config = _next_met(desk.resting, index, tick, config + 1)
-        if config == clock.configs: break
+        if not 0 <= config < clock.configs: break
         price = desk.resting[index, config]
         if desk.state[config].order_count > 0 or (kind != TRADE and clock.whole == 0): _unfold(desk, rows, config, index, row)
         elif clock.whole != 0 and (kind != TRADE or price != tick) and _fill_light(desk, config, index, rows.time_ns[row]): left = True
@@ -1545,6 +1549,7 @@ def _meet(desk: Desk, rows: Rows, row: int, index: int, tick: int) -> None:
 def _next_met(resting: np.ndarray, index: int, tick: int, config: int) -> int:
     "The next configuration, from `config` on, whose light order a row at a price reaches; how many there are, if none"
     size = resting.shape[1]
+    if config < 0: return size   # never: see below
     if index == 0:
         while config < size and resting[0, config] < tick: config += 1
     else:
@@ -1590,6 +1595,7 @@ def _on_filled(desk: Desk) -> None:
     "We learn that a light order was filled whole"
     clock, news = desk.clock[0], desk.news[desk.clock[0].configs, desk.clock[0].filled_head & (desk.news.shape[1] - 1)]
     config, lots = news.slot, news.lots
+    if config < 0: return
     state, account, light = desk.state[config], desk.accounts[config], desk.light[2 * config + (0 if lots > 0 else 1)]
     clock.filled_head += 1
     state.quiet = 0
@@ -1740,8 +1746,10 @@ def _stops(sides: Any, every_rule: Any, states: Any, accounts: Any, config: int,
     state.last_equity_e8 = equity
     if state.start_e8 < 0: state.start_e8 = state.peak_e8 = equity
     state.peak_e8 = max(state.peak_e8, equity)
-    if 0 < state.peak_e8 and equity < state.peak_e8: state.max_drawdown = max(state.max_drawdown, 1.0 - equity / state.peak_e8)
-    if equity > 0: state.max_exposure = max(state.max_exposure, abs(equity - state.known_cash_e8) / equity)
+    fall, held = float(state.peak_e8 - equity), float(abs(equity - state.known_cash_e8))
+    if 0 < state.peak_e8 and fall > 0 and fall > (state.max_drawdown - 1e-12) * state.peak_e8:   # few falls are worth a division
+        state.max_drawdown = max(state.max_drawdown, 1.0 - equity / state.peak_e8)
+    if equity > 0 and held > state.max_exposure * (1.0 - 1e-12) * equity: state.max_exposure = max(state.max_exposure, held / equity)
     if state.halted or rules[0].unlimited or not too_risky(equity, state.peak_e8, state.start_e8, rules): return False
     state.halted = 1
     return True
@@ -2208,7 +2216,7 @@ def _look_light(desk: Desk, config: int, time_ns: int) -> bool:
     state.last_equity_e8 = _equity(desk, config)
     if not clock.marking and not free: _weigh(desk, config)
     if state.halted and _in_a_hurry(desk, config, time_ns): return False
-    view.usable, view.time_ns = 1, time_ns
+    view.time_ns = time_ns
     view.bid_tick, view.ask_tick = side.local_bid - side.shift, side.local_ask - side.shift
     view.bid_lots, view.ask_lots, view.position_lots = side.bid_lots, side.ask_lots, account.known_position_lots
     _show_worth(desk.sides, desk.rules, desk.state, desk.accounts, desk.views, config)
@@ -2267,10 +2275,11 @@ def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts
     clock, side, time_ns, count, rule = clocks[0], sides[0], clocks[0].time_ns, asking[0], every_rule[0]
     bid, ask, bid_lots, ask_lots = side.local_bid - side.shift, side.local_ask - side.shift, side.bid_lots, side.ask_lots
     ending, alike = clock.parity_end and clock.end_ns <= time_ns, clock.alike
-    worth, flow, shown = clock.reads_worth, clock.reads_flow, clock.reads_lots
+    worth, flow, shown, timed = clock.reads_worth, clock.reads_flow, clock.reads_lots, clock.reads_time
     interval_ns, to_weigh = rule.interval_ns, not clock.marking and not rule.unlimited
     number, kept, (there_bid, there_ask) = clock.touches if clock.steady else -1, clock.kept, _touch_there(side)
-    for config in range(max(0, first), states.size):
+    for config in range(first, states.size):
+        if config < 0: break   # never, and the compiler need not provide for indices that count from the end
         state, account, view = states[config], accounts[config], views[config]
         due[config, 0] = 0
         if state.next_decision_ns > time_ns: continue
@@ -2283,8 +2292,8 @@ def _look_at_all(clocks: Any, sides: Any, every_rule: Any, states: Any, accounts
             kept += 1
             _decided(state, account, bound, config, due[config, 1], there_bid, there_ask)
             continue
-        view.usable = 1
-        view.time_ns, view.bid_tick, view.ask_tick, view.position_lots = time_ns, bid, ask, account.known_position_lots
+        view.bid_tick, view.ask_tick, view.position_lots = bid, ask, account.known_position_lots
+        if timed: view.time_ns = time_ns
         if shown: view.bid_lots, view.ask_lots = bid_lots, ask_lots
         if worth: _show_worth(sides, every_rule, states, accounts, views, config)
         if flow:
@@ -2320,7 +2329,8 @@ def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, account
     clock, side, time_ns, least, shift = clocks[0], sides[0], clocks[0].time_ns, clocks[0].light_due_ns, sides[0].shift
     flow, alike, (low, high, most, slack), due_ns = clock.reads_flow, clock.alike, _plain_limits(side, every_rule[0]), time_ns
     there_bid, there_ask = _touch_there(side)
-    for config in range(max(0, first), states.size):
+    for config in range(first, states.size):
+        if config < 0: break
         if not due[config, 0]: continue
         if not alike: low, high, most, slack = _plain_limits(side, every_rule[config])
         state, account, code = states[config], accounts[config], due[config, 1]
@@ -2333,9 +2343,7 @@ def _conclude_all(clocks: Any, sides: Any, every_rule: Any, states: Any, account
             tick = answers[config, 0, index, 0, TICK] + shift
             known = light.known_tick if light.refused_ns > time_ns else -1
             outside = (tick - known) * (1 - 2 * index)
-            if known >= 0 and lots > 0 and 0 <= outside <= slack:
-                if light.refused_ns != NEVER: state.quiet = 0   # and we have not heard of it
-                continue
+            if known >= 0 and lots > 0 and 0 <= outside <= slack: continue
             if known >= 0: light.drops, light.moved, light.due_ns, dropped = 1, 1, due_ns, dropped + 1
             light.known_tick = -1
             if lots <= 0: continue
@@ -2522,7 +2530,7 @@ def _set_out(empty: dict[str, np.ndarray], rules: Any, capacity: Sequence[tuple[
     for name in ('own_bid', 'own_ask_high', 'exchange_bid', 'local_bid', 'light_bid'): sides[name] = NO_BID
     for name in ('own_ask', 'own_bid_low', 'exchange_ask', 'local_ask', 'light_ask'): sides[name] = NO_ASK
     empty['resting'][0], empty['resting'][1], empty['light']['known_tick'], empty['light']['next_tick'] = NO_BID, NO_ASK, -1, -1
-    empty['light']['refused_ns'] = NEVER
+    empty['light']['refused_ns'], empty['views']['usable'] = NEVER, 1   # unusable books are shown to nobody there
     state['next_order_id'], state['start_e8'], state['next_request_ns'], state['next_news_ns'] = 1, -1, NEVER, NEVER
 
 # %% ../../nbs/trading/03_matching.ipynb #c146b
@@ -2801,8 +2809,7 @@ class Engine(Output):
     "One account on one simulated exchange: feed it rows, read its tables"
     def __init__(
         self, instrument: Instrument, config: MarketMakingConfig,
-        quoter: Quoter | None = None,          # a model of one's own; default: the one that the configuration names
-        levels: int = 1,                       # levels a side of a model of one's own
+        quoter: Quoter | None = None, levels: int = 1,   # a model of one's own, its levels a side; default: what the configuration names
         parameters: np.ndarray | None = None,  # float64, the parameters of a model of one's own
         hold_ns: int = 250_000_000,            # how far behind the latest arrival the engine runs: the largest feed latency
         use_best_quotes: bool = False,         # whether best quotes drive the book (for a feed without depth, or a fused one)

@@ -106,8 +106,8 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[World], dict[str, Any]], di
         prepared=TAPE, rules=[None, 5, [], {}, [1], np.zeros(1)], parameters=[None, 5, [], 'x', [1.0], {}], quoter=[*QUOTER, None],
         levels=SIZE,
         cash_e8=['x', None, [1, 2], NAN, 0.5], position_lots=['x', None, [1, 2], NAN], depth=COUNT, slots=COUNT, ring=[*COUNT, 3],
-        latency=['x', 5, [], [[1, 2, 3]], np.zeros((0, 3), np.int64), np.zeros((1, 3)), np.zeros(3, np.int64)], parity=SWITCH, record=SWITCH,
-        funding=['x', 5, [], [1], np.zeros((1, 3), np.int64)], every_message=SWITCH, own_orders=SWITCH, compiled=SWITCH)),
+        latency=['x', 5, [], [[1, 2, 3]], np.zeros((0, 3), np.int64), np.zeros((1, 3)), np.zeros(3, np.int64)], parity=SWITCH,
+        record=SWITCH, funding=['x', 5, [], [1], np.zeros((1, 3), np.int64)], every_message=SWITCH, own_orders=SWITCH, compiled=SWITCH)),
     'sweep': (sweep, lambda world: dict(tapes=world.tape, config=world.free, progress=False), dict(
         SWEPT,
         grid=[5, 'x', [], {'spread_percentage': []}, [5], {5: [1]}, {'spread': [1]}, {'queue': ['x']}, {'venue': [Venue()]},

@@ -410,7 +410,8 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
      'if count + clock.kept < configs or min(clock.light_due_ns, clock.next_request_ns, clock.next_news_ns) < NEVER: clock.settled = 0',
      'if count + clock.kept < configs: clock.settled = 0'),
     ('who is quiet lets nobody else be asked', 'matching', 'if count + clock.kept < configs or min(', 'if count < configs and min('),
-    ('a fill that is heard of changes no wish', 'matching', '    clock.filled_head += 1\n    state.quiet = 0\n', '    clock.filled_head += 1\n'),
+    ('a fill that is heard of changes no wish', 'matching', '    clock.filled_head += 1\n    state.quiet = 0\n',
+     '    clock.filled_head += 1\n'),
     ('other news changes no wish', 'matching', '    state.news_head += 1\n    state.quiet = 0\n', '    state.news_head += 1\n'),
     ('who was refused stays quiet', 'matching', 'light.refused_ns, state.quiet = heard_ns, 0', 'light.refused_ns = heard_ns'),
     ('who was recalled stays quiet', 'matching', '    state.quiet = 0\n    for index in range(2):', '    for index in range(2):'),
@@ -447,7 +448,8 @@ for seed in map(int, sys.argv[2:]):
     for whole in (True, False):
         try: test_light.compare(seed, whole, 110)
         except (AssertionError, IndexError, ArithmeticError) as error: print('noticed by', seed, whole); sys.exit()
-        try: [test_light.compare_standing(300 + seed, whole, 200, model) for model in (test_light.standing, test_light.by_lots, test_light.by_clock)]
+        models = test_light.standing, test_light.by_lots, test_light.by_clock
+        try: [test_light.compare_standing(300 + seed, whole, 200, model) for model in models]
         except (AssertionError, IndexError, ArithmeticError) as error: print('noticed, skipping, by', seed, whole); sys.exit()
 """
 

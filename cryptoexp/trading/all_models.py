@@ -72,7 +72,7 @@ def trace_run(
         quoter, levels = model.quoter, model.levels
     else: given = one_setting(parameters)
     rules: Any = np.concatenate([make_rules(config, first, venue)] + [
-        make_rules(replace(config, trading_pair=one.pair), one, replace(Venue.from_config(config), latency=venue.latency, fills=venue.fills))
+        make_rules(replace(config, trading_pair=one.pair), one, Venue.from_config(config, latency=venue.latency, fills=venue.fills))
         for one in prepared.instruments[1:]]).view(np.recarray)
     opening = np.zeros((1, len(prepared.instruments)), np.int64)
     opening[0, 0] = first.lots(config.initial_base)

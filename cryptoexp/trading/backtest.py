@@ -265,8 +265,7 @@ def _follow_rows(prepared: Prepared, home: bool, whole: bool) -> Course:
     if 8 * bests > size: bests = 0   # they change too often to be written down
     by_tick, after = (np.empty(0 if home and bests else int(first.sum()), kind) for kind in (np.int32, np.int64))
     if home and bests: first = np.zeros((2, 1), np.int32)   # then nobody searches in our book
-    else: _sort_rows(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), first, by_tick,
-                    after)
+    else: _sort_rows(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), first, by_tick, after)
     controls = np.flatnonzero(kinds[turns[:count, ROW]] == CONTROL).astype(np.int32)
     return Course(turns[:count].copy(), controls, volumes[:prints + 1].copy(), best[:bests].copy(), by_tick, after, first)
 

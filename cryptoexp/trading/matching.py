@@ -93,9 +93,10 @@ CLOCK = np.dtype([(name, 'i8') for name in (
     'least_entry_ns', 'fill_count', 'finished_count', 'sample_count', 'serial', 'overrun', 'band_low', 'band_high',
     'funding_at', 'refused_count', 'at_config', 'end_ns', 'beyond', 'short', 'turn_at', 'home_at', 'control_at', 'row_now', 'funded',
     'best_at', 'light', 'light_due_ns', 'steady', 'settled', 'settled_bid', 'settled_ask', 'calm', 'calm_bid', 'calm_ask', 'calm_bought',
-    'calm_sold', 'skipped', 'touches', 'touch_bid', 'touch_ask', 'kept', 'alike', 'reads_worth', 'reads_lots', 'reads_flow', 'reads_time', 'then_row',
-    'paid_tick', 'paid_lots', 'paid_maker', 'paid_e8', 'paid_fee_e8', 'then_level', 'then_count', 'then_lots', 'then_now', 'then_told', 'then_queue', 'then_slot', 'then_filled', 'ring_news_ns',
-    'filled_head', 'filled_tail')] + [('then_exponent', 'f8'), ('then_front', 'f8'), ('then_traded', 'f8')])
+    'calm_sold', 'skipped', 'touches', 'touch_bid', 'touch_ask', 'kept', 'alike', 'reads_worth', 'reads_lots', 'reads_flow', 'reads_time',
+    'paid_tick', 'paid_lots', 'paid_maker', 'paid_e8', 'paid_fee_e8', 'then_row', 'then_level', 'then_count', 'then_lots', 'then_now',
+    'then_told', 'then_queue', 'then_slot', 'then_filled', 'ring_news_ns', 'filled_head', 'filled_tail')]
+    + [(name, 'f8') for name in ('then_exponent', 'then_front', 'then_traded')])
 SIDE = np.dtype([(name, 'i8') for name in (   # one market, as it is now
     'shift', 'bottom', 'top', 'stale', 'local_changed', 'snapshot_bid', 'snapshot_ask', 'exchange_bid', 'exchange_ask', 'local_bid',
     'local_ask',
@@ -398,9 +399,8 @@ def _note_touch(desk: Desk, config: int) -> None:
 @inner
 def _book(desk: Desk, config: int, asset: int, sign: int, tick: int, lots: int, maker: bool) -> tuple[int, int]:
     "A fill in the exchange's account of ours: the fee, and all that was paid (negative: got), 1e-8 quote"
-    at = config * desk.clock[0].assets + asset
+    clock, at = desk.clock[0], config * desk.clock[0].assets + asset
     state, account, rule = desk.state[config], desk.accounts[at], _rule_of(desk, at)
-    clock = desk.clock[0]
     if not clock.alike or tick != clock.paid_tick or lots != clock.paid_lots or maker != clock.paid_maker:   # else as the one before
         clock.paid_tick, clock.paid_lots, clock.paid_maker, clock.paid_e8 = tick, lots, maker, worth_e8(tick, lots, rule)
         clock.paid_fee_e8 = fee_e8(abs(clock.paid_e8), rule.maker_fee_e8 if maker else rule.taker_fee_e8)

@@ -263,7 +263,7 @@ def _follow_rows(prepared: Prepared, home: bool, whole: bool) -> Course:
     count, prints, bests = _find_turns(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), turns, volumes,
                                        best, first)
     if 8 * bests > size: bests = 0   # they change too often to be written down
-    by_tick, after = (np.empty(0 if home and bests else int(first.sum()), kind) for kind in (np.int32, np.int64))
+    by_tick, after = np.empty(0 if home and bests else int(first.sum()), np.int32), np.empty(0 if home else int(first.sum()), np.int64)
     if home and bests: first = np.zeros((2, 1), np.int32)   # then nobody searches in our book
     else: _sort_rows(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), first, by_tick, after)
     controls = np.flatnonzero(kinds[turns[:count, ROW]] == CONTROL).astype(np.int32)
@@ -314,11 +314,13 @@ def _sort_rows(rows: Rows, home: bool, base: int, top: int, best_quotes: bool, r
             low, high = _deleted(edges, levels, index, kind, flags, tick, base)
             for level in range(low, high + 1):
                 if levels[index, level] > 0:
-                    by_tick[filled[index, level]], after[filled[index, level]] = row, -1 if kind == CLEAR else 0
+                    by_tick[filled[index, level]] = row
+                    if after.size: after[filled[index, level]] = -1 if kind == CLEAR else 0
                     filled[index, level] += 1
         if kind != CLEAR:
             index = 0 if flags & BUY else 1
-            by_tick[filled[index, tick]], after[filled[index, tick]] = row, rows.lots[row]
+            by_tick[filled[index, tick]] = row
+            if after.size: after[filled[index, tick]] = rows.lots[row]
             filled[index, tick] += 1
         apply_level(levels, edges, kind, flags, tick, rows.lots[row], base, rescan)
 

@@ -120,7 +120,7 @@ class Course(NamedTuple):
     volumes: np.ndarray    # int64, shape (prints + 1, 2): lots bought and sold in the first so many prints
     best: np.ndarray       # int64, shape (k, 3): rows that end a message after which another quantity is best, with those of bid and ask
     by_tick: np.ndarray    # int32: rows that change a level, level by level
-    after: np.ndarray      # int64: lots that the level holds after each of them; -1: deleted by a clear, of which no queue is told
+    after: np.ndarray      # int64: lots that the level then holds; -1: deleted by a clear, of which no queue is told; empty: nobody asks
     first: np.ndarray      # int32, shape (2, ticks + 1): where the rows of a level begin in `by_tick`
 
 ROW, BID_NOW, ASK_NOW, BID_TOLD, ASK_TOLD, PRINTS = range(6)   # best prices after the row, after the last whole message
@@ -523,8 +523,15 @@ def _passed(course: Course, places: np.ndarray, index: int, tick: int, row: int)
     return known
 
 @inner
+def _lots_then(course: Course, rows: Rows, index: int, tick: int, count: int) -> int:
+    "What a level of our book holds after so many of its rows, each of which sets it or deletes it"
+    if count == 0: return 0
+    row = course.by_tick[course.first[index, tick] + count - 1]
+    return rows.lots[row] if rows.tick[row] == tick and rows.flags[row] & KIND_MASK != CLEAR else 0
+
+@inner
 def _lots_after(course: Course, index: int, tick: int, count: int) -> int:
-    "What a level holds after so many of its rows"
+    "What a level of the exchange's book holds after so many of its rows"
     return max(0, course.after[course.first[index, tick] + count - 1]) if count > 0 else 0
 
 @inner
@@ -2029,8 +2036,8 @@ def _lots_here(desk: Desk, rows: Rows, bid: int, ask: int) -> None:
         clock.best_at = _turns_before(here.best, clock.best_at, clock.local_row)
         if clock.best_at > 0: side.bid_lots, side.ask_lots = here.best[clock.best_at - 1, 1], here.best[clock.best_at - 1, 2]
         return
-    if bid != NO_BID: side.bid_lots = _lots_after(here, 0, bid, _passed(here, places, 0, bid, clock.local_row - 1))
-    if ask != NO_ASK: side.ask_lots = _lots_after(here, 1, ask, _passed(here, places, 1, ask, clock.local_row - 1))
+    if bid != NO_BID: side.bid_lots = _lots_then(here, rows, 0, bid, _passed(here, places, 0, bid, clock.local_row - 1))
+    if ask != NO_ASK: side.ask_lots = _lots_then(here, rows, 1, ask, _passed(here, places, 1, ask, clock.local_row - 1))
 
 # %% ../../nbs/trading/03_matching.ipynb #c130
 @rare

@@ -289,7 +289,7 @@ def compiled_as(
 def why_not(error: Exception) -> str:
     "What Numba has against a function, in a line, with the line of the function that it means, where it says so"
     if not type(error).__module__.startswith('numba'): return f'{type(error).__name__}: {error}'.rstrip(': ')   # such as a misspelt field
-    lines = [re.sub(r'\x1b\[\d*m', '', line).strip(' >') for line in str(error).splitlines()]
+    lines = [re.sub(r'\x1b\[\d*m', '', line).lstrip(' >').rstrip() for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith('Failed in ')] or ['no more than that']
     place = re.search(r'File "([^"]+)", line (\d+)', str(error))
     said = ' '.join(telling[:2]) if telling[0].endswith(':') else telling[0]

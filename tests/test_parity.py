@@ -292,7 +292,7 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
      '\n    reaches = (tick >= side.own_ask) if bids else (tick <= side.own_bid)', '\n    reaches = (tick > side.own_ask) if bids else (tick < side.own_bid)'),
     ('nobody is told of the rows of his level', 'matching',
      'if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0: return _catch_up(desk, rows, index, tick, row)', 'pass'),
-    ('what a level held before is forgotten', 'matching', '        before = max(0, lots)\n    desk.place', '        before = 0\n    desk.place'),
+    ('what a level held before is forgotten', 'matching', '        before = lots\n    desk.place', '        before = 0\n    desk.place'),
     ('a row after which another price is best is passed by', 'backtest', 'if not turn: continue', 'if kind != TRADE: continue'),
     ('a crossed ask stays the best', 'matching', 'if rescan and tick >= best_ask: best_ask', 'if False: best_ask'),
     ('a crossed bid stays the best', 'matching', 'if rescan and tick <= best_bid: best_bid', 'if False: best_bid'),

@@ -263,11 +263,11 @@ def _follow_rows(prepared: Prepared, home: bool, whole: bool) -> Course:
     count, prints, bests = _find_turns(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), turns, volumes,
                                        best, first)
     if 8 * bests > size: bests = 0   # they change too often to be written down
-    by_tick, after = np.empty(0 if home and bests else int(first.sum()), np.int32), np.empty(0 if home else int(first.sum()), np.int64)
+    by_tick = np.empty(0 if home and bests else int(first.sum()), np.int32)
     if home and bests: first = np.zeros((2, 1), np.int32)   # then nobody searches in our book
-    else: _sort_rows(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), first, by_tick, after)
+    else: _sort_rows(rows, home, -low, top - low, prepared.best_quotes, whole, *_empty_book(low, top), first, by_tick)
     controls = np.flatnonzero(kinds[turns[:count, ROW]] == CONTROL).astype(np.int32)
-    return Course(turns[:count].copy(), controls, volumes[:prints + 1].copy(), best[:bests].copy(), by_tick, after, first)
+    return Course(turns[:count].copy(), controls, volumes[:prints + 1].copy(), best[:bests].copy(), by_tick, first)
 
 def home_of(prepared: Prepared, whole: bool) -> Course | None:
     "What our book goes through, made once for a prepared tape; None where only the rows will do"
@@ -300,7 +300,7 @@ def _make_short(prepared: Prepared, whole: bool) -> Course | None:
 # %% ../../nbs/trading/06_backtest.ipynb #c34
 @njit(cache=True)
 def _sort_rows(rows: Rows, home: bool, base: int, top: int, best_quotes: bool, rescan: bool, levels: np.ndarray, edges: np.ndarray,
-               first: np.ndarray, by_tick: np.ndarray, after: np.ndarray) -> None:
+               first: np.ndarray, by_tick: np.ndarray) -> None:
     "The rows of each level behind one another"
     for index in range(2):
         for tick in range(first.shape[1] - 1): first[index, tick + 1] += first[index, tick]
@@ -314,14 +314,11 @@ def _sort_rows(rows: Rows, home: bool, base: int, top: int, best_quotes: bool, r
             low, high = _deleted(edges, levels, index, kind, flags, tick, base)
             for level in range(low, high + 1):
                 if levels[index, level] > 0:
-                    by_tick[filled[index, level]] = row
-                    if after.size: after[filled[index, level]] = -1 if kind == CLEAR else 0
+                    by_tick[filled[index, level]] = 2 * row + 1
                     filled[index, level] += 1
         if kind != CLEAR:
-            index = 0 if flags & BUY else 1
-            by_tick[filled[index, tick]] = row
-            if after.size: after[filled[index, tick]] = rows.lots[row]
-            filled[index, tick] += 1
+            by_tick[filled[0 if flags & BUY else 1, tick]] = 2 * row
+            filled[0 if flags & BUY else 1, tick] += 1
         apply_level(levels, edges, kind, flags, tick, rows.lots[row], base, rescan)
 
 # %% ../../nbs/trading/06_backtest.ipynb #c35

@@ -119,8 +119,7 @@ class Course(NamedTuple):
     controls: np.ndarray   # int32: which turns are controls
     volumes: np.ndarray    # int64, shape (prints + 1, 2): lots bought and sold in the first so many prints
     best: np.ndarray       # int64, shape (k, 3): rows that end a message after which another quantity is best, with those of bid and ask
-    by_tick: np.ndarray    # int32: rows that change a level, level by level
-    after: np.ndarray      # int64: lots that the level then holds; -1: deleted by a clear, of which no queue is told; empty: nobody asks
+    by_tick: np.ndarray    # int32: rows that change a level, level by level: twice their number, and one more to delete it
     first: np.ndarray      # int32, shape (2, ticks + 1): where the rows of a level begin in `by_tick`
 
 ROW, BID_NOW, ASK_NOW, BID_TOLD, ASK_TOLD, PRINTS = range(6)   # best prices after the row, after the last whole message
@@ -492,13 +491,13 @@ def _beyond(desk: Desk, slot: int, lots: int) -> bool:
 @rare
 def _search(by_tick: np.ndarray, first: int, low: int, high: int, row: int) -> int:
     "How many of the rows first … first + high have come once `row` has, at least `low`"
-    step, more = 16, 0
-    while low + step <= high and by_tick[first + low + step - 1] <= row: low, step = low + step, 2 * step
+    last, step, more = 2 * row + 1, 16, 0
+    while low + step <= high and by_tick[first + low + step - 1] <= last: low, step = low + step, 2 * step
     size = min(high - low, step - 1)
     while size > 16:   # without a branch that the processor could guess wrong
         half = (size + 1) >> 1
-        low, size = low + half * (by_tick[first + low + half - 1] <= row), size >> 1
-    for at in range(size): more += by_tick[first + low + at] <= row   # a line of its cache, several at once
+        low, size = low + half * (by_tick[first + low + half - 1] <= last), size >> 1
+    for at in range(size): more += by_tick[first + low + at] <= last   # a line of its cache, several at once
     return low + more
 
 @inner
@@ -518,28 +517,23 @@ def _passed(course: Course, places: np.ndarray, index: int, tick: int, row: int)
     "How many of a level's rows have come once `row` has"
     first = course.first[index, tick]
     known, most = places[index, tick], course.first[index, tick + 1] - first
-    if known < most and course.by_tick[first + known] <= row:
+    if known < most and course.by_tick[first + known] <= 2 * row + 1:
         known = places[index, tick] = _search(course.by_tick, first, known, most, row)
     return known
 
 @inner
-def _lots_then(course: Course, rows: Rows, index: int, tick: int, count: int) -> int:
-    "What a level of our book holds after so many of its rows, each of which sets it or deletes it"
+def _lots_after(course: Course, rows: Rows, index: int, tick: int, count: int) -> int:
+    "What a level holds after so many of its rows"
     if count == 0: return 0
-    row = course.by_tick[course.first[index, tick] + count - 1]
-    return rows.lots[row] if rows.tick[row] == tick and rows.flags[row] & KIND_MASK != CLEAR else 0
-
-@inner
-def _lots_after(course: Course, index: int, tick: int, count: int) -> int:
-    "What a level of the exchange's book holds after so many of its rows"
-    return max(0, course.after[course.first[index, tick] + count - 1]) if count > 0 else 0
+    entry = course.by_tick[course.first[index, tick] + count - 1]
+    return 0 if entry & 1 else rows.lots[entry >> 1]
 
 @inner
 def _happened(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
     "How many of a level's rows have happened once `row` has; orders of ours and what we took there are told of each"
     course, places, first = desk.there, desk.place[AT_EXCHANGE], desk.there.first[index, tick]
     known, most = places[index, tick], course.first[index, tick + 1] - first
-    if known == most or course.by_tick[first + known] > row: return known
+    if known == most or course.by_tick[first + known] > 2 * row + 1: return known
     if desk.heads[index, tick] != 0 or desk.marks[index, tick] != 0: return _catch_up(desk, rows, index, tick, row)
     known = places[index, tick] = _search(course.by_tick, first, known, most, row)
     return known
@@ -548,7 +542,7 @@ def _happened(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
 def _level_now(desk: Desk, rows: Rows, index: int, tick: int) -> int:
     "Lots displayed at a level of the exchange"
     if desk.clock[0].short == 0: return desk.exchange[index, tick]
-    return _lots_after(desk.there, index, tick, _happened(desk, rows, index, tick, desk.clock[0].row_now - 1))
+    return _lots_after(desk.there, rows, index, tick, _happened(desk, rows, index, tick, desk.clock[0].row_now - 1))
 
 # %% ../../nbs/trading/03_matching.ipynb #c53
 @inner
@@ -593,14 +587,15 @@ def _order_moves(desk: Desk, slot: int, since_ns: int, before: int, lots: int) -
 def _catch_up(desk: Desk, rows: Rows, index: int, tick: int, row: int) -> int:
     "Tell whoever is concerned of a level's rows up to `row`, one after another; answers how many have come"
     course, first, count = desk.there, desk.there.first[index, tick], desk.place[AT_EXCHANGE, index, tick]
-    most, before = course.first[index, tick + 1] - first, _lots_after(course, index, tick, count)
-    while count < most and course.by_tick[first + count] <= row:
-        at, lots = course.by_tick[first + count], course.after[first + count]
+    most, before = course.first[index, tick + 1] - first, _lots_after(course, rows, index, tick, count)
+    while count < most and course.by_tick[first + count] <= 2 * row + 1:
+        at = course.by_tick[first + count] >> 1
         count += 1
-        if lots >= 0:
+        lots = _lots_after(course, rows, index, tick, count)
+        if rows.flags[at] & KIND_MASK != CLEAR:
             if desk.marks[index, tick] != 0 and before != lots: _untake(desk, index, tick)
             if desk.heads[index, tick] != 0: _queue_moves(desk, rows, at, index, tick, before, lots)
-        before = max(0, lots)
+        before = lots
     desk.place[AT_EXCHANGE, index, tick] = count
     return count
 
@@ -1669,9 +1664,9 @@ def _count_then(course: Course, known: int, index: int, tick: int, row: int) -> 
     "How many of a level's rows had come once `row` had; `known`: how many have, as far as anybody asked"
     first, by_tick, step = course.first[index, tick], course.by_tick, 1
     most = course.first[index, tick + 1] - first
-    if known == 0 or by_tick[first + known - 1] <= row: return _search(by_tick, first, known, most, row)
+    if known == 0 or by_tick[first + known - 1] <= 2 * row + 1: return _search(by_tick, first, known, most, row)
     most = known
-    while known > 0 and by_tick[first + known - 1] > row: known, most, step = max(0, known - step), known, 2 * step
+    while known > 0 and by_tick[first + known - 1] > 2 * row + 1: known, most, step = max(0, known - step), known, 2 * step
     return _search(by_tick, first, known, most, row)
 
 @inner
@@ -1695,14 +1690,15 @@ def _tell_light(desk: Desk, rows: Rows, slot: int, index: int, now: int) -> None
         if clock.then_row != light.row or clock.then_level != level:   # else another account's has arrived there with it
             clock.then_row, clock.then_level, clock.then_now = light.row, level, -1
             clock.then_count = _count_then(course, desk.place[AT_EXCHANGE, index, tick], index, tick, light.row - 1)
-            clock.then_lots = _lots_after(course, index, tick, clock.then_count)
+            clock.then_lots = _lots_after(course, rows, index, tick, clock.then_count)
         count, lots = clock.then_count, clock.then_lots
         order.queue_ahead_lots, order.front, order.traded = lots, lots * rule.lot_up / rule.lot_down, 0.0
-    else: lots = _lots_after(course, index, tick, count)
+    else: lots = _lots_after(course, rows, index, tick, count)
     last = _happened(desk, rows, index, tick, now)
     for at in range(first + count, first + last):
-        before, lots = lots, max(0, course.after[at])
-        if course.after[at] >= 0: _one_moves(desk, rows, course.by_tick[at], slot, before, lots)
+        entry = course.by_tick[at]
+        before, lots = lots, 0 if entry & 1 else rows.lots[entry >> 1]
+        if rows.flags[entry >> 1] & KIND_MASK != CLEAR: _one_moves(desk, rows, entry >> 1, slot, before, lots)
     light.told = last
     if not fresh or rule.queue == QUEUE_L3: return
     clock.then_now, clock.then_told, clock.then_slot, clock.then_filled, clock.then_queue = now, last, slot, 0, rule.queue
@@ -2036,8 +2032,8 @@ def _lots_here(desk: Desk, rows: Rows, bid: int, ask: int) -> None:
         clock.best_at = _turns_before(here.best, clock.best_at, clock.local_row)
         if clock.best_at > 0: side.bid_lots, side.ask_lots = here.best[clock.best_at - 1, 1], here.best[clock.best_at - 1, 2]
         return
-    if bid != NO_BID: side.bid_lots = _lots_then(here, rows, 0, bid, _passed(here, places, 0, bid, clock.local_row - 1))
-    if ask != NO_ASK: side.ask_lots = _lots_then(here, rows, 1, ask, _passed(here, places, 1, ask, clock.local_row - 1))
+    if bid != NO_BID: side.bid_lots = _lots_after(here, rows, 0, bid, _passed(here, places, 0, bid, clock.local_row - 1))
+    if ask != NO_ASK: side.ask_lots = _lots_after(here, rows, 1, ask, _passed(here, places, 1, ask, clock.local_row - 1))
 
 # %% ../../nbs/trading/03_matching.ipynb #c130
 @rare
@@ -2599,7 +2595,7 @@ def new_desk(
                 edges=np.broadcast_to(np.array([[NO_BID, NO_ASK], [NO_ASK, NO_BID]]), (assets, 2, 2, 2)).copy())
 
 NO_COURSE = Course(np.zeros((0, 6), np.int32), np.zeros(0, np.int32), np.zeros((1, 2), np.int64), np.zeros((0, 3), np.int64),
-                   np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros((2, 1), np.int32))
+                   np.zeros(0, np.int32), np.zeros((2, 1), np.int32))
 
 # %% ../../nbs/trading/03_matching.ipynb #c148
 def _given(parameters: np.ndarray, latency: np.ndarray | None, funding: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from mutants import Mutant, missed, run_check
 from oracle import scenario, wild
 from test_engine import TOY, control, happens, opening, settings
 
-from cryptoexp.market.events import BUY, CLEAR, DEPTH, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, from_rows
+from cryptoexp.market.events import BUY, CLEAR, DEPTH, KILL, RESUME, SELL, SNAPSHOT, STALE, TRADE, Events, from_rows
 from cryptoexp.market.instrument import MONEY_SCALE, decimal
 from cryptoexp.trading.backtest import Prepared, Runs, prepare, run_configurations, short_of
 from cryptoexp.trading.limits import make_rules
@@ -354,6 +354,38 @@ def news_at_its_moment() -> None:
 def test_news_is_weighed_at_its_moment() -> None: news_at_its_moment()
 
 
+def five_bid(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    "Five at 100"
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = 100, 5
+    return 0
+
+
+def five_each(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
+    "Five at 100, five at 110"
+    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1], wishes[0, 1, 0, 0], wishes[0, 1, 0, 1] = 100, 5, 110, 5
+    return 0
+
+
+def flattened_at_once() -> None:
+    "Who is halted flattens at his next decision: the cancel of an order that he knows was filled is no order, and what he sends counts at once"
+    killed = [happens(168, TRADE | SELL, 100, 20), control(197, KILL)]
+    stopped = [happens(120, TRADE | SELL, 100, 20)]
+    after = [happens(250, DEPTH | BUY, 100, 0), happens(600, DEPTH | BUY, 95, 4)]
+    limits = dict(maker_fee=.09, max_loss=.0001)
+    for between, model, every, more in ((killed, five_bid, True, {}), (stopped, five_each, False, limits)):
+        config = settings(refresh_interval=.1, entry_latency_ms=5., response_latency_ms=30., flatten_on_halt=True, flatten_band=.3, **more)
+        prepared = prepare([(from_rows([*opening({100: 10, 99: 50, 98: 50}, {110: 10}), *between, *after]), TOY)])
+        for fills in ('partial', 'whole'):
+            rules = make_rules(config, TOY, Venue.from_config(config, fills=fills, kind='linear'))
+            heavy, light = (run_configurations(prepared, rules, np.zeros((1, 1)), model, cash_e8=10**13, record=record, every_message=every)
+                            for record in (True, False))
+            assert light.desk.clock[0].light and heavy.fills.tick.tolist()[:2] == [100, 100]   # bought, and sold before the level went
+            assert heavy.desk.state.cash_e8.tolist() == light.desk.state.cash_e8.tolist(), (fills, every)
+
+
+def test_who_is_halted_flattens_at_once() -> None: flattened_at_once()
+
+
 MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be noticed
     ('as it is', 'matching', 'if kept != -2 and light.known_tick >= 0:', 'if kept != -2 and light.known_tick >= 0:'),
     ('a light order that would take rests', 'matching',
@@ -379,6 +411,9 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
      'if clock.then_row != light.row or clock.then_level != level:', 'if clock.then_row == 0 or clock.then_level == 0:'),
     ('a plain model sees its fills at once', 'matching',
      'view.position_lots = bid, ask, account.known_position_lots', 'view.position_lots = bid, ask, account.position_lots'),
+    ('a cancel on its way is an order', 'matching', '(light.moved and light.next_tick >= 0) or known', 'light.moved or known'),
+    ('what is sent as one hears comes after the decision', 'matching',
+     'if min(clock.next_request_ns, clock.light_due_ns) <= horizon: continue', 'if clock.next_request_ns <= horizon: continue'),
     ('the time is not shown', 'matching', 'if timed: view.time_ns', 'if False: view.time_ns'),
     ('all fills of a market cost what the first did', 'matching', 'tick != clock.paid_tick or ', ''),
     ('small fills cost what large ones do', 'matching', 'lots != clock.paid_lots or ', ''),
@@ -442,7 +477,7 @@ CHECK = """
 import test_light
 try:
     test_light.by_hand(); test_light.out_of_range(); test_light.at_the_end(); test_light.stopped_between()
-    test_light.an_offer_that_is_gone(); test_light.news_at_its_moment()
+    test_light.an_offer_that_is_gone(); test_light.news_at_its_moment(); test_light.flattened_at_once()
 except AssertionError: print('noticed by hand'); sys.exit()
 for seed in map(int, sys.argv[2:]):
     for whole in (True, False):

@@ -502,7 +502,7 @@ def run_configurations(
     cash_e8: np.ndarray | int = 0,        # at the start, one a configuration
     position_lots: np.ndarray | int = 0,  # at the start, shape (configs, assets)
     latency: np.ndarray | None = None,    # the tables that latency_first and latency_rows of the rules point into
-    funding: np.ndarray | None = None,
+    funding: np.ndarray | None = None, *,
     parity: bool = False,                 # hftbacktest's clock and its end, for comparing with it; fills are as the rules have them
     record: bool = True,                  # False: totals only, no tables of fills, orders and samples
     every_message: bool = True,           # weigh drawdown and exposure at every message; False: at decisions only

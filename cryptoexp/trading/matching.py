@@ -1488,7 +1488,7 @@ def _any_light(desk: Desk, config: int, time_ns: int) -> bool:
     for index in range(2):
         light = desk.light[2 * config + index]
         known = light.known_tick >= 0 and light.refused_ns > time_ns
-        if _rests(desk, config, index) or light.moved or known or light.gone_ns > time_ns: return True
+        if _rests(desk, config, index) or (light.moved and light.next_tick >= 0) or known or light.gone_ns > time_ns: return True
     return False
 
 # %% ../../nbs/trading/03_matching.ipynb #light06
@@ -2429,7 +2429,7 @@ def _advance(desk: Desk, exchange_rows: Rows, local_rows: Rows, until_ns: int, q
                 if horizon < until_ns or min(clock.next_request_ns, clock.light_due_ns) <= until_ns: continue
                 if clock.settled: _wake(desk)
                 return DRY
-            if clock.next_request_ns <= horizon: continue   # sent without latency as we heard: it arrives before we decide
+            if min(clock.next_request_ns, clock.light_due_ns) <= horizon: continue   # sent as we heard: it arrives before we decide
             if clock.settled and _calm(desk): continue
             clock.deciding, clock.at_config = 1, 0
             if clock.light:

@@ -17,6 +17,7 @@ import math
 import pickle
 import re
 import sysconfig
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -288,11 +289,12 @@ def compiled_as(
 # %% ../../nbs/trading/01_quoting.ipynb #whynot01
 def why_not(error: Exception) -> str:
     "What Numba has against a function, in a line, with the line of the function that it means, where it says so"
-    if not type(error).__module__.startswith('numba'): return f'{type(error).__name__}: {error}'.rstrip(': ')   # such as a misspelt field
+    if isinstance(error, KeyError): return f'there is no field {error} in what it is given'
+    if not type(error).__module__.startswith('numba'): return f'{type(error).__name__}: {error}'.rstrip(': ')
     lines = [re.sub(r'\x1b\[\d*m', '', line).lstrip(' >').rstrip() for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith('Failed in ')] or ['no more than that']
     place = re.search(r'File "([^"]+)", line (\d+)', str(error))
-    said = ' '.join(telling[:2]) if telling[0].endswith(':') else telling[0]
+    said = textwrap.shorten(' '.join(telling[:2]) if telling[0].endswith(':') else telling[0], 300, placeholder=' …')
     return f'{said} ({Path(place[1]).name}, line {place[2]})' if place else said
 
 # %% ../../nbs/trading/01_quoting.ipynb #c09

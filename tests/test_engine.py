@@ -610,7 +610,8 @@ def test_reducing_by_taking_never_changes_sides(kind: str, held: int) -> None:
 
 MUTANTS = [Mutant(*words) for words in (  # the first is whole and must not be noticed
     ('nothing', 'matching', 'order.remaining -= lots', 'order.remaining -= lots'),
-    ('a cancel without latency comes after the decision', 'matching', 'if clock.next_request_ns <= horizon: continue', 'if False: continue'),
+    ('a cancel without latency comes after the decision', 'matching',
+     'if min(clock.next_request_ns, clock.light_due_ns) <= horizon: continue', 'if False: continue'),
     ('what an order by hand rests for is known at once', 'matching', ' and lots > 0 and order.arrived_ns == time_ns:', ' and lots > 0:'),
     ('a print does not shrink as it fills', 'matching', 'budget[config, 1] = left - size', 'budget[config, 1] = left'),
     ('the queue ahead is not served first', 'matching',

@@ -367,7 +367,7 @@ def five_each(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
 
 
 def flattened_at_once() -> None:
-    "Who is halted flattens at his next decision: the cancel of an order that he knows was filled is no order, and what he sends counts at once"
+    "Who is halted flattens at his next decision: a cancel that travels after a fill is no order, and what he sends counts at once"
     killed = [happens(168, TRADE | SELL, 100, 20), control(197, KILL)]
     stopped = [happens(120, TRADE | SELL, 100, 20)]
     after = [happens(250, DEPTH | BUY, 100, 0), happens(600, DEPTH | BUY, 95, 4)]

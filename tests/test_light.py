@@ -120,7 +120,8 @@ def compare(seed: int, whole: bool, steps: int = 400, **options: Any) -> tuple[i
 
 FLOW = {'seen_bought', 'seen_sold', 'filled_buy_lots', 'filled_sell_lots', 'heard_count'}   # what is kept for those who read it
 UNREAD = {by_touch: FLOW | {'last_equity_e8'}, by_lots: FLOW | {'last_equity_e8'}, by_flow: {'last_equity_e8'},
-          by_clock: FLOW | {'last_equity_e8'}, standing: FLOW}
+          by_clock: FLOW | {'last_equity_e8'},
+          standing: FLOW | {'last_equity_e8'}}   # who is not asked is not weighed for it; only takers that reduce read it, none is light
 
 
 def same(market: Market, seed: int, plain: Runs, light: Runs, unread: frozenset[str] | set[str] = frozenset()) -> tuple[int, int, int]:

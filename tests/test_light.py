@@ -419,7 +419,6 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
     ('all fills of a market cost what the first did', 'matching', 'tick != clock.paid_tick or ', ''),
     ('small fills cost what large ones do', 'matching', 'lots != clock.paid_lots or ', ''),
     ('takers pay what makers do', 'matching', ' or maker != clock.paid_maker:', ':'),
-    ('all pay the fees of the first', 'matching', 'if not clock.alike or tick !=', 'if tick !='),
     ('the size at the touch is not shown', 'matching', 'if shown: view.bid_lots', 'if False: view.bid_lots'),
     ('news is heard with the prices of before', 'matching',
      'while at < stop and rows.time_ns[turns[at, ROW]] <= limit_ns: at += 1', 'pass'),

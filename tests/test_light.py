@@ -90,8 +90,8 @@ class Market:
         for account in range(5):
             there, back = LATENCIES[draw.integers(len(LATENCIES))]
             least_ms = 2*there + back
-            config = replace(case.config, entry_latency_ms=there, response_latency_ms=back, reduce_by_taking=False,
-                             refresh_interval=(least_ms + [0., 3., 20.][draw.integers(3)])/1e3,
+            config = replace(case.config, maker_fee=case.config.maker_fee + account/10_000, entry_latency_ms=there,
+                             response_latency_ms=back, reduce_by_taking=False, refresh_interval=(least_ms + [0., 3., 20.][draw.integers(3)])/1e3,
                              refresh_tolerance=[0., 0., .01, .03][draw.integers(4)])
             queue = QUEUES[draw.integers(len(QUEUES))]
             venue = Venue.from_config(config, queue=queue, fills='whole' if whole else 'partial', kind='linear' if whole else None)
@@ -355,12 +355,6 @@ def news_at_its_moment() -> None:
 def test_news_is_weighed_at_its_moment() -> None: news_at_its_moment()
 
 
-def five_bid(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
-    "Five at 100"
-    wishes[0, 0, 0, 0], wishes[0, 0, 0, 1] = 100, 5
-    return 0
-
-
 def five_each(view: Any, parameters: Any, scratch: Any, wishes: Any) -> int:
     "Five at 100, five at 110"
     wishes[0, 0, 0, 0], wishes[0, 0, 0, 1], wishes[0, 1, 0, 0], wishes[0, 1, 0, 1] = 100, 5, 110, 5
@@ -373,7 +367,7 @@ def flattened_at_once() -> None:
     stopped = [happens(120, TRADE | SELL, 100, 20)]
     after = [happens(250, DEPTH | BUY, 100, 0), happens(600, DEPTH | BUY, 95, 4)]
     limits = dict(maker_fee=.09, max_loss=.0001)
-    for between, model, every, more in ((killed, five_bid, True, {}), (stopped, five_each, False, limits)):
+    for between, model, every, more in ((killed, bid_at_100, True, {}), (stopped, five_each, False, limits)):
         config = settings(refresh_interval=.1, entry_latency_ms=5., response_latency_ms=30., flatten_on_halt=True, flatten_band=.3, **more)
         prepared = prepare([(from_rows([*opening({100: 10, 99: 50, 98: 50}, {110: 10}), *between, *after]), TOY)])
         for fills in ('partial', 'whole'):
@@ -417,6 +411,7 @@ MUTANTS = [Mutant(*words) for words in (   # the first is whole and must not be 
      'if min(clock.next_request_ns, clock.light_due_ns) <= horizon: continue', 'if clock.next_request_ns <= horizon: continue'),
     ('the time is not shown', 'matching', 'if timed: view.time_ns', 'if False: view.time_ns'),
     ('all fills of a market cost what the first did', 'matching', 'tick != clock.paid_tick or ', ''),
+    ('all pay the fees of the first', 'matching', 'if not clock.alike or tick !=', 'if tick !='),
     ('small fills cost what large ones do', 'matching', 'lots != clock.paid_lots or ', ''),
     ('takers pay what makers do', 'matching', ' or maker != clock.paid_maker:', ':'),
     ('the size at the touch is not shown', 'matching', 'if shown: view.bid_lots', 'if False: view.bid_lots'),

@@ -91,7 +91,8 @@ class Market:
             there, back = LATENCIES[draw.integers(len(LATENCIES))]
             least_ms = 2*there + back
             config = replace(case.config, maker_fee=case.config.maker_fee + account/10_000, entry_latency_ms=there,
-                             response_latency_ms=back, reduce_by_taking=False, refresh_interval=(least_ms + [0., 3., 20.][draw.integers(3)])/1e3,
+                             response_latency_ms=back, reduce_by_taking=False,
+                             refresh_interval=(least_ms + [0., 3., 20.][draw.integers(3)])/1e3,
                              refresh_tolerance=[0., 0., .01, .03][draw.integers(4)])
             queue = QUEUES[draw.integers(len(QUEUES))]
             venue = Venue.from_config(config, queue=queue, fills='whole' if whole else 'partial', kind='linear' if whole else None)

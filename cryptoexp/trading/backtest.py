@@ -484,6 +484,7 @@ def _check_run(prepared: Any, rules: Any, parameters: Any, quoter: Any, levels: 
 def _check_start(prepared: Prepared, rules: Any, parameters: Any, cash_e8: Any, position_lots: Any) -> tuple[int, int]:
     "How many configurations and instruments there are; errors as above for money and positions at the start"
     configs, assets = len(parameters), len(prepared.instruments)
+    if configs == 0: raise ValueError('parameters has no row, so there is nothing to run: give a row a configuration')
     if len(rules) != configs * assets: raise ValueError(f'{len(rules)} rules for {configs} configurations of {assets} instruments')
     for name, value, shape in (('cash_e8', cash_e8, (configs,)), ('position_lots', position_lots, (configs, assets))):
         given = np.asarray(value)
